@@ -1,0 +1,85 @@
+"""Checkpoints: atomic, hashed, verified when loaded. Ours are the truth; a launcher's own are not used.
+
+`step-00000120.pt` holds weights, optimiser and counters; `step-00000120.json`, written after it, its SHA-256: a checkpoint
+without it, or whose bytes differ, counts as torn, and the one before is used. `best.*` is the best by `val`.
+"""
+
+import hashlib
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.files import atomic_file, write_json
+
+_BEST = "best"
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        folder: Where they lie.
+        num_kept: How many of the latest are kept beside the best.
+    """
+
+    def __init__(self, folder: Path, num_kept: int) -> None:
+        self._folder, self._num_kept = folder, num_kept
+
+    def save(self, state: dict[str, Any], step: int) -> None:
+        """Write a checkpoint and remove those that are too old."""
+        self._write(f"step-{step:08d}", state, step)
+        for name in self._names()[: -self._num_kept]:
+            self._remove(name)
+
+    def save_best(self, state: dict[str, Any], step: int) -> None:
+        """Replace the best checkpoint."""
+        self._write(_BEST, state, step)
+
+    def load_latest(self) -> dict[str, Any] | None:
+        """Return the newest whole checkpoint's state on the CPU, or None if there is none.
+
+        Warns of every torn or tampered checkpoint that it passes over.
+        """
+        for name in reversed(self._names()):
+            state = self._read(name)
+            if state is not None:
+                return state
+        return None
+
+    def load_best(self) -> dict[str, Any] | None:
+        """Return the best checkpoint's state on the CPU, or None if there is none."""
+        return self._read(_BEST) if (self._folder / f"{_BEST}.json").exists() else None
+
+    def _names(self) -> list[str]:
+        return sorted(path.stem for path in self._folder.glob("step-*.json"))
+
+    def _write(self, name: str, state: dict[str, Any], step: int) -> None:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getbuffer()
+        with atomic_file(self._folder / f"{name}.pt") as file:
+            file.write(content)
+        digest = hashlib.sha256(content).hexdigest()
+        write_json(self._folder / f"{name}.json", {"step": step, "num_bytes": len(content), "sha256": digest})
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            expected = json.loads((self._folder / f"{name}.json").read_text())["sha256"]
+            content = (self._folder / f"{name}.pt").read_bytes()
+        except (OSError, ValueError, KeyError) as error:
+            warnings.warn(f"checkpoint {self._folder / name} can't be read and is passed over: {error}", stacklevel=3)
+            return None
+        if hashlib.sha256(content).hexdigest() != expected:
+            warnings.warn(f"checkpoint {self._folder / name} is torn or was changed; it is passed over", stacklevel=3)
+            return None
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return state
+
+    def _remove(self, name: str) -> None:
+        # The hash first: a weights file without it counts for nothing.
+        (self._folder / f"{name}.json").unlink(missing_ok=True)
+        (self._folder / f"{name}.pt").unlink(missing_ok=True)

@@ -1,0 +1,94 @@
+"""What is trained: the recipe's type. Recipes themselves are functions in `jobs/recipes.py`."""
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from model.alexnet import ModelConfig
+from model.optim import OptimizerConfig
+from pipeline.augmentation import AugmentationConfig
+
+Precision = Literal["float32", "bfloat16", "float64"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """A recipe: everything that decides the numbers of a run, and nothing about where it runs.
+
+    Attributes:
+        name: Of the recipe.
+        model: The network.
+        optimizer: The update and its learning rate.
+        augmentation: From stored picture to input.
+        global_batch_size: Samples of a step over all workers.
+        num_epochs: Length of the run; may be a fraction.
+        precision: `float32`, `bfloat16` (autocast; weights stay float32) or `float64`.
+        seed: Of weights, order, augmentation and dropout.
+        evaluations_per_epoch: How often `val` is read; below 1, an evaluation lies several epochs apart.
+        checkpoint_interval: Steps between checkpoints.
+        num_checkpoints: Checkpoints kept beside the best.
+    """
+
+    name: str
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    global_batch_size: int
+    num_epochs: float
+    precision: Precision = "float32"
+    seed: int = 0
+    evaluations_per_epoch: float = 1.0
+    checkpoint_interval: int = 500
+    num_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            ValueError: Names the field, its value and what would be right.
+        """
+        if self.global_batch_size < 1:
+            raise ValueError(f"global_batch_size={self.global_batch_size}: must be at least 1")
+        if not self.num_epochs > 0:
+            raise ValueError(f"num_epochs={self.num_epochs}: must be above 0")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision={self.precision!r}: must be one of {', '.join(get_args(Precision))}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed}: must be 0 to 2**63 - 1")
+        if not self.evaluations_per_epoch > 0:
+            raise ValueError(f"evaluations_per_epoch={self.evaluations_per_epoch}: must be above 0")
+        if self.checkpoint_interval < 1 or self.num_checkpoints < 1:
+            raise ValueError("checkpoint_interval and num_checkpoints: must be at least 1")
+
+    def total_steps(self, num_samples: int) -> int:
+        """Return the run's length in steps on a training set of `num_samples`."""
+        return max(1, round(self.num_epochs * num_samples / self.global_batch_size))
+
+    def evaluation_interval(self, num_samples: int) -> int:
+        """Return the steps between two evaluations."""
+        return max(1, round(num_samples / self.global_batch_size / self.evaluations_per_epoch))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recipe as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "TrainingConfig":
+        """Rebuild a recipe from `to_json`.
+
+        Raises:
+            ValueError, TypeError, KeyError: It was written by another version.
+        """
+        return typing.cast(TrainingConfig, _rebuild(cls, document))
+
+
+def _rebuild(kind: Any, document: dict[str, Any]) -> Any:
+    types = typing.get_type_hints(kind)
+    values = {}
+    for name, value in document.items():
+        if dataclasses.is_dataclass(types[name]):
+            values[name] = _rebuild(types[name], value)
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)

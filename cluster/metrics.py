@@ -1,0 +1,106 @@
+"""A run's numbers: one JSON line each in `metrics.jsonl`, and the progress that a person follows.
+
+The first worker writes; whoever wants to watch reads the file. Ray carries no metrics (its reports are barriers, and it
+keeps none of them).
+
+    {"kind": "step", "step": 120, "samples_seen": 11520, "epoch": 0.2, "loss": .., "top1": .., "learning_rate": ..,
+     "images_per_second": .., "data_wait_fraction": .., "eta_seconds": .., "losses": [one a step since the last line]}
+    {"kind": "evaluation", "step": 594, "split": "val", "num_samples": 3000, "loss": .., "top1": .., "top5": ..}
+    {"kind": "resume", "step": 500}      lines of later steps before this one were rolled back
+"""
+
+import datetime
+import json
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+_POLL_SECONDS = 0.2
+
+
+class MetricsLog:
+    """Appends to a run's log; each line is flushed whole."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the log; a line torn by a kill is closed off."""
+        self._file: IO[bytes] = open(path, "ab+")  # noqa: SIM115 (closed by `close`)
+        if self._file.tell():
+            self._file.seek(-1, 2)
+            if self._file.read(1) != b"\n":
+                self._file.write(b"\n")
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Append one line."""
+        self._file.write((json.dumps({"kind": kind, **values}) + "\n").encode())
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def format_line(entry: dict[str, Any], total_steps: int) -> str | None:
+    """Return one line for a person, or None for an entry that needs none."""
+    step = f"step {entry.get('step', 0):>{len(str(total_steps))}}/{total_steps}"
+    if entry["kind"] == "step":
+        eta = datetime.timedelta(seconds=round(entry["eta_seconds"]))
+        return (
+            f"{step}  epoch {entry['epoch']:.2f}  loss {entry['loss']:.4f}  top-1 {entry['top1']:6.2%}  "
+            f"{entry['images_per_second']:,.0f} img/s  data wait {entry['data_wait_fraction']:.0%}  ETA {eta}"
+        )
+    if entry["kind"] == "evaluation":
+        return (
+            f"{step}  {entry['split']}: loss {entry['loss']:.4f}  top-1 {entry['top1']:.2%}  top-5 {entry['top5']:.2%}  "
+            f"n={entry['num_samples']}"
+        )
+    if entry["kind"] == "resume":
+        return f"{step}  resumed from a checkpoint"
+    return None
+
+
+class Follower:
+    """Prints a growing log's new entries from a thread, while the block runs."""
+
+    def __init__(self, path: Path, total_steps: int) -> None:
+        """Take the log and the run's length; entries that are there already are not shown."""
+        self._path, self._total_steps = path, total_steps
+        self._position = path.stat().st_size if path.exists() else 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> "Follower":
+        """Begin."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Show what is left and end."""
+        self._stop.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        stopping = False
+        while not stopping:
+            stopping = self._stop.wait(_POLL_SECONDS)
+            self._show_new()
+
+    def _show_new(self) -> None:
+        if not self._path.exists():
+            return
+        with open(self._path, "rb") as file:
+            file.seek(self._position)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._position += len(whole)
+        for line in whole.splitlines():
+            try:
+                text = format_line(json.loads(line), self._total_steps)
+            except ValueError:
+                continue  # torn by a kill
+            if text:
+                sys.stdout.write(text + "\n")
+        sys.stdout.flush()

@@ -1,0 +1,93 @@
+"""How many workers there are and what each of them gets, from what the nodes have."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.command import InputError
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a launch asks for.
+
+    Attributes:
+        num_workers: Processes that train.
+        cpus_per_worker: Reserved for each; may be a fraction.
+        gpus_per_worker: 1 where the cluster has GPUs, else 0.
+    """
+
+    num_workers: int
+    cpus_per_worker: float
+    gpus_per_worker: int
+
+    @property
+    def num_threads(self) -> int:
+        """Threads of each worker."""
+        return max(1, int(self.cpus_per_worker))
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        each = f"{self.cpus_per_worker:g} CPU" + (" and a GPU" if self.gpus_per_worker else "")
+        return f"{self.num_workers} worker{'s' * (self.num_workers > 1)} of {each}"
+
+
+def place_workers(
+    nodes: Sequence[Mapping[str, float]], num_workers: int | None, requested_cpus: float | None
+) -> Placement:
+    """Return how to place the workers: a GPU each where the cluster has GPUs, else CPUs alone.
+
+    Args:
+        nodes: Ray resources of each node.
+        num_workers: None: one per GPU, or one per node where there is none.
+        requested_cpus: CPUs a worker; None: as many as fit.
+
+    Raises:
+        InputError: The cluster can't hold them.
+    """
+    num_gpus = int(sum(resources.get("GPU", 0) for resources in nodes))
+    workers = num_workers or num_gpus or len(nodes)
+    if num_gpus and workers > num_gpus:
+        raise InputError(f"{workers} workers need a GPU each, the cluster has {num_gpus}; use --workers {num_gpus}")
+    cpus = cpus_per_worker([resources.get("CPU", 0.0) for resources in nodes], workers, requested_cpus)
+    return Placement(workers, cpus, min(num_gpus, 1))
+
+
+def cpus_per_worker(node_cpus: Sequence[float], num_workers: int, requested: float | None) -> float:
+    """Return the CPUs to reserve for each worker.
+
+    Args:
+        node_cpus: CPUs of each node.
+        num_workers: To place; a worker lies on one node.
+        requested: CPUs a worker, or None for the largest whole number with which all workers fit.
+
+    Raises:
+        InputError: The cluster can't hold the workers; names a request that it can.
+    """
+    if requested is not None:
+        if not requested > 0:
+            raise InputError(f"--cpus-per-worker is {requested:g}; it must be above 0")
+        if _num_places(node_cpus, requested) >= num_workers:
+            return requested
+    else:
+        for cpus in range(int(max(node_cpus, default=0)), 0, -1):
+            if _num_places(node_cpus, cpus) >= num_workers:
+                return float(cpus)
+    each = 1.0 if requested is None else requested
+    total, fits = sum(node_cpus), _num_places(node_cpus, each)
+    wishes = f"{num_workers} workers of {each:g} CPU" + ("s" if each != 1 else "")
+    raise InputError(
+        f"the cluster can't hold {wishes}: it has {total:g} CPUs on {len(node_cpus)} node(s); "
+        f"use --workers {max(fits, 1)}, or --cpus-per-worker {_largest_share(node_cpus, num_workers):g}"
+    )
+
+
+def _num_places(node_cpus: Sequence[float], cpus: float) -> int:
+    return sum(math.floor(available / cpus + 1e-9) for available in node_cpus)
+
+
+def _largest_share(node_cpus: Sequence[float], num_workers: int) -> float:
+    """Return the largest share of CPUs, rounded down to a multiple of 0.01, with which all workers fit."""
+    candidates = (node / count for node in node_cpus if node > 0 for count in range(1, num_workers + 1))
+    best = max((share for share in candidates if _num_places(node_cpus, share) >= num_workers), default=0.01)
+    return max(0.01, math.floor(best * 100 + 1e-9) / 100)

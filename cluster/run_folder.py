@@ -1,0 +1,165 @@
+"""A run's folder is its identity: the same command resumes it, another recipe is refused.
+
+RUN/
+  config.json       recipe, dataset, colour statistics, versions, git commit; written first
+  metrics.jsonl     one line a logged step, an evaluation or an event
+  checkpoints/      see checkpoint.py
+  result.json       written when the run is finished
+"""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from cluster.checkpoint import CheckpointStore
+from cluster.config import TrainingConfig
+from pipeline.color import ColorBasis
+from pipeline.command import InputError
+from pipeline.dataset import Dataset
+from pipeline.files import write_json
+from pipeline.manifest import COLOR_JSON
+
+_CONFIG_JSON = "config.json"
+_DISTRIBUTIONS = ("alexnet-at-scale", "torch", "ray", "numpy", "pyarrow")
+
+
+class RunFolder:
+    """A run's folder with its configuration read.
+
+    Attributes:
+        path: Absolute.
+        config: The recipe.
+        document: The parsed `config.json`.
+    """
+
+    def __init__(self, path: Path, document: dict[str, Any]) -> None:
+        """Take the folder and its parsed `config.json`.
+
+        Raises:
+            InputError: It was written by another version.
+        """
+        self.path, self.document = path, document
+        try:
+            self.config = TrainingConfig.from_json(document["recipe"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{path / _CONFIG_JSON} does not hold a recipe of this version ({error}); choose another run folder"
+            ) from error
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """Open an existing run.
+
+        Raises:
+            InputError: There is none.
+        """
+        try:
+            document = json.loads((path / _CONFIG_JSON).read_text())
+        except FileNotFoundError as error:
+            raise InputError(f"{path} holds no run ({_CONFIG_JSON} is missing); train first: jobs/train.py") from error
+        except ValueError as error:
+            raise InputError(f"{path / _CONFIG_JSON} is no JSON; choose another run folder") from error
+        return cls(path.absolute(), document)
+
+    @classmethod
+    def create_or_resume(cls, path: Path, config: TrainingConfig, dataset: Dataset) -> "RunFolder":
+        """Open the run, or write its `config.json`.
+
+        Raises:
+            InputError: The folder holds another run, or something else.
+        """
+        if (path / _CONFIG_JSON).exists():
+            run = cls.open(path)
+            run._check_same(config, dataset)
+            return run
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(f"{path} is in use but holds no run; choose another run folder")
+        document = {
+            "recipe": config.to_json(),
+            "dataset": {"path": str(dataset.path), "sha256": dataset.sha256, "wnids": dataset.wnids},
+            "color": json.loads((dataset.path / COLOR_JSON).read_text()),
+            "versions": _versions(),
+            "git_commit": _git_commit(),
+        }
+        write_json(path / _CONFIG_JSON, document)
+        return cls.open(path)
+
+    @property
+    def metrics_path(self) -> Path:
+        """The log of the run's numbers."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> CheckpointStore:
+        """The run's checkpoints."""
+        return CheckpointStore(self.path / "checkpoints", self.config.num_checkpoints)
+
+    @property
+    def color_basis(self) -> ColorBasis:
+        """Colour statistics of the training set, which every input of this model is normalised with."""
+        return ColorBasis.from_json(self.document["color"])
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The finished run's result, or None while it is not finished."""
+        path = self.path / "result.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Mark the run as finished."""
+        write_json(self.path / "result.json", result)
+
+    def check_classes(self, dataset: Dataset) -> None:
+        """Check that a dataset has the classes that this run was trained for.
+
+        Raises:
+            InputError: It has others.
+        """
+        trained = self.document["dataset"]["wnids"]
+        if dataset.wnids != trained:
+            what = "other classes" if len(trained) == dataset.num_classes else f"{dataset.num_classes} classes"
+            raise InputError(
+                f"{self.path} was trained on {len(trained)} classes, {dataset.path} has {what}; "
+                f"use the dataset of the run: --data {self.document['dataset']['path']}"
+            )
+
+    def _check_same(self, config: TrainingConfig, dataset: Dataset) -> None:
+        before, now = _flatten(self.document["recipe"]), _flatten(json.loads(json.dumps(config.to_json())))
+        changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        if changed:
+            shown = ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in changed[:3])
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise InputError(f"{self.path} holds a run of another recipe ({shown}{more}); choose another --run")
+        self.check_classes(dataset)
+        if self.document["dataset"]["sha256"] != dataset.sha256:
+            raise InputError(
+                f"{self.path} holds a run on another dataset ({self.document['dataset']['path']}); choose another --run"
+            )
+
+
+def _flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in document.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in _DISTRIBUTIONS}
+    dali = [d for d in importlib.metadata.distributions() if (d.name or "").startswith("nvidia-dali-cuda")]
+    return versions | {d.name: d.version for d in dali}
+
+
+def _git_commit() -> str | None:
+    """Return the checkout's commit, or None where the code runs from elsewhere (an upload, an installed package)."""
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return answer.stdout.strip() or None

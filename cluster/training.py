@@ -1,0 +1,207 @@
+"""The worker loop: the same under Ray Train, under torch.distributed, and alone.
+
+A step takes this rank's slice of the global batch, scales its summed loss by world_size / global_batch_size, and lets
+DistributedDataParallel average over the ranks: the gradient is the mean over the global batch, also where slices are
+uneven. What a step does depends on (recipe, dataset, samples seen) alone; what remains between two world sizes
+is the order of floating-point sums.
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from cluster.config import TrainingConfig
+from cluster.evaluation import evaluate
+from cluster.metrics import MetricsLog
+from cluster.precision import forward_context, input_dtype
+from cluster.run_folder import RunFolder
+from cluster.world import World
+from model.alexnet import build_model, check_image_size
+from model.metrics import count_correct
+from model.optim import build_optimizer, learning_rate, set_learning_rate
+from pipeline.command import InputError
+from pipeline.dataset import Dataset
+from pipeline.loader import Batch, TrainLoader
+
+_LINE_INTERVAL = 20
+_FIRST_LINES = (1, 2, 5, 10)  # so that a person soon sees that it runs
+
+
+def check_fits(config: TrainingConfig, dataset: Dataset, num_workers: int) -> None:
+    """Check, before anything is started, that recipe, dataset and workers fit each other.
+
+    Raises:
+        InputError: Names what does not.
+    """
+    if config.global_batch_size < num_workers:
+        raise InputError(
+            f"{num_workers} workers can't share a global batch of {config.global_batch_size}; use fewer workers"
+        )
+    try:
+        check_image_size(config.model, config.augmentation.crop_of(dataset.stored_size))
+    except ValueError as error:
+        raise InputError(f"recipe {config.name} does not fit {dataset.path}: {error}") from error
+
+
+def train(dataset_path: Path, run_path: Path, world: World) -> None:
+    """Train, or go on training, the run in `run_path`; every worker calls this.
+
+    Args:
+        dataset_path: The dataset folder, as this worker sees it.
+        run_path: The run's folder with its `config.json`, as this worker sees it.
+        world: Of this worker.
+    """
+    torch.set_num_threads(world.num_threads)
+    trainer = Trainer(Dataset.open(dataset_path), RunFolder.open(run_path), world)
+    try:
+        trainer.run()
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """One worker's part of a run, from its latest checkpoint to its end."""
+
+    def __init__(self, dataset: Dataset, run: RunFolder, world: World) -> None:
+        """Build model, optimiser and loader, and restore the latest checkpoint."""
+        self._dataset, self._run, self._world, self._config = dataset, run, world, run.config
+        config, num_samples = self._config, dataset.num_samples("train")
+        self._total_steps = config.total_steps(num_samples)
+        self._evaluation_interval = config.evaluation_interval(num_samples)
+        self._model: nn.Module = build_model(
+            **dataclasses.asdict(config.model), num_classes=dataset.num_classes, seed=config.seed
+        )
+        self._model.to(world.device, input_dtype(config.precision))
+        self._model.to(memory_format=torch.channels_last)
+        self._optimizer = build_optimizer(self._model, config.optimizer)
+        self._step, self._best_top1 = 0, -1.0
+        self._log = MetricsLog(run.metrics_path) if world.is_first else None
+        self._restore()
+        self._parallel: nn.Module = self._model
+        if world.world_size > 1:
+            self._parallel = DistributedDataParallel(self._model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self._loader = TrainLoader(
+            dataset,
+            global_batch_size=config.global_batch_size,
+            rank=world.rank,
+            world_size=world.world_size,
+            seed=config.seed,
+            samples_seen=self._step * config.global_batch_size,
+            device=world.loader_device,
+            device_id=world.device_id,
+            augmentation=config.augmentation,
+            num_threads=world.num_threads,
+        )
+        # Since the last line of the log: each step's mean loss and fraction of correct samples, as far as this rank knows.
+        self._pending: list[torch.Tensor] = []
+        self._line_began, self._waited_before = time.perf_counter(), 0.0
+
+    def run(self) -> None:
+        """Train to the end; log, evaluate and checkpoint on the way."""
+        while self._step < self._total_steps:
+            self._train_step(next(self._loader))
+            last = self._step == self._total_steps
+            if last or self._step in _FIRST_LINES or self._step % _LINE_INTERVAL == 0:
+                self._write_line()
+            if last or self._step % self._evaluation_interval == 0:
+                self._evaluate()
+            if last or self._step % self._config.checkpoint_interval == 0:
+                self._save_checkpoint()
+        if self._world.is_first:
+            self._run.finish({"num_steps": self._total_steps, "best_val_top1": max(self._best_top1, 0.0)})
+
+    def close(self) -> None:
+        """Release the loader and the log."""
+        self._loader.close()
+        if self._log is not None:
+            self._log.close()
+
+    def _train_step(self, batch: Batch) -> None:
+        config, global_batch_size = self._config, self._config.global_batch_size
+        seen = self._step * global_batch_size
+        rate = learning_rate(config.optimizer, seen, self._total_steps * global_batch_size)
+        set_learning_rate(self._optimizer, rate)
+        images = batch.images.to(input_dtype(config.precision)).contiguous(memory_format=torch.channels_last)
+        with forward_context(config.precision, self._world.device):
+            logits = self._parallel(images, batch.positions.to(self._world.device))
+        logits = logits if config.precision == "float64" else logits.float()
+        loss_sum = functional.cross_entropy(logits, batch.labels, reduction="sum")
+        self._optimizer.zero_grad(set_to_none=True)
+        # DistributedDataParallel divides the ranks' sum by world_size: what remains is the mean over the global batch.
+        (loss_sum * (self._world.world_size / global_batch_size)).backward()
+        self._optimizer.step()
+        correct = count_correct(logits.detach(), batch.labels, ks=(1,))[0]
+        self._pending.append(torch.stack([loss_sum.detach().double(), correct.double()]) / global_batch_size)
+        self._step += 1
+
+    def _write_line(self) -> None:
+        """Log the steps since the last line; the sums over the ranks are exact per step."""
+        losses, top1s = self._world.sum(torch.stack(self._pending).cpu()).unbind(1)
+        self._pending.clear()
+        if not bool(losses.isfinite().all()):
+            raise InputError(
+                f"the loss is no number any more at step {self._step}; lower the rate: --optimizer.learning-rate "
+                f"(now {self._config.optimizer.learning_rate:g})"
+            )
+        now, waited = time.perf_counter(), self._loader.data_wait_seconds
+        seconds, waited_seconds = now - self._line_began, waited - self._waited_before
+        self._line_began, self._waited_before = now, waited
+        if self._log is None:
+            return
+        seen = self._step * self._config.global_batch_size
+        self._log.write(
+            "step",
+            step=self._step,
+            samples_seen=seen,
+            epoch=seen / self._dataset.num_samples("train"),
+            loss=losses.mean().item(),
+            top1=top1s.mean().item(),
+            learning_rate=self._optimizer.param_groups[0]["lr"],
+            images_per_second=len(losses) * self._config.global_batch_size / seconds,
+            data_wait_fraction=waited_seconds / seconds,
+            eta_seconds=seconds / len(losses) * (self._total_steps - self._step),
+            losses=losses.tolist(),
+        )
+
+    def _evaluate(self) -> None:
+        """Evaluate on `val`, and keep the model if it is the best so far."""
+        if "val" not in self._dataset.splits:
+            return
+        result = evaluate(self._model, self._dataset, "val", self._config, self._world, self._run.color_basis)
+        if self._log is not None:
+            self._log.write("evaluation", step=self._step, **dataclasses.asdict(result))
+        if result.top1 > self._best_top1:
+            self._best_top1 = result.top1
+            if self._world.is_first:
+                self._run.checkpoints.save_best(self._state(), self._step)
+        # Evaluation is no part of the speed of training.
+        self._line_began = time.perf_counter()
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "step": self._step,
+            "samples_seen": self._step * self._config.global_batch_size,
+            "best_top1": self._best_top1,
+        }
+
+    def _save_checkpoint(self) -> None:
+        if self._world.is_first:
+            self._run.checkpoints.save(self._state(), self._step)
+
+    def _restore(self) -> None:
+        state = self._run.checkpoints.load_latest()
+        if state is None:
+            return
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._step, self._best_top1 = state["step"], state["best_top1"]
+        if self._log is not None:
+            self._log.write("resume", step=self._step)

@@ -1,0 +1,52 @@
+"""Where a worker stands among the others, whoever launched it."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from pipeline.graph import Device
+
+
+@dataclass(frozen=True)
+class World:
+    """A worker's place. Alone (world size 1) there is no process group and nothing is exchanged.
+
+    Attributes:
+        rank: Global, 0 <= rank < world_size.
+        world_size: Number of workers.
+        device: Of the model, e.g. `cpu` or `cuda:0`.
+    """
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """True on the one worker that writes."""
+        return self.rank == 0
+
+    @property
+    def loader_device(self) -> Device:
+        """The device's name in DALI's terms."""
+        return "gpu" if self.device.type == "cuda" else "cpu"
+
+    @property
+    def device_id(self) -> int:
+        """Index of the GPU; 0 on the CPU."""
+        return self.device.index or 0
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that this worker may use; the launcher says so by OMP_NUM_THREADS."""
+        return int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0))
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum over all workers; every worker calls it with a tensor of the same shape and dtype."""
+        if self.world_size == 1:
+            return values
+        total = values.to(self.device, copy=True)
+        dist.all_reduce(total)
+        return total.cpu()

@@ -1,0 +1,1 @@
+"""What we run: train, evaluate, and the recipes."""

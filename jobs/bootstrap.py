@@ -1,0 +1,38 @@
+"""What a job checks before it imports anything that may be missing. Standard library only."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+_NEEDED = ("torch", "ray", "pyarrow", "tyro", "xxhash", "nvidia.dali")
+
+
+def check_interpreter() -> None:
+    """End with one line if this interpreter lacks what a job needs.
+
+    A submitted job runs the first `python` on the PATH of the process that ran `ray start`, whatever Ray itself lives in.
+    """
+    missing = [name for name in _NEEDED if not _is_installed(name)]
+    if sys.version_info >= (3, 11) and not missing:
+        return
+    lacks = f"lacks {', '.join(missing)}" if missing else "is older than 3.11"
+    venv = Path(__file__).resolve().parent.parent / ".venv" / "bin" / "python"
+    python = str(venv) if venv.exists() else "/path/to/.venv/bin/python"
+    line = f"error: {sys.executable} {lacks}; "
+    if "RAY_JOB_ID" in os.environ or "RAY_ADDRESS" in os.environ:
+        line += (
+            "a job runs the first `python` on the PATH that `ray start` had: start Ray with the environment's bin folder "
+            f"first on PATH, or name the interpreter: ray job submit ... -- {python} jobs/train.py"
+        )
+    else:
+        line += f"run `make setup`, then use {python}"
+    sys.stderr.write(line + "\n")
+    sys.exit(2)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False

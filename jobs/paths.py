@@ -1,0 +1,22 @@
+"""Paths on a job's command line."""
+
+from pathlib import Path
+
+from pipeline.command import InputError
+
+# Where Ray unpacks an uploaded working directory: a copy that is removed with the session.
+_UPLOAD_FOLDER = "runtime_resources"
+
+
+def shared_path(path: Path, option: str) -> Path:
+    """Return an absolute path that means the same on every worker.
+
+    Raises:
+        InputError: The path is relative to the temporary copy that a submitted job runs in.
+    """
+    if not path.is_absolute() and _UPLOAD_FOLDER in Path.cwd().parts:
+        raise InputError(
+            f"{option} {path} is relative, but a job submitted with --working-dir runs in a temporary copy; "
+            f"give the absolute path"
+        )
+    return path.absolute()

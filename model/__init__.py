@@ -1,0 +1,1 @@
+"""Tensors: AlexNet variants, LRN, dropout, initialisation, optimisers, metrics."""

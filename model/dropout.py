@@ -1,0 +1,118 @@
+"""Dropout whose masks are counted, not drawn: a pure function of (seed, position, layer, unit).
+
+A sample's place in the endless stream of samples (`position`, which fixes its epoch too) selects its mask, so a run is
+the same on one worker and on sixteen, straight or resumed, on CPU and GPU, in any dtype. The generator is Philox4x32-10
+(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): the 64-bit seed is its key, and its 128-bit
+counter is
+
+    (block of 8 units, layer, position's low 32 bits, position's high 32 bits).
+
+One block of output is 128 bits: 16 for each of 8 units. Probabilities are thereby multiples of 2^-16.
+"""
+
+import torch
+from torch import Tensor, nn
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_WORD = 0xFFFFFFFF
+
+
+def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Turn counters into random bits with ten rounds of Philox4x32.
+
+    Args:
+        counter: Four int64 tensors of values in [0, 2^32), that broadcast against each other.
+        key: Two integers in [0, 2^32).
+
+    Returns:
+        Four int64 tensors of the broadcast shape, uniform in [0, 2^32).
+    """
+    word_0, word_1, word_2, word_3 = counter
+    key_0, key_1 = key
+    for _ in range(10):
+        # The 64-bit products wrap around into the sign, which the mask removes again.
+        product_0, product_1 = word_0 * _MULTIPLIERS[0], word_2 * _MULTIPLIERS[1]
+        word_0 = (product_1 >> 32).bitwise_and(_WORD) ^ word_1 ^ key_0
+        word_2 = (product_0 >> 32).bitwise_and(_WORD) ^ word_3 ^ key_1
+        word_1, word_3 = product_1.bitwise_and_(_WORD), product_0.bitwise_and_(_WORD)
+        key_0, key_1 = (key_0 + _KEY_STEPS[0]) & _WORD, (key_1 + _KEY_STEPS[1]) & _WORD
+    return word_0, word_1, word_2, word_3
+
+
+def keep_mask(positions: Tensor, num_units: int, *, probability: float, seed: int, layer: int) -> Tensor:
+    """Compute which units survive.
+
+    Args:
+        positions: int64 (B,), not negative.
+        num_units: Units a sample.
+        probability: Of being dropped, in [0, 1); rounded down to a multiple of 2^-16.
+        seed: Any integer; its low 64 bits count.
+        layer: Number of the dropout layer within the model, so that two layers' masks differ.
+
+    Returns:
+        bool (B, num_units) on the device of `positions`; True where a unit survives.
+    """
+    block = torch.arange((num_units + 7) // 8, device=positions.device)
+    low, high = (positions & _WORD)[:, None], (positions >> 32)[:, None]
+    words = philox_4x32(
+        (block.expand(len(positions), -1), torch.full_like(block, layer), low, high),
+        (seed & _WORD, (seed >> 32) & _WORD),
+    )
+    halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
+    return torch.stack(halves, dim=-1).flatten(1)[:, :num_units] >= int(probability * 2**16)
+
+
+class CountedDropout(nn.Module):
+    """Inverted dropout: survivors are divided by the probability of survival, so evaluation is the identity.
+
+    The paper instead halves the outputs at test time; the two nets compute the same.
+
+    Args:
+        probability: Of being dropped, in [0, 1).
+        seed: Selects the family of masks.
+        layer: Number of this dropout layer within the model.
+
+    Raises:
+        ValueError: The probability lies outside [0, 1).
+    """
+
+    def __init__(self, probability: float, *, seed: int, layer: int) -> None:
+        super().__init__()
+        if not 0 <= probability < 1:
+            raise ValueError(f"probability={probability}: must lie in [0, 1)")
+        self.probability = probability
+        self.seed = seed
+        self.layer = layer
+
+    def forward(self, activations: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Drop units while training.
+
+        Args:
+            activations: (B, ...), floating.
+            positions: int64 (B,); None: torch's ordinary dropout, from its global generator.
+
+        Raises:
+            ValueError: `positions` is not one int64 for each sample.
+        """
+        if not self.training or self.probability == 0:
+            return activations
+        if positions is None:
+            return nn.functional.dropout(activations, self.probability)
+        if positions.dtype != torch.int64 or positions.shape != activations.shape[:1]:
+            raise ValueError(
+                f"positions: {positions.dtype} {tuple(positions.shape)}; must be int64 ({len(activations)},)"
+            )
+        kept = keep_mask(
+            positions,
+            activations[0].numel(),
+            probability=self.probability,
+            seed=self.seed,
+            layer=self.layer,
+        )
+        survival = 1 - int(self.probability * 2**16) / 2**16
+        return activations * kept.view_as(activations).to(activations.dtype).div_(survival)
+
+    def extra_repr(self) -> str:
+        """Show the settings in the model's printed form."""
+        return f"{self.probability}, seed={self.seed}, layer={self.layer}"

@@ -1,0 +1,83 @@
+"""How weights start, by name; drawn from one seeded generator, so that all ranks build the same net.
+
+The global generator is neither used nor moved. Biases that start above zero are those of the paper: second, fourth and
+fifth convolution, and the hidden dense layers ("accelerates the early stages of learning by providing the ReLUs with
+positive inputs").
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Generator, nn
+
+Learned = nn.Conv2d | nn.Linear
+
+
+def initialize(model: nn.Module, name: str, *, seed: int) -> None:
+    """Set all weights and biases of a model in place, layer by layer in the model's order.
+
+    Args:
+        model: Its convolutions and dense layers have biases; on the CPU.
+        name: A name of `INITIALIZATIONS`.
+        seed: Of the generator.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    if name not in INITIALIZATIONS:
+        raise ValueError(f"initialization={name!r}: must be one of {', '.join(INITIALIZATIONS)}")
+    layers: list[Learned] = [layer for layer in model.modules() if isinstance(layer, Learned)]
+    with torch.no_grad():
+        INITIALIZATIONS[name](layers, torch.Generator().manual_seed(seed))
+
+
+def _initialize_paper(layers: list[Learned], generator: Generator) -> None:
+    """Krizhevsky et al. (2012), section 5: N(0, 0.01), biases 0 or 1."""
+    lifted = _lifted(layers)
+    for layer in layers:
+        _set_gaussian(layer, 0.01, generator, bias=1.0 if layer in lifted else 0.0)
+
+
+def _initialize_caffe(layers: list[Learned], generator: Generator) -> None:
+    """Caffe's bvlc_alexnet: hidden dense layers N(0, 0.005), else N(0, 0.01); biases 0 or 0.1."""
+    lifted = _lifted(layers)
+    for layer in layers:
+        deviation = 0.005 if layer in lifted and isinstance(layer, nn.Linear) else 0.01
+        _set_gaussian(layer, deviation, generator, bias=0.1 if layer in lifted else 0.0)
+
+
+def _initialize_torch(layers: list[Learned], generator: Generator) -> None:
+    """PyTorch's default: weights and biases uniform within ±1/sqrt(fan in), drawn in its order."""
+    for layer in layers:
+        bound = 1 / math.sqrt(layer.weight[0].numel())
+        for parameter in layer.parameters():
+            parameter.uniform_(-bound, bound, generator=generator)
+
+
+def _initialize_kaiming(layers: list[Learned], generator: Generator) -> None:
+    """He et al. (2015): N(0, sqrt(2 / fan in)), biases 0."""
+    for layer in layers:
+        _set_gaussian(layer, math.sqrt(2 / layer.weight[0].numel()), generator, bias=0.0)
+
+
+def _set_gaussian(layer: Learned, deviation: float, generator: Generator, *, bias: float) -> None:
+    """Draw the weights from N(0, deviation) and set all biases to one value."""
+    layer.weight.normal_(0, deviation, generator=generator)
+    if layer.bias is not None:
+        layer.bias.fill_(bias)
+
+
+def _lifted(layers: list[Learned]) -> set[Learned]:
+    """Choose the layers whose biases start above zero (this module's header names them)."""
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    dense = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    return {*convolutions[1:2], *convolutions[3:5], *dense[:-1]}
+
+
+INITIALIZATIONS: dict[str, Callable[[list[Learned], Generator], None]] = {
+    "paper": _initialize_paper,
+    "caffe": _initialize_caffe,
+    "torch": _initialize_torch,
+    "kaiming": _initialize_kaiming,
+}

@@ -1,0 +1,141 @@
+"""Local response normalisation across channels, by named conventions, with its own backward.
+
+Krizhevsky, Sutskever, Hinton (2012), section 3.3, for the channel i of one pixel:
+
+    b_i = a_i / d_i^beta,    d_i = k + alpha * sum_{|j - i| <= n/2} a_j^2
+
+and, for g = dL/db (the window is symmetric, so the same sum serves backward):
+
+    dL/da_i = g_i / d_i^beta - 2 alpha beta a_i * sum_{|j - i| <= n/2} g_j b_j / d_j
+
+The windowed sum is a 1x1 convolution with a banded matrix of ones: the fastest plain form on a CPU, in either memory
+layout. Only the input is kept for backward, which computes d again: less memory for a little more arithmetic.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+_CPU_BLOCK_BYTES = 4 << 20  # temporaries of this size stay in a core's share of the cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convention:
+    """The constants of one source; `alpha` multiplies the *sum* of squares, whatever the source's own habit.
+
+    Attributes:
+        size: Number of neighbouring channels n, odd.
+        alpha: Factor of the sum of squares.
+        beta: Exponent.
+        k: Added before the power.
+    """
+
+    size: int
+    alpha: float
+    beta: float
+    k: float
+
+
+CONVENTIONS = {
+    # The paper's formula and constants; torch.nn.LocalResponseNorm(5, alpha=5e-4, k=2).
+    "printed": Convention(size=5, alpha=1e-4, beta=0.75, k=2.0),
+    # Caffe's bvlc_alexnet, and ONNX: alpha is divided by n, k is 1.
+    "caffe": Convention(size=5, alpha=1e-4 / 5, beta=0.75, k=1.0),
+}
+
+
+class LocalResponseNorm(nn.Module):
+    """Divides each activation by a power of its neighbouring channels' energy (the module's header has the formula).
+
+    Takes and returns (N, C, H, W) of any floating dtype and memory format, which it keeps; bfloat16 and float16 are
+    computed in float32 and rounded once, also under autocast.
+
+    Args:
+        convention: A name of `CONVENTIONS`.
+    """
+
+    def __init__(self, convention: str = "printed") -> None:
+        super().__init__()
+        if convention not in CONVENTIONS:
+            raise ValueError(f"convention={convention!r}: must be one of {', '.join(CONVENTIONS)}")
+        self.convention = convention
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """Normalise (N, C, H, W)."""
+        return _Normalize.apply(activations, CONVENTIONS[self.convention])
+
+    def extra_repr(self) -> str:
+        """Show the convention in the model's printed form."""
+        return repr(self.convention)
+
+
+class _Normalize(torch.autograd.Function):
+    """The formula and its derivative, a few samples at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, activations: Tensor, convention: Convention) -> Tensor:
+        ctx.save_for_backward(activations)
+        ctx.convention = convention
+        output = torch.empty_like(activations)
+        band = _band(activations, convention.size)
+        for rows in _blocks(activations):
+            block = activations[rows].to(band.dtype)
+            output[rows] = _inverse_power(_energy(block, band, convention), convention.beta).mul_(block)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (activations,) = ctx.saved_tensors
+        convention: Convention = ctx.convention
+        output = torch.empty_like(activations)
+        band = _band(activations, convention.size)
+        for rows in _blocks(activations):
+            block, upstream = activations[rows].to(band.dtype), gradient[rows].to(band.dtype)
+            energy = _energy(block, band, convention)
+            direct = _inverse_power(energy, convention.beta).mul_(upstream)
+            shared = _sum_neighbours((direct * block).div_(energy), band)
+            output[rows] = direct.addcmul_(shared, block, value=-2 * convention.alpha * convention.beta)
+        return output, None
+
+
+def _blocks(activations: Tensor) -> Iterator[slice]:
+    """Cut the batch into slices: cache-sized on a CPU, whole elsewhere (a GPU pays per kernel, not per byte)."""
+    num_samples = len(activations)
+    size = num_samples
+    if activations.device.type == "cpu":
+        size = _CPU_BLOCK_BYTES // max(4 * activations[:1].numel(), 1)
+    for start in range(0, num_samples, max(size, 1)):
+        yield slice(start, start + max(size, 1))
+
+
+def _band(activations: Tensor, size: int) -> Tensor:
+    """Build the (C, C, 1, 1) matrix of ones where two channels are neighbours, in the dtype of the arithmetic."""
+    channel = torch.arange(activations.shape[1], device=activations.device)
+    neighbours = (channel[:, None] - channel).abs() <= size // 2
+    return neighbours[:, :, None, None].to(torch.promote_types(activations.dtype, torch.float32))
+
+
+def _sum_neighbours(values: Tensor, band: Tensor) -> Tensor:
+    """Sum each channel's window."""
+    if not torch.amp.is_autocast_available(values.device.type):
+        return nn.functional.conv2d(values, band)
+    with torch.autocast(values.device.type, enabled=False):  # it would round the squares to bfloat16
+        return nn.functional.conv2d(values, band)
+
+
+def _energy(block: Tensor, band: Tensor, convention: Convention) -> Tensor:
+    """Compute d = k + alpha * windowed sum of squares."""
+    return _sum_neighbours(block.square(), band).mul_(convention.alpha).add_(convention.k)
+
+
+def _inverse_power(energy: Tensor, beta: float) -> Tensor:
+    """Compute energy^-beta; 0.75, which all conventions share, by two square roots, much faster than a power."""
+    if beta != 0.75:
+        return energy.pow(-beta)
+    root = energy.rsqrt()
+    return root.sqrt().mul_(root)

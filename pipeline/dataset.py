@@ -1,0 +1,158 @@
+"""A dataset folder, opened for reading."""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.color import ColorBasis
+from pipeline.command import InputError
+from pipeline.manifest import CLASSES_PARQUET, COLOR_JSON, DATASET_JSON, FORMAT_NAME, FORMAT_VERSION, manifest_path
+
+
+class Dataset:
+    """A dataset folder written by `python -m pipeline.shard`.
+
+    Attributes:
+        path: The folder, absolute.
+        document: The parsed `dataset.json`.
+        sha256: Of `dataset.json`, which holds the hashes of all other files: the dataset's identity.
+    """
+
+    def __init__(self, path: Path, document: dict[str, Any], sha256: str) -> None:
+        """Take what `open` has read."""
+        self.path, self.document, self.sha256 = path, document, sha256
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Dataset":
+        """Open a dataset folder.
+
+        Raises:
+            InputError: There is no finished dataset of this format at `path`.
+        """
+        folder = Path(path).absolute()
+        if not folder.is_dir():
+            raise InputError(f"{path} does not exist or is no folder; write a dataset with `python -m pipeline.shard`")
+        try:
+            content = (folder / DATASET_JSON).read_bytes()
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{path} has no {DATASET_JSON}: it is no finished dataset; run `python -m pipeline.shard SOURCE {path}`"
+            ) from error
+        try:
+            document = json.loads(content)
+            known = document["format"] == FORMAT_NAME and document["format_version"] == FORMAT_VERSION
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{folder / DATASET_JSON} can't be read as a dataset's description; shard again"
+            ) from error
+        if not known:
+            raise InputError(
+                f"{folder / DATASET_JSON} is of format {document['format']} {document['format_version']}; "
+                f"this program reads {FORMAT_NAME} {FORMAT_VERSION}"
+            )
+        return cls(folder, document, hashlib.sha256(content).hexdigest())
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that exist."""
+        return tuple(self.document["splits"])
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, those without a sample included."""
+        return int(self.document["num_classes"])
+
+    @property
+    def member(self) -> str:
+        """Extension of the pictures' members: `jpg` or `npy`."""
+        return str(self.document["encoding"]["member"])
+
+    @property
+    def encoding(self) -> str:
+        """`jpeg`, `raw` or `original`."""
+        return str(self.document["encoding"]["name"])
+
+    def num_samples(self, split: str) -> int:
+        """Return the number of samples of a split.
+
+        Raises:
+            InputError: There is no such split.
+        """
+        self._check_split(split)
+        return int(self.document["splits"][split]["num_samples"])
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """Names for people, by class_index."""
+        return [str(name) for name in self._classes["name"].to_pylist()]
+
+    @cached_property
+    def wnids(self) -> list[str]:
+        """Identifiers of the classes, by class_index."""
+        return [str(wnid) for wnid in self._classes["wnid"].to_pylist()]
+
+    def manifest(self, split: str, columns: list[str] | None = None) -> pa.Table:
+        """Return a split's manifest: one row a sample, row number = sample id.
+
+        Args:
+            split: `train`, `val` or `test`.
+            columns: To read; all by default.
+
+        Raises:
+            InputError: There is no such split, or the file does not have the rows that `dataset.json` counts.
+        """
+        self._check_split(split)
+        table = self._read_table(manifest_path(split), columns)
+        if table.num_rows != self.num_samples(split):
+            raise InputError(
+                f"{manifest_path(split)} of {self.path} has {table.num_rows} rows, "
+                f"{DATASET_JSON} counts {self.num_samples(split)}; shard again"
+            )
+        return table
+
+    @cached_property
+    def color_basis(self) -> ColorBasis:
+        """Colour statistics of the training split.
+
+        Raises:
+            InputError: They belong to another manifest.
+        """
+        document = json.loads((self.path / COLOR_JSON).read_text())
+        if document["manifest_sha256"] != self.document["files"][manifest_path("train")]["sha256"]:
+            raise InputError(f"{COLOR_JSON} of {self.path} was computed on another manifest; shard again")
+        return ColorBasis.from_json(document)
+
+    @cached_property
+    def stored_size(self) -> int:
+        """Side of the square pictures, in pixels; for `original`, the side they are brought to when read.
+
+        Raises:
+            InputError: The stored pictures are not squares of one size.
+        """
+        size = self.document["encoding"]["size"]
+        if size is not None:
+            return int(size)
+        table = self.manifest("train", ["width", "height"])
+        sizes = set(table["width"].unique().to_pylist()) | set(table["height"].unique().to_pylist())
+        if len(sizes) != 1:
+            raise InputError(f"the pictures of {self.path} are not squares of one size; shard them again with --size")
+        return int(sizes.pop())
+
+    @cached_property
+    def _classes(self) -> pa.Table:
+        return self._read_table(CLASSES_PARQUET, None)
+
+    def _read_table(self, name: str, columns: list[str] | None) -> pa.Table:
+        try:
+            return pq.read_table(self.path / name, columns=columns)
+        except (FileNotFoundError, pa.ArrowInvalid) as error:
+            raise InputError(f"{name} of {self.path} is missing or damaged; shard again") from error
+
+    def _check_split(self, split: str) -> None:
+        if split not in self.splits:
+            raise InputError(f"{self.path} has no split {split!r}; it has {', '.join(self.splits)}")

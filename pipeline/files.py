@@ -1,0 +1,48 @@
+"""Files that appear whole or not at all."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that appears under its name only when it was written to the end.
+
+    It is flushed to disk before it is renamed; if the block raises, nothing remains.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(aside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write a document atomically, keys in the given order, one trailing newline."""
+    with atomic_file(path) as file:
+        file.write((json.dumps(document, indent=1) + "\n").encode())
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file atomically; the same rows give the same bytes."""
+    with atomic_file(path) as file:
+        pq.write_table(table, file, compression="zstd", store_schema=False)
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,117 @@
+"""The DALI graph: bytes and parameters in, normalised images out. One graph for the CPU and the GPU.
+
+    feed (Python, order and parameters) -> decode -> [resize] -> crop + mirror + normalise + transpose
+
+The graph draws nothing by itself: crop, mirror and colour noise arrive as arguments. The colour noise is part of the per-sample `mean`,
+so normalising and jittering are one kernel. `device` is the only difference between the two back ends, in the three marked lines.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+try:
+    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali.pipeline import Pipeline
+except ModuleNotFoundError as error:
+    from pipeline.command import InputError
+
+    raise InputError(
+        "NVIDIA DALI is not installed: pip install 'alexnet-at-scale[cuda13]' (or [cuda12] for CUDA 12; both run without a GPU)"
+    ) from error
+
+Device = Literal["cpu", "gpu"]
+Feed = Callable[[], tuple[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphConfig:
+    """What a graph is built for.
+
+    Attributes:
+        encoding: The dataset's: `jpeg`, `raw` or `original`.
+        stored_size: `original` pictures are resized to this shorter side in pixels; the others have it already.
+        crop_size: Side of the output in pixels.
+        divisor_3: What mean-free pixels are divided by, float32 (3,), in grey levels.
+        max_batch_size: Largest number of samples that the feed gives at once.
+        device: `cpu` or `gpu`.
+        device_id: Of the GPU; ignored for `cpu`.
+        num_threads: DALI's worker threads.
+        prefetch_batches: Batches prepared ahead of the one in use.
+    """
+
+    encoding: str
+    stored_size: int
+    crop_size: int
+    divisor_3: np.ndarray
+    max_batch_size: int
+    device: Device
+    device_id: int
+    num_threads: int
+    prefetch_batches: int
+
+
+def build_graph(feed: Feed, config: GraphConfig) -> Pipeline:
+    """Build the pipeline.
+
+    Args:
+        feed: Called once a batch; returns what the graph is fed with: a list of N arrays (uint8: a JPEG's bytes, or pixels HWC), then
+            arrays of N rows: crop_x and crop_y (float32, in [0, 1] of the free range), mirror (int32), mean (float32, (N, 3), in
+            grey levels). The arrays are not copied: they must live until the batch is done. Raises StopIteration at the end.
+        config: See there.
+
+    Returns:
+        A built pipeline with one output, float32 (N, 3, crop_size, crop_size).
+    """
+    gpu = config.device == "gpu"
+
+    @pipeline_def(
+        batch_size=config.max_batch_size,
+        num_threads=config.num_threads,
+        device_id=config.device_id if gpu else None,  # differs by device
+        prefetch_queue_depth=config.prefetch_batches,
+    )
+    def graph() -> Any:
+        raw = config.encoding == "raw"
+        content, crop_x, crop_y, mirror, mean = fn.external_source(
+            source=feed,
+            num_outputs=5,
+            batch=True,
+            no_copy=True,
+            layout=["HWC" if raw else "", "", "", "", ""],
+            dtype=[types.UINT8, types.FLOAT, types.FLOAT, types.INT32, types.FLOAT],
+            ndim=[3 if raw else 1, 0, 0, 0, 1],
+        )
+        if raw:
+            pixels = content.gpu() if gpu else content  # differs by device
+        else:
+            # All decoder flags that change pixels are pinned; oriented files were turned upright by the offline stage.
+            pixels = fn.decoders.image(
+                content,
+                device="mixed" if gpu else "cpu",  # differs by device
+                output_type=types.RGB,
+                use_fast_idct=False,
+                jpeg_fancy_upsampling=True,
+                adjust_orientation=False,
+            )
+        if config.encoding == "original":
+            pixels = fn.resize(
+                pixels, resize_shorter=config.stored_size, interp_type=types.INTERP_CUBIC, antialias=True
+            )
+        return fn.crop_mirror_normalize(
+            pixels,
+            crop=(config.crop_size, config.crop_size),
+            crop_pos_x=crop_x,
+            crop_pos_y=crop_y,
+            mirror=mirror,
+            mean=mean,
+            std=config.divisor_3.tolist(),
+            dtype=types.FLOAT,
+            output_layout="CHW",
+        )
+
+    pipeline = graph()
+    pipeline.build()
+    return pipeline

@@ -1,0 +1,40 @@
+"""The dataset folder's documents: `dataset.json`, the manifests, the class list. See docs/dataset_format.md.
+
+The manifest is the dataset: readers never glob, they open `dataset.json` and read what it names.
+"""
+
+import pyarrow as pa
+
+FORMAT_NAME = "alexnet-at-scale"
+FORMAT_VERSION = 1
+
+DATASET_JSON = "dataset.json"
+CLASSES_PARQUET = "classes.parquet"
+REJECTS_PARQUET = "rejects.parquet"
+COLOR_JSON = "statistics/color.json"
+MEAN_IMAGE_NPY = "statistics/mean_image.npy"
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),  # base name of the sample's members in its shard
+        ("shard", pa.string()),  # file name of the tar
+        ("offset", pa.int64()),  # of the picture's bytes in the shard
+        ("num_bytes", pa.int64()),
+        ("class_index", pa.int32()),
+        ("wnid", pa.string()),
+        ("source", pa.string()),  # relative to the source
+        ("width", pa.int32()),  # of the stored picture, in pixels
+        ("height", pa.int32()),
+        ("hash", pa.uint64()),  # XXH3-64 of the picture's bytes
+        ("notes", pa.string()),  # what was normalised, comma-separated; empty for most
+    ]
+)
+CLASSES_SCHEMA = pa.schema([("class_index", pa.int32()), ("wnid", pa.string()), ("name", pa.string())])
+REJECTS_SCHEMA = pa.schema(
+    [("split", pa.string()), ("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
+)
+
+
+def manifest_path(split: str) -> str:
+    """Return the manifest's path in the dataset folder."""
+    return f"manifest/{split}.parquet"

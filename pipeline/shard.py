@@ -1,0 +1,106 @@
+"""Shard a source of pictures into a dataset folder: WebDataset tars, DALI indices, manifest and statistics in one pass.
+
+The source's layout is recognised: the official ImageNet archives (not unpacked), class folders, IDX files.
+Run again after an interruption, the same command goes on where it stopped. Without arguments it makes a small synthetic
+ImageNet in the user's cache folder and shards that.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from pipeline import embedded
+from pipeline.command import InputError, run_command
+from pipeline.encode import Encoding, EncodingConfig
+from pipeline.manifest import DATASET_JSON
+from pipeline.sharding import ShardingConfig, shard_dataset
+from pipeline.sources.base import Source
+from pipeline.sources.detect import open_source
+from pipeline.synthesize import synthesize
+
+_PICTURE_SIZE = 256  # of the 2012 paper
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Command line of `python -m pipeline.shard`."""
+
+    source: Annotated[Path | None, tyro.conf.Positional] = None
+    """Archives, folder or files to read. Without it: the embedded default."""
+    out: Annotated[Path | None, tyro.conf.Positional] = None
+    """Dataset folder to write."""
+    layout: str | None = None
+    """The source's layout, where it should not be recognised."""
+    encoding: Encoding | None = None
+    """jpeg, raw (uint8 pixels), or original (bytes untouched). Default: jpeg; raw for sources of stored pixels."""
+    size: int | None = None
+    """Side of the stored pictures. Default: 256; native for sources of stored pixels."""
+    quality: int = 95
+    """JPEG quality, 1 to 95."""
+    workers: int = os.cpu_count() or 1
+    """Processes. Does not change the output."""
+    seed: int = 0
+    """Of the global shuffle, and of the validation split where the source has none."""
+    val_fraction: float = 0.05
+    """Part of each training class that becomes `val` where the source has none."""
+    samples_per_shard: int = 1000
+    """Planned samples of a shard."""
+    max_rejects: float = 0.001
+    """Largest tolerated fraction of undecodable pictures."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see the module."""
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    if arguments.workers < 1:
+        raise InputError(f"--workers is {arguments.workers}; it must be at least 1")
+    size = arguments.size
+    if arguments.source is None:
+        folder = embedded.dataset_folder()
+        sys.stdout.write(f"no SOURCE given: sharding the embedded synthetic mini-ImageNet into {folder}\n")
+        if (folder / DATASET_JSON).exists():
+            sys.stdout.write(f"it is already there; train on it with\n  {_TRAIN}\n")
+            return 0
+        if not embedded.source_folder().exists():
+            synthesize(embedded.source_folder())
+        source_path, size = embedded.source_folder(), size or embedded.STORED_SIZE
+    elif arguments.out is None:
+        raise InputError("OUT is missing: python -m pipeline.shard SOURCE OUT")
+    else:
+        source_path, folder = arguments.source, arguments.out
+    source = open_source(source_path, arguments.layout)
+    document = shard_dataset(source, folder, _config(arguments, source, size), arguments.workers)
+    for split, counts in document["splits"].items():
+        sys.stdout.write(f"{split}: {counts['num_samples']} samples in {counts['num_shards']} shards\n")
+    sys.stdout.write(f"rejected: {document['num_rejects']}\ndataset: {folder.absolute()}\n")
+    return 0
+
+
+_TRAIN = "ray job submit --working-dir . -- python jobs/train.py"
+
+
+def _config(arguments: Arguments, source: Source, size: int | None) -> ShardingConfig:
+    pixels = source.native_pixels
+    try:
+        return ShardingConfig(
+            encoding=EncodingConfig(
+                encoding=arguments.encoding or ("raw" if pixels else "jpeg"),
+                size=size or (None if pixels else _PICTURE_SIZE),
+                quality=arguments.quality,
+            ),
+            seed=arguments.seed,
+            val_fraction=arguments.val_fraction,
+            samples_per_shard=arguments.samples_per_shard,
+            max_rejects=arguments.max_rejects,
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,69 @@
+"""Samples by their ids: memory-mapped shards behind the manifest's columns."""
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from pipeline.command import InputError
+from pipeline.dataset import Dataset
+
+# `np.save` pads the header of a version 1.0 file to whole 64 bytes; a uint8 picture's takes 128.
+_NPY_HEADER_BYTES = 128
+
+
+class ShardReader:
+    """Reads the pictures of one split; each read is checked against the manifest's hash.
+
+    Attributes:
+        class_indices: int64 (num_samples,), by sample id.
+    """
+
+    def __init__(self, dataset: Dataset, split: str) -> None:
+        """Read the manifest's columns; shards are mapped when first used."""
+        table = dataset.manifest(
+            split, ["key", "shard", "offset", "num_bytes", "class_index", "hash", "width", "height"]
+        )
+        self._folder: Path = dataset.path
+        shards = table["shard"].combine_chunks().dictionary_encode()
+        self._shard_names: list[str] = shards.dictionary.to_pylist()
+        self._shard_indices = shards.indices.to_numpy()
+        self._offsets = table["offset"].to_numpy()
+        self._lengths = table["num_bytes"].to_numpy()
+        self._hashes = table["hash"].to_numpy()
+        self._sizes = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], axis=1)
+        self._keys = table["key"]
+        self._raw = dataset.member == "npy"
+        self._maps: dict[int, memoryview] = {}
+        self.class_indices = table["class_index"].to_numpy().astype(np.int64)
+
+    def read(self, sample_id: int) -> np.ndarray:
+        """Return one picture, a view into the mapped shard: uint8, a JPEG's bytes (num_bytes,) or pixels (H, W, 3).
+
+        Raises:
+            InputError: The shard is missing, or the bytes are not those that were written.
+        """
+        shard = int(self._shard_indices[sample_id])
+        content = self._maps[shard] if shard in self._maps else self._map(shard)
+        first, length = int(self._offsets[sample_id]), int(self._lengths[sample_id])
+        data = content[first : first + length]
+        if xxhash.xxh3_64_intdigest(data) != int(self._hashes[sample_id]):
+            raise InputError(
+                f"sample {self._keys[sample_id].as_py()} of {self._folder / self._shard_names[shard]} has changed since "
+                f"it was written; shard again, or restore the file"
+            )
+        if self._raw:
+            height, width = self._sizes[sample_id]
+            return np.frombuffer(data, dtype=np.uint8, offset=_NPY_HEADER_BYTES).reshape(height, width, 3)
+        return np.frombuffer(data, dtype=np.uint8)
+
+    def _map(self, shard: int) -> memoryview:
+        path = self._folder / self._shard_names[shard]
+        try:
+            with open(path, "rb") as file:
+                content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except (OSError, ValueError) as error:
+            raise InputError(f"shard {path} can't be read: {error}; restore it, or shard again") from error
+        self._maps[shard] = content
+        return content

@@ -1,0 +1,184 @@
+"""The unit of work of the offline stage: one shard, written by one process, with a record of what went into it.
+
+The record (`NAME.npz`, `NAME.parquet`, `NAME.rejects.parquet`, then `NAME.json`, whose presence says "done") holds the shard's
+manifest rows, rejects and pixel sums until all shards are there to be merged.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from pipeline.command import InputError
+from pipeline.encode import EncodingConfig, RejectedPicture, store_picture
+from pipeline.files import atomic_file, write_json, write_table
+from pipeline.manifest import MANIFEST_SCHEMA, REJECTS_SCHEMA
+from pipeline.shard_writer import ShardWriter, WrittenFile
+from pipeline.sources.base import Source
+from pipeline.statistics import PixelSums
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to write.
+
+    Attributes:
+        name: File name without ending, e.g. `train-000000`.
+        split: It belongs to.
+        first_index: Place of its first row in the split's global shuffle; a sample's key is its place there.
+        rows: Samples (`SAMPLE_SCHEMA`), in the order to write them.
+        wnids: Of all classes, by class_index.
+    """
+
+    name: str
+    split: str
+    first_index: int
+    rows: pa.Table
+    wnids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """What a finished shard holds."""
+
+    num_planned: int
+    files: dict[str, WrittenFile]
+    manifest: pa.Table
+    rejects: pa.Table
+
+    def save(self, folder: Path, name: str, sums: PixelSums) -> None:
+        """Write the record; its JSON file, the mark of a finished shard, comes last."""
+        with atomic_file(folder / f"{name}.npz") as file:
+            np.savez_compressed(file, **sums.to_arrays())  # type: ignore[arg-type]
+        write_table(folder / f"{name}.parquet", self.manifest)
+        write_table(folder / f"{name}.rejects.parquet", self.rejects)
+        files = {file_name: asdict(written) for file_name, written in self.files.items()}
+        write_json(folder / f"{name}.json", {"num_planned": self.num_planned, "files": files})
+
+    @classmethod
+    def load(cls, folder: Path, name: str) -> "ShardRecord":
+        """Read a finished shard's record, but for its sums."""
+        document = json.loads((folder / f"{name}.json").read_text())
+        return cls(
+            num_planned=document["num_planned"],
+            files={file_name: WrittenFile(**written) for file_name, written in document["files"].items()},
+            manifest=pq.read_table(folder / f"{name}.parquet", schema=MANIFEST_SCHEMA),
+            rejects=pq.read_table(folder / f"{name}.rejects.parquet", schema=REJECTS_SCHEMA),
+        )
+
+    @staticmethod
+    def load_sums(folder: Path, name: str) -> PixelSums:
+        """Read a finished shard's pixel sums."""
+        with np.load(folder / f"{name}.npz") as arrays:
+            return PixelSums.from_arrays(dict(arrays))
+
+
+def write_shard(task: ShardTask, source: Source, encoding: EncodingConfig, out: Path, partial: Path) -> ShardRecord:
+    """Write one shard, its index and its record; a pure function of the task and the source's bytes."""
+    rows, rejects, sums = [], [], PixelSums()
+    with ShardWriter(out, task.name) as writer:
+        for index, row in enumerate(task.rows.to_pylist(), start=task.first_index):
+            try:
+                picture = store_picture(source.read(row["file"], row["offset"], row["num_bytes"]), encoding)
+            except RejectedPicture as rejected:
+                rejects.append(
+                    {
+                        "split": task.split,
+                        "source": row["source"],
+                        "reason": rejected.reason,
+                        "detail": rejected.detail,
+                    }
+                )
+                continue
+            if task.split == "train":
+                sums.add_picture(picture.pixels_HWC)
+            key, class_index = f"{index:08d}", row["class_index"]
+            members = {encoding.member: picture.data, "cls": str(class_index).encode()}
+            rows.append(
+                {
+                    "key": key,
+                    "shard": f"{task.name}.tar",
+                    "offset": writer.write(key, members),
+                    "num_bytes": len(picture.data),
+                    "class_index": class_index,
+                    "wnid": task.wnids[class_index],
+                    "source": row["source"],
+                    "width": picture.width,
+                    "height": picture.height,
+                    "hash": xxhash.xxh3_64_intdigest(picture.data),
+                    "notes": ",".join(picture.notes),
+                }
+            )
+    record = ShardRecord(
+        num_planned=task.rows.num_rows,
+        files=writer.files,
+        manifest=pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA),
+        rejects=pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA),
+    )
+    record.save(partial, task.name, sums)
+    return record
+
+
+def run_tasks(
+    tasks: list[ShardTask], source: Source, encoding: EncodingConfig, out: Path, partial: Path, num_workers: int
+) -> Iterator[ShardRecord]:
+    """Write all shards that have no record yet and yield every shard's record, in no particular order.
+
+    Raises:
+        InputError: A worker process was killed.
+    """
+    finished = [task for task in tasks if (partial / f"{task.name}.json").exists()]
+    for task in finished:
+        yield ShardRecord.load(partial, task.name)
+    done = {task.name for task in finished}
+    waiting = [task for task in tasks if task.name not in done]
+    _remove_leftovers(out, partial)
+    # Not forked: the parent may hold threads, and a fresh process inherits no signal handler.
+    pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
+    try:
+        futures = [pool.submit(write_shard, task, source, encoding, out, partial) for task in waiting]
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a worker process was killed (out of memory?); run the same command again to resume"
+        ) from error
+    except BaseException:
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        _remove_leftovers(out, partial)
+
+
+def _remove_leftovers(*folders: Path) -> None:
+    """Remove temporary files of processes that were killed."""
+    for folder in folders:
+        for path in folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def _start_worker() -> None:
+    """Let a worker process die with its parent, and at once on Ctrl-C: the parent tidies up."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

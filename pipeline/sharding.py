@@ -1,0 +1,270 @@
+"""From a source to a dataset folder: plan, write the shards in parallel, merge, publish.
+
+One output shard is one task, described by its rows of a seeded global shuffle, so the bytes do not depend on the number
+of workers. A finished shard leaves a record in `OUT/.partial/`; the same command run again skips it:
+
+    source -> listing -> plan (tasks) -> workers: tar + idx + record -> merge: manifest, statistics, dataset.json
+
+`dataset.json` is written last; then `.partial` is removed, and neither time, host, worker count nor lock stays.
+"""
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.command import InputError
+from pipeline.encode import EncodingConfig
+from pipeline.files import atomic_file, sha256_file, write_json, write_table
+from pipeline.manifest import (
+    CLASSES_PARQUET,
+    CLASSES_SCHEMA,
+    COLOR_JSON,
+    DATASET_JSON,
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    MEAN_IMAGE_NPY,
+    REJECTS_PARQUET,
+    manifest_path,
+)
+from pipeline.order import permutation
+from pipeline.progress import progress_bar
+from pipeline.shard_task import ShardRecord, ShardTask, run_tasks
+from pipeline.sources.base import SPLITS, Listing, Source
+from pipeline.statistics import PixelSums, color_document
+
+_PARTIAL = ".partial"
+_VAL_STREAM = 1 << 32  # an "epoch" of the order's generator that no training reaches
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardingConfig:
+    """What the dataset will be; everything in it changes the bytes, nothing else does.
+
+    Attributes:
+        encoding: The stored form of pictures.
+        seed: Of the global shuffle and of the split into train and val.
+        val_fraction: Of each class of `train`, moved to `val` where the source has no `val`.
+        samples_per_shard: Planned; rejects make a shard shorter.
+        max_rejects: Largest tolerated fraction of rejected pictures.
+    """
+
+    encoding: EncodingConfig
+    seed: int = 0
+    val_fraction: float = 0.05
+    samples_per_shard: int = 1000
+    max_rejects: float = 0.001
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            ValueError: Names the field, its value and what would be right.
+        """
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must be 0 to 2**63 - 1")
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"val_fraction is {self.val_fraction}; it must be at least 0 and less than 1")
+        if self.samples_per_shard < 1:
+            raise ValueError(f"samples_per_shard is {self.samples_per_shard}; it must be at least 1")
+        if not 0 <= self.max_rejects <= 1:
+            raise ValueError(f"max_rejects is {self.max_rejects}; it is a fraction, 0 to 1")
+
+
+def shard_dataset(source: Source, out: Path, config: ShardingConfig, num_workers: int) -> dict[str, Any]:
+    """Write a dataset folder and return its `dataset.json`.
+
+    Args:
+        source: Where the pictures come from.
+        out: The folder to write; created, or resumed after an interrupted run of the same plan.
+        config: What the dataset will be.
+        num_workers: Processes; does not change the bytes.
+
+    Raises:
+        InputError: The folder holds something else, another run is writing it, or too many pictures were rejected.
+    """
+    if (out / DATASET_JSON).exists():
+        raise InputError(f"{out} already holds a finished dataset; remove it, or choose another folder")
+    if out.exists() and not (out / _PARTIAL).exists() and any(out.iterdir()):
+        raise InputError(f"{out} exists, is not empty and holds no interrupted run; choose another folder")
+    listing = source.list_samples()
+    splits = split_validation(listing, config)
+    partial = out / _PARTIAL
+    partial.mkdir(parents=True, exist_ok=True)
+    with _exclusive(partial):
+        _check_plan(partial, _plan_document(source, listing, splits, config))
+        tasks = plan_shards(listing, splits, config)
+        total = sum(table.num_rows for table in splits.values())
+        with progress_bar(total, "sharding", "img", unit_scale=False) as bar:
+            for record in run_tasks(tasks, source, config.encoding, out, partial, num_workers):
+                bar.update(record.num_planned)
+        document = _publish(out, partial, source, listing, splits, config, tasks)
+    shutil.rmtree(partial)
+    return document
+
+
+def split_validation(listing: Listing, config: ShardingConfig) -> dict[str, pa.Table]:
+    """Return the source's splits; without `val`, a seeded, stratified part of `train` becomes it."""
+    splits = {name: listing.splits[name] for name in SPLITS if name in listing.splits}
+    if "train" not in splits:
+        raise InputError("the source has no training pictures; a dataset needs a `train` split")
+    if "val" in splits or config.val_fraction == 0:
+        return splits
+    classes = splits["train"].column("class_index").to_numpy()
+    shuffled = permutation(config.seed, _VAL_STREAM, len(classes))
+    by_class = shuffled[np.argsort(classes[shuffled], kind="stable")]
+    counts = np.bincount(classes, minlength=len(listing.classes))
+    chosen = np.zeros(len(classes), dtype=bool)
+    for first, count in zip(np.cumsum(counts) - counts, counts, strict=True):
+        # At least one of a class that has two or more, so that no class is missing from model selection.
+        num_val = max(round(count * config.val_fraction), int(count > 1))
+        chosen[by_class[first : first + num_val]] = True
+    train = splits.pop("train")
+    return {"train": train.filter(pa.array(~chosen)), "val": train.filter(pa.array(chosen)), **splits}
+
+
+def plan_shards(listing: Listing, splits: dict[str, pa.Table], config: ShardingConfig) -> list[ShardTask]:
+    """Cut each split's global shuffle into shards of equal planned length (to within one sample)."""
+    wnids = tuple(entry.wnid for entry in listing.classes)
+    tasks = []
+    for split, table in splits.items():
+        num_shards = -(-table.num_rows // config.samples_per_shard)
+        shuffle = permutation(config.seed, 0, table.num_rows)
+        bounds = [table.num_rows * i // num_shards for i in range(num_shards + 1)]
+        for index, (first, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+            rows = table.take(pa.array(shuffle[first:end]))
+            tasks.append(ShardTask(f"{split}-{index:06d}", split, first, rows, wnids))
+    return tasks
+
+
+@contextmanager
+def _exclusive(partial: Path) -> Iterator[None]:
+    """Hold the folder's lock; the kernel releases it when the process dies, however it dies."""
+    with open(partial / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another run is writing {partial.parent}; wait for it, or stop it first") from error
+        yield
+
+
+def _plan_document(
+    source: Source, listing: Listing, splits: dict[str, pa.Table], config: ShardingConfig
+) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for table in splits.values():
+        for column in table.combine_chunks().columns:
+            for chunk in column.chunks:
+                for buffer in filter(None, chunk.buffers()):
+                    digest.update(buffer)
+    return {
+        "format_version": FORMAT_VERSION,
+        "layout": source.layout,
+        "classes": [asdict(entry) for entry in listing.classes],
+        "rows": {split: table.num_rows for split, table in splits.items()},
+        "rows_sha256": digest.hexdigest(),
+        "encoding": config.encoding.document(),
+        "seed": config.seed,
+        "val_fraction": config.val_fraction,
+        "samples_per_shard": config.samples_per_shard,
+    }
+
+
+def _check_plan(partial: Path, plan: dict[str, Any]) -> None:
+    """Write the plan, or check that an interrupted run had the same one."""
+    path = partial / "plan.json"
+    if not path.exists():
+        write_json(path, plan)
+        return
+    before = json.loads(path.read_text())
+    changed = sorted(name for name in plan.keys() | before.keys() if plan.get(name) != before.get(name))
+    if changed:
+        raise InputError(
+            f"{partial.parent} holds an interrupted run with other {', '.join(changed)}; "
+            f"run it again as before, or remove the folder"
+        )
+
+
+def _publish(
+    out: Path,
+    partial: Path,
+    source: Source,
+    listing: Listing,
+    splits: dict[str, pa.Table],
+    config: ShardingConfig,
+    tasks: list[ShardTask],
+) -> dict[str, Any]:
+    """Merge the shards' records into manifests, statistics and `dataset.json`."""
+    records = [ShardRecord.load(partial, task.name) for task in tasks]
+    num_planned = sum(table.num_rows for table in splits.values())
+    rejects = pa.concat_tables([record.rejects for record in records])
+    num_stored = sum(record.manifest.num_rows for record in records)
+    if num_stored + rejects.num_rows != num_planned:
+        raise RuntimeError(f"{num_planned} samples in, but {num_stored} stored and {rejects.num_rows} rejected")
+    if rejects.num_rows > config.max_rejects * num_planned:
+        raise InputError(_too_many_rejects(rejects, num_planned, config.max_rejects))
+    files = {name: asdict(written) for record in records for name, written in record.files.items()}
+
+    def add_file(name: str) -> None:
+        files[name] = {"num_bytes": (out / name).stat().st_size, "sha256": sha256_file(out / name)}
+
+    counts = {}
+    for split in splits:
+        parts = [(task, record) for task, record in zip(tasks, records, strict=True) if task.split == split]
+        manifest = pa.concat_tables([record.manifest for _, record in parts])
+        if manifest.num_rows == 0:
+            raise InputError(f"every picture of {split} was rejected: {_reject_counts(rejects)}")
+        write_table(out / manifest_path(split), manifest)
+        add_file(manifest_path(split))
+        counts[split] = {"num_samples": manifest.num_rows, "num_shards": len(parts)}
+    class_rows = [{"class_index": i, "wnid": c.wnid, "name": c.name} for i, c in enumerate(listing.classes)]
+    write_table(out / CLASSES_PARQUET, pa.Table.from_pylist(class_rows, schema=CLASSES_SCHEMA))
+    write_table(out / REJECTS_PARQUET, rejects)
+    sums = PixelSums()
+    for task in tasks:
+        if task.split == "train":
+            sums += ShardRecord.load_sums(partial, task.name)
+    manifest_sha256 = files[manifest_path("train")]["sha256"]
+    write_json(out / COLOR_JSON, color_document(sums, config.encoding.resize_rule, manifest_sha256))
+    mean_image = sums.mean_image_HWC()
+    if mean_image is not None:
+        with atomic_file(out / MEAN_IMAGE_NPY) as file:
+            np.save(file, mean_image)
+        add_file(MEAN_IMAGE_NPY)
+    for name in (CLASSES_PARQUET, REJECTS_PARQUET, COLOR_JSON):
+        add_file(name)
+    document = {
+        "format": FORMAT_NAME,
+        "format_version": FORMAT_VERSION,
+        "encoding": config.encoding.document(),
+        "source_layout": source.layout,
+        "seed": config.seed,
+        "val_fraction": config.val_fraction,
+        "num_classes": len(listing.classes),
+        "splits": counts,
+        "num_rejects": rejects.num_rows,
+        "files": dict(sorted(files.items())),
+    }
+    write_json(out / DATASET_JSON, document)
+    return document
+
+
+def _reject_counts(rejects: pa.Table) -> str:
+    counted = rejects.group_by("reason").aggregate([("reason", "count")]).sort_by("reason").to_pylist()
+    return ", ".join(f"{row['reason_count']} {row['reason']}" for row in counted)
+
+
+def _too_many_rejects(rejects: pa.Table, num_planned: int, max_rejects: float) -> str:
+    first = rejects.slice(0, 1).to_pylist()[0]
+    return (
+        f"{rejects.num_rows} of {num_planned} pictures were rejected ({_reject_counts(rejects)}; first: {first['source']}: "
+        f"{first['detail']}), more than --max-rejects {max_rejects:g}; repair the source or raise the limit"
+    )

@@ -1,0 +1,83 @@
+"""The protocol that every source of pictures follows: list the samples cheaply, read one at random.
+
+A listing is columns, not objects: ImageNet's 1,281,167 training samples take some tens of megabytes. A row says where a
+sample's bytes are (`file`, `offset`, `num_bytes`), so that any worker process can read any sample by itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+SPLITS = ("train", "val", "test")
+
+SAMPLE_SCHEMA = pa.schema(
+    [
+        (
+            "source",
+            pa.string(),
+        ),  # the sample's name for a person, relative to the source, unique in its split
+        ("class_index", pa.int32()),
+        ("file", pa.string()),  # relative to the source's root; may be the archive that holds the sample
+        ("offset", pa.int64()),  # of the sample's bytes in `file` (uncompressed)
+        ("num_bytes", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassEntry:
+    """One class: `wnid` is its identifier (a WordNet id, or a folder's name), `name` is for people."""
+
+    wnid: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source holds.
+
+    Attributes:
+        classes: Sorted by wnid: the class_index is the rank. Sources with numbered classes (IDX) keep their numbers
+            by using zero-padded numbers as wnids.
+        splits: Split name (`train`, `val`, `test`) -> table of `SAMPLE_SCHEMA`, rows in an order that depends on the
+            source's content alone (sorted; never the file system's order).
+    """
+
+    classes: Sequence[ClassEntry]
+    splits: Mapping[str, pa.Table]
+
+
+class Source(Protocol):
+    """A layout's reader. Instances are picklable and cheap: opened again in each worker process.
+
+    Attributes:
+        layout: Its name on the command line.
+        native_pixels: True where samples are stored pixels (IDX), which stay at their native size by default.
+    """
+
+    layout: ClassVar[str]
+    native_pixels: ClassVar[bool]
+
+    def __init__(self, root: Path) -> None: ...
+
+    @classmethod
+    def recognises(cls, root: Path) -> bool:
+        """Tell from names alone whether `root` (a file or folder) has this layout."""
+
+    def list_samples(self) -> Listing:
+        """List all samples of all splits.
+
+        Raises:
+            InputError: The source has this layout but is incomplete or inconsistent; names the cause.
+        """
+
+    def read(self, file: str, offset: int, num_bytes: int) -> bytes | np.ndarray:
+        """Read one sample: an encoded picture's bytes, or uint8 pixels, HWC RGB, where the source stores pixels.
+
+        Raises:
+            OSError: The file can't be read or is shorter than listed.
+        """
