@@ -1,10 +1,12 @@
-"""Synthetic pictures: up to 1,144 classes that differ by shape, texture and arrangement, never by colour.
+"""Synthetic pictures: 1,144 classes that differ by shape, texture and arrangement, never by colour.
 
-Class k shows one of 13 shapes in one of 8 textures in one of 11 arrangements: the choices are k modulo 13, 8 and 11. The
-three numbers share no factor, so no two classes agree in all three (the Chinese remainder theorem), and the first classes
+Class k shows one of 13 shapes in one of 8 textures in one of 11 arrangements: the choices are k modulo 13, 8 and 11.
+The three numbers share no factor, so no two classes agree in all three (the Chinese remainder theorem), and neighbours
 differ in each. Colours, background, clutter, grain, position, scale and tilt are drawn from the same distributions for
-all classes. A shape is the set of points where a function is negative, a texture is a share of the first of two
-colours; both are functions of the object's own coordinates u (right) and v (down), in object radii.
+all classes.
+
+A shape is the set of points where a function is negative (a distance, roughly); a texture is the share of the first of
+two colours. Both are functions of an object's own coordinates u (right) and v (down), measured in its radius.
 """
 
 import math
@@ -18,11 +20,7 @@ Field = np.ndarray  # float32, one number a pixel of a patch
 _CANVAS_SIDE = 250  # pixels; larger pictures are drawn at this longer side and enlarged
 _GRAIN = 16.0  # grey levels, half the width of the uniform noise
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
-_LUMINANCE_BANDS = (
-    (45, 88),
-    (110, 146),
-    (168, 211),
-)  # dark, middle, light: background and object colours take one each
+_LUMINANCE_BANDS = ((45, 88), (110, 146), (168, 211))  # one each for the ground and an object's two colours
 _SIZES = (  # width, height; repeated as often as they are common in ILSVRC-2012, roughly
     *[(500, 375)] * 8,
     *[(375, 500)] * 3,
@@ -128,34 +126,34 @@ def draw_picture(class_index: int, random: np.random.Generator, max_side: int) -
         An RGB picture of one of ImageNet's usual sizes.
     """
     shape_name, texture_name, arrangement = _traits(class_index)
-    size = _SIZES[random.integers(len(_SIZES))]
-    size = _fit(size, max_side)
+    size = _fit(_SIZES[random.integers(len(_SIZES))], max_side)
     canvas_size = _fit(size, _CANVAS_SIDE)
     short_side = min(canvas_size)
     background, first, second = _colors(random)
     ground = _background(background, canvas_size, random)
     planes = np.ascontiguousarray(np.moveaxis(np.asarray(ground), -1, 0), dtype=np.float32)
 
-    centres = np.array(ARRANGEMENTS[arrangement], dtype=np.float64)
+    centres = np.array(ARRANGEMENTS[arrangement])
     alone = len(centres) == 1
     extent = short_side * random.uniform(0.16, 0.32)  # from the group's middle to its outermost centres
     radius = extent * (1.15 if alone else 0.45 * _closest(centres))
     middle = np.array(canvas_size) / 2 + short_side * random.uniform(-0.15, 0.15, 2)
     tilt = random.uniform(-0.3, 0.3)
     turn = np.array([[math.cos(tilt), math.sin(tilt)], [-math.sin(tilt), math.cos(tilt)]])
-    for centre in middle + extent * (centres + random.uniform(-0.06, 0.06, centres.shape)) @ turn:
+    places = middle + extent * (centres + random.uniform(-0.06, 0.06, centres.shape)) @ turn
+    for x, y in places.tolist():
         _paint(
             planes,
             SHAPES[shape_name],
             TEXTURES[texture_name],
-            centre,
+            (x, y),
             radius * random.uniform(0.85, 1.05),
             tilt + random.uniform(-0.3, 0.3),
             (first, second),
         )
     planes += random.uniform(-_GRAIN, _GRAIN, planes.shape[1:]).astype(np.float32)
     picture = Image.fromarray(np.clip(np.moveaxis(planes, 0, -1), 0, 255).astype(np.uint8))
-    _scribble(picture, background, random.integers(1, 5), 0.05, random)
+    _scribble(picture, background, int(random.integers(1, 5)), 0.05, random)
     return picture if size == canvas_size else picture.resize(size, Image.Resampling.BILINEAR)
 
 
@@ -196,7 +194,7 @@ def _background(color: np.ndarray, size: tuple[int, int], random: np.random.Gene
     """Return a smooth, uneven ground about a colour, with strokes of clutter over it."""
     patches = np.clip(color + random.uniform(-38, 38, (4, 4, 3)), 0, 255).astype(np.uint8)
     ground = Image.fromarray(patches).resize(size, Image.Resampling.BICUBIC)
-    _scribble(ground, color, random.integers(4, 10), 0.08, random)
+    _scribble(ground, color, int(random.integers(4, 10)), 0.08, random)
     return ground
 
 
@@ -226,7 +224,7 @@ def _paint(
     planes: np.ndarray,
     shape: Callable[[Field, Field], Field],
     texture: Callable[[Field, Field, Field], Field],
-    centre: np.ndarray,
+    centre: tuple[float, float],
     radius: float,
     angle: float,
     colors: tuple[np.ndarray, np.ndarray],

@@ -36,7 +36,13 @@ class CodedSource:
         for split, count in self.sizes.items():
             first = 0 if split == "train" else 1_000_000
             rows = [
-                {"source": f"{split}/{i}", "class_index": i % NUM_CLASSES, "file": "", "offset": first + i, "num_bytes": 0}
+                {
+                    "source": f"{split}/{i}",
+                    "class_index": i % NUM_CLASSES,
+                    "file": "",
+                    "offset": first + i,
+                    "num_bytes": 0,
+                }
                 for i in range(count)
             ]
             if count:

@@ -1,0 +1,38 @@
+"""Recognises a source's layout by itself."""
+
+from pathlib import Path
+
+from pipeline.command import InputError
+from pipeline.sources.base import Source
+from pipeline.sources.folders import ClassFolders
+from pipeline.sources.idx import IdxFiles
+from pipeline.sources.official import OfficialArchives
+
+LAYOUTS: dict[type[Source], str] = {  # the first that recognises a source reads it; what it looks like, for people
+    OfficialArchives: "ImageNet's official archives, ILSVRC2012_*",
+    IdxFiles: "IDX files, train-images-idx3-ubyte[.gz]",
+    ClassFolders: "class folders, train/CLASS/*.jpg or CLASS/*.jpg",
+}
+
+
+def open_source(root: Path, layout: str | None = None) -> Source:
+    """Return the reader of a source.
+
+    Args:
+        root: The source's folder or file.
+        layout: Its layout's name; None recognises it.
+
+    Raises:
+        InputError: There is no such source, it is empty, or its layout is unknown.
+    """
+    understood = "; ".join(f"{kind.layout} ({looks})" for kind, looks in LAYOUTS.items())
+    if not root.exists():
+        raise InputError(f"{root} does not exist; name the folder that holds the pictures or archives")
+    if root.is_dir() and not any(root.iterdir()):
+        raise InputError(f"{root} is empty; name the folder that holds the pictures or archives")
+    for kind in LAYOUTS:
+        if kind.layout == layout or (layout is None and kind.recognises(root)):
+            return kind(root)
+    if layout is not None:
+        raise InputError(f"layout {layout!r} is unknown; understood are: {understood}")
+    raise InputError(f"the layout of {root} is not recognised; understood are: {understood}")

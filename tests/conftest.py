@@ -1,0 +1,37 @@
+"""Datasets that the tests share, made once a session."""
+
+from pathlib import Path
+
+import pytest
+from coded_source import CodedSource
+
+from pipeline.dataset import Dataset
+from pipeline.encode import EncodingConfig
+from pipeline.sharding import ShardingConfig, shard_dataset
+
+NUM_TRAIN, NUM_VAL = 41, 10
+
+
+def _dataset(out: Path, encoding: str, pixels: bool, num_train: int = NUM_TRAIN, size: int = 32) -> Dataset:
+    source = CodedSource(out, num_train, NUM_VAL, size, pixels)
+    stored = EncodingConfig(encoding=encoding, size=None if pixels else size)
+    shard_dataset(source, out, ShardingConfig(encoding=stored, samples_per_shard=15), num_workers=1)
+    return Dataset.open(out)
+
+
+@pytest.fixture(scope="session")
+def raw_dataset(tmp_path_factory) -> Dataset:
+    """41 training and 10 validation pictures of 32x32 noise, stored as pixels, in shards of at most 15."""
+    return _dataset(tmp_path_factory.mktemp("raw"), "raw", pixels=True)
+
+
+@pytest.fixture(scope="session")
+def jpeg_dataset(tmp_path_factory) -> Dataset:
+    """The same pictures as JPEGs."""
+    return _dataset(tmp_path_factory.mktemp("jpeg"), "jpeg", pixels=False)
+
+
+@pytest.fixture(scope="session")
+def original_dataset(tmp_path_factory) -> Dataset:
+    """The same pictures as JPEGs whose bytes are the source's."""
+    return _dataset(tmp_path_factory.mktemp("original"), "original", pixels=False)

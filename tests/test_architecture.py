@@ -1,0 +1,46 @@
+"""The arrows of the architecture, checked in a fresh process: what a module loads is what it really needs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LIGHT = ["order", "augmentation", "reference", "color", "manifest", "philox"]
+PROBE = "import sys, importlib; importlib.import_module(sys.argv[1]); sys.stdout.write(' '.join(sys.modules))"
+
+
+def _loaded(module: str) -> set[str]:
+    answer = subprocess.run([sys.executable, "-c", PROBE, module], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(answer.stdout.split())
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_the_specification_loads_neither_torch_nor_dali_nor_ray(name):
+    assert not {"torch", "nvidia.dali", "ray"} & _loaded(f"pipeline.{name}")
+
+
+@pytest.mark.parametrize("module", ["pipeline.loader", "model.alexnet", "cluster.training"])
+def test_only_the_launcher_loads_ray(module):
+    assert "ray" not in _loaded(module)
+
+
+def test_pipeline_and_model_do_not_load_each_other():
+    assert not any(name.split(".")[0] == "pipeline" for name in _loaded("model.alexnet"))
+    assert not any(name.split(".")[0] == "model" for name in _loaded("pipeline.loader"))
+
+
+def test_import_contracts_hold():
+    answer = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert answer.returncode == 0, answer.stdout
+
+
+def test_no_file_is_longer_than_400_lines():
+    files = [
+        path for folder in ("pipeline", "model", "cluster", "jobs", "tests") for path in (ROOT / folder).rglob("*.py")
+    ]
+    assert len(files) > 40
+    assert [str(path) for path in files if len(path.read_text().splitlines()) > 400] == []

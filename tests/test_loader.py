@@ -1,0 +1,187 @@
+"""The loader: the graph equals the reference, and no world, thread count or restart changes a bit."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.augmentation import AugmentationConfig, center_parameters, divisor, draw_parameters
+from pipeline.command import InputError
+from pipeline.dataset import Dataset
+from pipeline.loader import Batch, EvalLoader, TrainLoader
+from pipeline.reference import augment
+from pipeline.shard_reader import ShardReader
+
+CONFIG = AugmentationConfig(crop_size=28)
+SEED = 11
+
+
+def _loader(dataset, batch=10, rank=0, world=1, samples_seen=0, threads=1, augmentation=CONFIG) -> TrainLoader:
+    return TrainLoader(
+        dataset,
+        global_batch_size=batch,
+        rank=rank,
+        world_size=world,
+        seed=SEED,
+        samples_seen=samples_seen,
+        augmentation=augmentation,
+        num_threads=threads,
+    )
+
+
+def _take(loader, count) -> list[Batch]:
+    batches = [next(loader) for _ in range(count)]
+    loader.close()
+    return batches
+
+
+def _join(batches: list[Batch]) -> Batch:
+    columns = zip(*[(b.images, b.labels, b.sample_ids, b.positions) for b in batches], strict=True)
+    return Batch(*[torch.cat(column) for column in columns])
+
+
+def _equal(left: Batch, right: Batch) -> bool:
+    return all(torch.equal(getattr(left, name), getattr(right, name)) for name in vars(left))
+
+
+def _decoded(dataset: Dataset, split: str, ids: np.ndarray) -> np.ndarray:
+    reader = ShardReader(dataset, split)
+    if dataset.member == "npy":
+        return np.stack([reader.read(i) for i in ids])
+    return np.stack([np.asarray(Image.open(io.BytesIO(reader.read(i).tobytes())).convert("RGB")) for i in ids])
+
+
+def _expected(dataset: Dataset, batch: Batch) -> np.ndarray:
+    positions, ids = batch.positions.numpy(), batch.sample_ids.numpy()
+    epochs = positions // dataset.num_samples("train")
+    parameters = draw_parameters(CONFIG, dataset.color_basis, 32, SEED, epochs, ids)
+    return augment(_decoded(dataset, "train", ids), parameters, 28, divisor(CONFIG, dataset.color_basis))
+
+
+def test_the_graph_equals_the_reference_on_pixels_to_the_bit(raw_dataset):
+    batch = _join(_take(_loader(raw_dataset), 9))  # 90 positions: three epochs of 41 samples
+    assert np.array_equal(batch.images.numpy(), _expected(raw_dataset, batch))
+    assert torch.equal(
+        batch.labels, torch.from_numpy(ShardReader(raw_dataset, "train").class_indices)[batch.sample_ids]
+    )
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "original"])
+def test_the_graph_equals_pillows_decode_within_two_grey_levels(encoding, request):
+    dataset = request.getfixturevalue(f"{encoding}_dataset")
+    batch = _join(_take(_loader(dataset), 5))
+    scale = divisor(CONFIG, dataset.color_basis)[:, None, None]
+    difference = np.abs(batch.images.numpy() - _expected(dataset, batch)) * scale
+    assert difference.max() <= 2.01, "both decode by libjpeg-turbo; chroma upsampling rounds differently at edges"
+
+
+def test_evaluation_reads_each_sample_once_by_any_world(raw_dataset):
+    for world in (1, 2, 3, 12):
+        loaders = [
+            EvalLoader(raw_dataset, "val", batch_size=3, rank=r, world_size=world, augmentation=CONFIG)
+            for r in range(world)
+        ]
+        batch = _join([batch for loader in loaders for batch in loader])
+        assert batch.sample_ids.tolist() == list(range(10))
+        center = center_parameters(CONFIG, raw_dataset.color_basis, 32, 10)
+        pixels = _decoded(raw_dataset, "val", np.arange(10))
+        assert np.array_equal(
+            batch.images.numpy(), augment(pixels, center, 28, divisor(CONFIG, raw_dataset.color_basis))
+        )
+
+
+@pytest.mark.parametrize("fixture", ["raw_dataset", "jpeg_dataset"])
+def test_four_ranks_and_another_thread_count_give_the_same_bits(fixture, request):
+    dataset = request.getfixturevalue(fixture)
+    alone = _take(_loader(dataset, threads=3), 6)
+    ranks = [_take(_loader(dataset, rank=rank, world=4), 6) for rank in range(4)]
+    for step, whole in enumerate(alone):
+        assert _equal(whole, _join([batches[step] for batches in ranks]))
+
+
+def test_a_loader_resumes_at_any_sample_on_another_world(raw_dataset):
+    straight = _join(_take(_loader(raw_dataset, batch=12), 10))
+    first = _loader(raw_dataset, batch=12)
+    before = [next(first) for _ in range(3)]
+    state = first.state_dict()
+    first.close()
+    assert state == {"samples_seen": 36}
+    # Another global batch from here on: 28 is uneven over three ranks.
+    ranks = [_loader(raw_dataset, batch=28, rank=r, world=3, samples_seen=36) for r in range(3)]
+    after = [next(loader) for _ in range(3) for loader in ranks]
+    assert _equal(straight, _join(before + after))
+
+
+def test_load_state_dict_goes_back(raw_dataset):
+    loader = _loader(raw_dataset)
+    batches = [next(loader) for _ in range(4)]
+    loader.load_state_dict({"samples_seen": 20})
+    assert _equal(next(loader), batches[2])
+    assert loader.samples_seen == 30
+    loader.close()
+
+
+def test_two_loaders_do_not_disturb_each_other(raw_dataset):
+    alone = _take(_loader(raw_dataset), 4)
+    loader = _loader(raw_dataset)
+    for expected in alone:
+        assert _equal(next(loader), expected)
+        assert len(list(EvalLoader(raw_dataset, "val", batch_size=5, augmentation=CONFIG))) == 2
+    loader.close()
+
+
+def test_a_batch_owns_its_memory(raw_dataset):
+    loader = _loader(raw_dataset)
+    first = next(loader)
+    kept = first.images.clone()
+    for _ in range(6):
+        next(loader)
+    assert torch.equal(first.images, kept)
+    loader.close()
+
+
+def _copy(dataset: Dataset, folder) -> Dataset:
+    import shutil
+
+    shutil.copytree(dataset.path, folder)
+    return Dataset.open(folder)
+
+
+def test_a_changed_byte_is_reported_with_shard_and_key(raw_dataset, tmp_path):
+    dataset = _copy(raw_dataset, tmp_path / "copy")
+    row = dataset.manifest("train").to_pylist()[5]
+    path = dataset.path / row["shard"]
+    content = bytearray(path.read_bytes())
+    content[row["offset"] + 1000] ^= 1
+    path.write_bytes(content)
+    loader = _loader(dataset, batch=41)
+    with pytest.raises(InputError, match=f"sample {row['key']} of .*{row['shard']} has changed"):
+        next(loader)
+
+
+def test_a_missing_shard_is_named(raw_dataset, tmp_path):
+    dataset = _copy(raw_dataset, tmp_path / "copy")
+    (dataset.path / "train-000001.tar").unlink()
+    with pytest.raises(InputError, match=r"shard .*train-000001.tar can't be read"):
+        next(_loader(dataset, batch=41))
+
+
+def test_more_workers_than_samples_in_a_batch_are_refused(raw_dataset):
+    with pytest.raises(InputError, match="global batch of 2 can't be shared by 3 workers"):
+        _loader(raw_dataset, batch=2, world=3)
+
+
+def test_a_crop_larger_than_the_pictures_is_refused(raw_dataset):
+    with pytest.raises(InputError, match="crop_size is 224"):
+        _loader(raw_dataset, augmentation=AugmentationConfig(crop_size=224))
+
+
+@pytest.mark.gpu
+def test_the_gpu_graph_equals_the_reference(raw_dataset):
+    loader = TrainLoader(raw_dataset, global_batch_size=10, seed=SEED, augmentation=CONFIG, device="gpu")
+    batch = next(loader)
+    assert batch.images.is_cuda and batch.labels.is_cuda
+    np.testing.assert_allclose(batch.images.cpu().numpy(), _expected(raw_dataset, batch), rtol=0, atol=1e-6)
+    loader.close()

@@ -1,0 +1,211 @@
+"""The offline stage: the same bytes for any number of workers, and after any interruption."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from coded_source import NUM_CLASSES, CodedSource, coded_pixels
+
+from pipeline.command import InputError
+from pipeline.dataset import Dataset
+from pipeline.encode import EncodingConfig
+from pipeline.shard_reader import ShardReader
+from pipeline.sharding import ShardingConfig, shard_dataset, split_validation
+
+RAW = ShardingConfig(encoding=EncodingConfig(encoding="raw", size=None), samples_per_shard=8)
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Relative path -> hash of every file below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    shard_dataset(CodedSource(out), out, RAW, num_workers=1)
+    return out
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_workers(undisturbed, tmp_path):
+    shard_dataset(CodedSource(tmp_path), tmp_path, RAW, num_workers=3)
+    assert digest(tmp_path) == digest(undisturbed)
+
+
+def test_the_manifest_leads_to_every_sample(undisturbed):
+    dataset = Dataset.open(undisturbed)
+    for split, first in (("train", 0), ("val", 1_000_000)):
+        reader, manifest = ShardReader(dataset, split), dataset.manifest(split)
+        numbers = [int(source.split("/")[1]) for source in manifest["source"].to_pylist()]
+        assert sorted(numbers) == list(range(manifest.num_rows))
+        assert numbers != sorted(numbers), "the samples are not shuffled"
+        for sample_id, number in enumerate(numbers):
+            assert np.array_equal(reader.read(sample_id), coded_pixels(first + number, 16))
+            assert reader.class_indices[sample_id] == number % NUM_CLASSES
+
+
+def test_the_hashes_in_dataset_json_are_those_of_all_files(undisturbed):
+    document = json.loads((undisturbed / "dataset.json").read_text())
+    found = digest(undisturbed)
+    del found["dataset.json"]
+    assert {name: entry["sha256"] for name, entry in document["files"].items()} == found
+    sizes = {name: (undisturbed / name).stat().st_size for name in found}
+    assert {name: entry["num_bytes"] for name, entry in document["files"].items()} == sizes
+
+
+def test_another_seed_shuffles_otherwise(undisturbed, tmp_path):
+    other = ShardingConfig(encoding=RAW.encoding, samples_per_shard=8, seed=1)
+    shard_dataset(CodedSource(tmp_path), tmp_path, other, num_workers=1)
+    assert (
+        Dataset.open(tmp_path).manifest("train")["source"].to_pylist()
+        != Dataset.open(undisturbed).manifest("train")["source"].to_pylist()
+    )
+
+
+SLOW_RUN = """
+import sys
+from pathlib import Path
+from pipeline.command import run_command
+from pipeline.sharding import shard_dataset
+from test_sharding import RAW, SlowSource
+def main(argv):
+    shard_dataset(SlowSource(Path(".")), Path(sys.argv[1]), RAW, num_workers=2)
+    return 0
+if __name__ == "__main__":
+    run_command(main)
+"""
+
+
+class SlowSource(CodedSource):
+    """Takes 20 ms a picture, so that a run can be killed in the middle."""
+
+    def read(self, file, offset, num_bytes):
+        time.sleep(0.02)
+        return super().read(file, offset, num_bytes)
+
+
+def _start(out: Path, tmp_path: Path) -> subprocess.Popen:
+    script = tmp_path / "run.py"
+    script.write_text(SLOW_RUN)
+    return subprocess.Popen(
+        [sys.executable, str(script), str(out)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def _wait_until(condition, process: subprocess.Popen) -> None:
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be disturbed"
+        time.sleep(0.005)
+
+
+def _one_done_one_under_way(out: Path):
+    return lambda: list(out.glob(".partial/*-??????.json")) and list(out.glob(".*.tar.*.tmp"))
+
+
+def _children(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()]
+
+
+def test_a_killed_run_is_finished_by_the_same_command(undisturbed, tmp_path):
+    out = tmp_path / "out"
+    process = _start(out, tmp_path)
+    _wait_until(_one_done_one_under_way(out), process)
+    workers = _children(process.pid)
+    process.kill()
+    process.wait()
+    assert not (out / "dataset.json").exists()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline, "workers outlived their parent"
+        time.sleep(0.05)
+    finished = {path.name: path.stat().st_mtime_ns for path in (out / ".partial").glob("*-??????.json")}
+    shard_dataset(SlowSource(out), out, RAW, num_workers=2)
+    assert digest(out) == digest(undisturbed)
+    assert finished
+    for name in finished:
+        tar = out / name.replace(".json", ".tar")
+        assert tar.stat().st_mtime_ns <= finished[name], "a finished shard was written again"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_leaves_nothing_half_written(tmp_path, signum):
+    out = tmp_path / "out"
+    process = _start(out, tmp_path)
+    _wait_until(_one_done_one_under_way(out), process)
+    process.send_signal(signum)
+    assert process.wait(timeout=10) == 128 + signum
+    assert not list(out.rglob(".*.tmp"))
+    assert not (out / "dataset.json").exists()
+
+
+def test_two_runs_into_one_folder_are_refused(tmp_path):
+    out = tmp_path / "out"
+    process = _start(out, tmp_path)
+    try:
+        _wait_until(_one_done_one_under_way(out), process)
+        with pytest.raises(InputError, match="another run is writing"):
+            shard_dataset(SlowSource(out), out, RAW, num_workers=1)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_an_interrupted_run_is_not_mixed_with_another_plan(tmp_path):
+    out = tmp_path / "out"
+    process = _start(out, tmp_path)
+    _wait_until(_one_done_one_under_way(out), process)
+    process.kill()
+    process.wait()
+    other = ShardingConfig(encoding=RAW.encoding, samples_per_shard=8, seed=1)
+    with pytest.raises(InputError, match="interrupted run with other seed"):
+        shard_dataset(SlowSource(out), out, other, num_workers=1)
+
+
+def test_a_finished_dataset_and_a_foreign_folder_are_left_alone(undisturbed, tmp_path):
+    with pytest.raises(InputError, match="already holds a finished dataset"):
+        shard_dataset(CodedSource(undisturbed), undisturbed, RAW, num_workers=1)
+    (tmp_path / "thesis.tex").write_text("dear reader")
+    with pytest.raises(InputError, match="is not empty"):
+        shard_dataset(CodedSource(tmp_path), tmp_path, RAW, num_workers=1)
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+class BrokenSource(CodedSource):
+    """Every tenth training picture is no picture."""
+
+    def read(self, file, offset, num_bytes):
+        return b"rubbish" if offset % 10 == 0 and offset < 1_000_000 else super().read(file, offset, num_bytes)
+
+
+def test_rejects_are_listed_counted_and_limited(tmp_path):
+    config = ShardingConfig(encoding=RAW.encoding, samples_per_shard=8, max_rejects=0.1)
+    document = shard_dataset(BrokenSource(tmp_path), tmp_path / "tolerant", config, num_workers=1)
+    assert document["num_rejects"] == 4
+    assert document["splits"]["train"]["num_samples"] == 36
+    rejects = pq.read_table(tmp_path / "tolerant" / "rejects.parquet").to_pylist()
+    assert sorted(row["source"] for row in rejects) == ["train/0", "train/10", "train/20", "train/30"]
+    assert {row["reason"] for row in rejects} == {"undecodable"}
+    with pytest.raises(InputError, match=r"4 of 50 pictures were rejected \(4 undecodable"):
+        shard_dataset(BrokenSource(tmp_path), tmp_path / "strict", RAW, num_workers=1)
+    assert not (tmp_path / "strict" / "dataset.json").exists()
+
+
+def test_a_source_without_val_gives_a_stratified_part_of_train(tmp_path):
+    listing = CodedSource(tmp_path, num_train=200, num_val=0).list_samples()
+    splits = split_validation(listing, ShardingConfig(encoding=RAW.encoding, val_fraction=0.1))
+    assert splits["train"].num_rows == 180
+    assert np.bincount(splits["val"]["class_index"]).tolist() == [5] * NUM_CLASSES
+    sources = splits["train"]["source"].to_pylist() + splits["val"]["source"].to_pylist()
+    assert sorted(sources) == sorted(listing.splits["train"]["source"].to_pylist())
