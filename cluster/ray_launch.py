@@ -1,7 +1,8 @@
 """Launch the worker loop on Ray Train: on the cluster of a submitted job, or on a local Ray of its own.
 
 Ray brings placement and process groups. It carries no images, no metrics and no checkpoints: the run folder, which all
-workers see, holds them.
+workers see, holds them. Nor does it carry the workers' output: what a person needs to know is in the run's log, and Ray's own
+actors talk too much; all of it is in Ray's log folder.
 """
 
 import contextlib
@@ -49,9 +50,9 @@ def ray_session() -> Iterator[bool]:
     embedded = "RAY_ADDRESS" not in os.environ
     try:
         if embedded:
-            ray.init(address="local", include_dashboard=False, log_to_driver=True, logging_level=logging.WARNING)
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
         else:
-            ray.init(logging_level=logging.WARNING)
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
     except ConnectionError as error:
         raise InputError(
             f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}; start it, or unset the variable"

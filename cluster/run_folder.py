@@ -65,8 +65,8 @@ class RunFolder:
         return cls(path.absolute(), document)
 
     @classmethod
-    def create_or_resume(cls, path: Path, config: TrainingConfig, dataset: Dataset) -> "RunFolder":
-        """Open the run, or write its `config.json`.
+    def resume(cls, path: Path, config: TrainingConfig, dataset: Dataset) -> "RunFolder | None":
+        """Open the run of a recipe on a dataset, or return None where the folder is free for it.
 
         Raises:
             InputError: The folder holds another run, or something else.
@@ -77,6 +77,11 @@ class RunFolder:
             return run
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(f"{path} is in use but holds no run; choose another run folder")
+        return None
+
+    @classmethod
+    def create(cls, path: Path, config: TrainingConfig, dataset: Dataset) -> "RunFolder":
+        """Begin a run: write its `config.json`."""
         document = {
             "recipe": config.to_json(),
             "dataset": {"path": str(dataset.path), "sha256": dataset.sha256, "wnids": dataset.wnids},

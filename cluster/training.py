@@ -8,6 +8,7 @@ is the order of floating-point sums.
 
 import dataclasses
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class Trainer:
         self._restore()
         self._parallel: nn.Module = self._model
         if world.world_size > 1:
-            self._parallel = DistributedDataParallel(self._model, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self._parallel = DistributedDataParallel(self._model, gradient_as_bucket_view=True)
         self._loader = TrainLoader(
             dataset,
             global_batch_size=config.global_batch_size,
@@ -197,7 +198,12 @@ class Trainer:
             self._run.checkpoints.save(self._state(), self._step)
 
     def _restore(self) -> None:
-        state = self._run.checkpoints.load_latest()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            state = self._run.checkpoints.load_latest()
+        if self._log is not None:
+            for warning in caught:
+                self._log.write("warning", message=str(warning.message))
         if state is None:
             return
         self._model.load_state_dict(state["model"])

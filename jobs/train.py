@@ -71,13 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     data, run_path = _paths(arguments)
     dataset = Dataset.open(data)
     check_fits(config, dataset, arguments.workers or 1)
-    run = RunFolder.create_or_resume(run_path, config, dataset)
-    if run.result is not None:
+    run = RunFolder.resume(run_path, config, dataset)
+    if run is not None and run.result is not None:
         sys.stdout.write(f"{run_path} is finished already: {_evaluate_hint(data, run_path)}\n")
         return 0
     with ray_session() as is_local:
         placement = place_workers(alive_nodes(), arguments.workers, arguments.cpus_per_worker)
         check_fits(config, dataset, placement.num_workers)
+        run = run or RunFolder.create(run_path, config, dataset)
         total_steps = config.total_steps(dataset.num_samples("train"))
         sys.stdout.write(
             f"training {config.name} ({config.model.name}) on {data}: {dataset.num_samples('train'):,} samples, "

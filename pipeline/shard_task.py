@@ -5,13 +5,8 @@ manifest rows, rejects and pixel sums until all shards are there to be merged.
 """
 
 import json
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from pipeline.command import InputError
 from pipeline.encode import EncodingConfig, RejectedPicture, store_picture
 from pipeline.files import atomic_file, write_json, write_table
 from pipeline.manifest import MANIFEST_SCHEMA, REJECTS_SCHEMA
 from pipeline.shard_writer import ShardWriter, WrittenFile
 from pipeline.sources.base import Source
 from pipeline.statistics import PixelSums
+from pipeline.worker_pool import worker_pool
 
 
 @dataclass(frozen=True)
@@ -138,28 +133,19 @@ def run_tasks(
     Raises:
         InputError: A worker process was killed.
     """
-    finished = [task for task in tasks if (partial / f"{task.name}.json").exists()]
-    for task in finished:
-        yield ShardRecord.load(partial, task.name)
-    done = {task.name for task in finished}
-    waiting = [task for task in tasks if task.name not in done]
+    waiting = []
+    for task in tasks:
+        if (partial / f"{task.name}.json").exists():
+            yield ShardRecord.load(partial, task.name)
+        else:
+            waiting.append(task)
     _remove_leftovers(out, partial)
-    # Not forked: the parent may hold threads, and a fresh process inherits no signal handler.
-    pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
     try:
-        futures = [pool.submit(write_shard, task, source, encoding, out, partial) for task in waiting]
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise InputError(
-            "a worker process was killed (out of memory?); run the same command again to resume"
-        ) from error
-    except BaseException:
-        for process in multiprocessing.active_children():
-            process.terminate()
-        raise
+        with worker_pool(num_workers) as pool:
+            futures = [pool.submit(write_shard, task, source, encoding, out, partial) for task in waiting]
+            for future in as_completed(futures):
+                yield future.result()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
         _remove_leftovers(out, partial)
 
 
@@ -168,17 +154,3 @@ def _remove_leftovers(*folders: Path) -> None:
     for folder in folders:
         for path in folder.glob(".*.tmp"):
             path.unlink(missing_ok=True)
-
-
-def _start_worker() -> None:
-    """Let a worker process die with its parent, and at once on Ctrl-C: the parent tidies up."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()

@@ -59,28 +59,29 @@ class ClassFolders:
     def _list_split(self, split_folder: Path, class_index: dict[str, int]) -> pa.Table:
         rows = []
         for class_folder in _subfolders(split_folder):
-            paths = list(_pictures(class_folder))
-            if not paths:
+            pictures = list(_pictures(class_folder))
+            if not pictures:
                 raise InputError(
-                    f"{class_folder} holds no picture ({' '.join(EXTENSIONS)}); each folder there is a class: "
+                    f"{class_folder} holds no picture ({' '.join(EXTENSIONS)}), but each folder there is a class; "
                     "fill it or remove it"
                 )
-            rows += [(path, class_index[class_folder.name], os.stat(path).st_size) for path in paths]
+            wnid = class_folder.name
+            rows += [(f"{wnid}/{name}", class_index[wnid], (class_folder / name).stat().st_size) for name in pictures]
         rows.sort()
-        start_of_source, start_of_file = len(str(split_folder)) + 1, len(str(self.root)) + 1
+        parent = "" if split_folder == self.root else f"{split_folder.name}/"
         try:
             return pa.table(
                 {
-                    "source": [path[start_of_source:] for path, _, _ in rows],
+                    "source": [source for source, _, _ in rows],
                     "class_index": [label for _, label, _ in rows],
-                    "file": [path[start_of_file:] for path, _, _ in rows],
+                    "file": [parent + source for source, _, _ in rows],
                     "offset": [0] * len(rows),
                     "num_bytes": [num_bytes for _, _, num_bytes in rows],
                 },
                 schema=SAMPLE_SCHEMA,
             )
         except UnicodeEncodeError as error:
-            raise InputError(f"a file name is not UTF-8: {ascii(error.object)}; rename the file") from error
+            raise InputError(f"a file name is not UTF-8: {error.object!a}; rename the file") from error
 
     def _class_names(self) -> dict[str, str]:
         path = self.root / CLASS_NAMES
@@ -103,10 +104,11 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _pictures(folder: Path) -> Iterator[str]:
-    """Yield the paths of all pictures below a folder, in the file system's order."""
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
+def _pictures(class_folder: Path) -> Iterator[str]:
+    """Yield the names of all pictures below a class folder, relative to it, in the file system's order."""
+    start = len(str(class_folder)) + 1
+    for parent, subfolders, names in os.walk(class_folder, followlinks=True):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
             if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
-                yield os.path.join(parent, name)
+                yield os.path.join(parent, name)[start:]

@@ -1,8 +1,8 @@
 """IDX files, the format of MNIST and its successors: stored grey pixels and labels, in .gz files or not.
 
 `train-images-idx3-ubyte` and `train-labels-idx1-ubyte` are the split `train`, `t10k-...` is `test`. A file is a magic
-number (two zero bytes, the type 8 for uint8, the number of dimensions), each dimension as a big-endian 32-bit integer, and
-the bytes: LeCun, Cortes, Burges, "The MNIST database". classes.txt beside them may name the classes, one a line.
+number (two zero bytes, the type 8 for uint8, the number of dimensions), each dimension as a big-endian 32-bit integer,
+and the bytes: LeCun, Cortes, Burges, "The MNIST database". classes.txt beside them may name the classes, one a line.
 """
 
 import gzip

@@ -1,0 +1,128 @@
+"""A Ray head on this machine, started from this environment and stopped by the ids of its own processes.
+
+It has ports and a folder of its own, so it neither meets nor ends another Ray. `ray stop` would end every Ray of the machine.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from pipeline.command import InputError
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_START_SECONDS = 90
+_STOP_SECONDS = 15
+
+
+def environment() -> dict[str, str]:
+    """Return the environment to start Ray in: this interpreter's folder first on PATH, where jobs find their `python`."""
+    own = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "RAY_AUTH_MODE": "disabled",  # else a token file of another Ray could lock this one
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    return os.environ | own
+
+
+def running_address() -> str | None:
+    """Return the address of a Ray whose job server answers (RAY_API_SERVER_ADDRESS, or the default port), or None."""
+    address = os.environ.get("RAY_API_SERVER_ADDRESS", DEFAULT_ADDRESS)
+    return address if _answers(address) else None
+
+
+@contextlib.contextmanager
+def local_ray(num_cpus: int | None = None, working_directory: Path | None = None) -> Iterator[str]:
+    """Run a Ray head while the block runs.
+
+    Args:
+        num_cpus: That it says it has; by default those of the machine.
+        working_directory: Where it is started; jobs without a `--working-dir` run there.
+
+    Yields:
+        The address of its job server.
+
+    Raises:
+        InputError: It did not start.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Unix sockets below it may have 107 characters
+    address = f"http://127.0.0.1:{_free_port()}"
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"]
+    command += [f"--port={_free_port()}", f"--dashboard-port={address.rsplit(':', 1)[1]}", f"--temp-dir={folder}"]
+    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
+    command += [f"--num-cpus={num_cpus}"] if num_cpus is not None else []
+    log = folder / "start.log"
+    with open(log, "wb") as output:
+        head = subprocess.Popen(
+            command,
+            env=environment(),
+            cwd=working_directory,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the block; Ray is stopped below
+        )
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while not _answers(address):
+            if head.poll() is not None or time.monotonic() > deadline:
+                raise InputError(f"a local Ray did not start: {_last_line(log)}")
+            time.sleep(0.2)
+        yield address
+    finally:
+        _stop(head)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/api/version", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (OSError, urllib.error.URLError, ValueError):
+        return False
+
+
+def _stop(head: "subprocess.Popen[bytes]") -> None:
+    """End the head and everything that it started."""
+    try:
+        processes = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        processes = []
+    # Those that have left the tree (their parent died) are still in the session that the head began.
+    processes += [p for p in psutil.process_iter() if _session(p) == head.pid and p not in processes]
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=_STOP_SECONDS)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    head.wait()
+
+
+def _session(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except OSError:
+        return None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"

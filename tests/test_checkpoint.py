@@ -1,0 +1,67 @@
+"""Checkpoints: whole or not there; torn and tampered ones are passed over with a warning."""
+
+import pytest
+import torch
+
+from cluster.checkpoint import CheckpointStore
+
+
+def _store(tmp_path, steps=(1, 2, 3), num_kept=2) -> CheckpointStore:
+    store = CheckpointStore(tmp_path, num_kept)
+    for step in steps:
+        store.save({"step": step, "weights": torch.full((3,), float(step))}, step)
+    return store
+
+
+def test_the_latest_is_loaded_and_old_ones_are_removed(tmp_path):
+    state = _store(tmp_path).load_latest()
+    assert state["step"] == 3 and torch.equal(state["weights"], torch.full((3,), 3.0))
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["step-00000002.pt", "step-00000003.pt"]
+
+
+def test_an_empty_folder_has_none(tmp_path):
+    store = CheckpointStore(tmp_path / "none", 2)
+    assert store.load_latest() is None and store.load_best() is None
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "hash"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage):
+    store = _store(tmp_path)
+    path = tmp_path / "step-00000003.pt"
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "remove":
+        path.unlink()
+    else:
+        path.with_suffix(".json").write_text("{")
+    with pytest.warns(UserWarning, match=r"step-00000003 .*passed over"):
+        assert store.load_latest()["step"] == 2
+
+
+def test_weights_without_a_hash_do_not_count(tmp_path):
+    store = _store(tmp_path)
+    (tmp_path / "step-00000003.json").unlink()
+    assert store.load_latest()["step"] == 2
+
+
+def test_the_best_stays_beside_the_latest(tmp_path):
+    store = _store(tmp_path)
+    store.save_best({"step": 1}, 1)
+    store.save({"step": 4}, 4)
+    assert store.load_best()["step"] == 1
+
+
+def test_pickles_that_run_code_are_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "pwned"), "w"))
+
+    store = CheckpointStore(tmp_path, 2)
+    store.save({"step": Evil()}, 1)
+    with pytest.raises(Exception, match="[Ww]eights"):
+        store.load_latest()
+    assert not (tmp_path / "pwned").exists()

@@ -1,0 +1,68 @@
+"""Workers are placed by what the nodes have; what doesn't fit is answered with what does."""
+
+import pytest
+
+from cluster.placement import Placement, cpus_per_worker, place_workers
+from pipeline.command import InputError
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "expected"),
+    [
+        ([2], 1, 2),
+        ([2], 2, 1),
+        ([8], 3, 2),
+        ([4, 4], 1, 4),
+        ([4, 4], 2, 4),
+        ([4, 4], 3, 2),
+        ([3, 3], 4, 1),
+        ([16, 2], 2, 8),
+    ],
+)
+def test_workers_get_as_many_whole_cpus_as_fit(nodes, workers, expected):
+    assert cpus_per_worker(nodes, workers, None) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "requested", "way_out"),
+    [
+        ([2], 4, None, "use --workers 2, or --cpus-per-worker 0.5"),
+        ([2], 4, 1.0, "use --workers 2, or --cpus-per-worker 0.5"),
+        ([2], 3, None, "use --workers 2, or --cpus-per-worker 0.66"),
+        ([4, 4], 2, 8.0, "use --workers 1, or --cpus-per-worker 4"),
+        ([2, 1], 4, None, "use --workers 3, or --cpus-per-worker 0.66"),
+    ],
+)
+def test_what_does_not_fit_names_the_way_out(nodes, workers, requested, way_out):
+    with pytest.raises(InputError, match=way_out):
+        cpus_per_worker(nodes, workers, requested)
+
+
+@pytest.mark.parametrize("workers", range(1, 9))
+def test_the_way_out_fits(workers):
+    with pytest.raises(InputError) as refused:
+        cpus_per_worker([2, 3], workers, 4.0)
+    share = float(str(refused.value).rsplit(" ", 1)[1])
+    assert cpus_per_worker([2, 3], workers, share) == share
+
+
+def test_gpus_decide_where_there_are_any():
+    nodes = [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 4.0}]
+    assert place_workers(nodes, None, None) == Placement(8, 2.0, 1)
+    assert place_workers(nodes, 2, None) == Placement(2, 8.0, 1)
+    with pytest.raises(InputError, match="the cluster has 8; use --workers 8"):
+        place_workers(nodes, 9, None)
+
+
+def test_without_gpus_there_is_one_worker_per_node():
+    assert place_workers([{"CPU": 4.0}, {"CPU": 4.0}], None, None) == Placement(2, 4.0, 0)
+
+
+def test_threads_follow_the_cpus():
+    assert Placement(1, 2.0, 0).num_threads == 2
+    assert Placement(4, 0.5, 0).num_threads == 1
+
+
+def test_no_cpus_at_all_is_refused():
+    with pytest.raises(InputError, match="must be above 0"):
+        cpus_per_worker([2], 1, 0.0)

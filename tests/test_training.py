@@ -1,0 +1,166 @@
+"""The worker loop: the same numbers straight or resumed, alone or among others."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.config import TrainingConfig
+from cluster.run_folder import RunFolder
+from cluster.training import Trainer, check_fits
+from cluster.world import World
+from model.alexnet import ModelConfig
+from model.optim import OptimizerConfig
+from pipeline.augmentation import AugmentationConfig
+from pipeline.command import InputError
+
+ALONE = World(0, 1, torch.device("cpu"))
+CONFIG = TrainingConfig(
+    name="test",
+    model=ModelConfig(name="alexnet_small"),
+    optimizer=OptimizerConfig(learning_rate=0.01, warmup=0.2, schedule="cosine"),
+    augmentation=AugmentationConfig(crop_size=28),
+    global_batch_size=12,
+    num_epochs=3,  # 10 steps of 12 over 41 samples, with batches that straddle epochs
+    precision="float64",
+    checkpoint_interval=4,
+)
+
+
+def _entries(run: RunFolder, kind: str) -> list[dict]:
+    lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def _losses(run: RunFolder) -> list[float]:
+    return [loss for line in _entries(run, "step") for loss in line["losses"]]
+
+
+@pytest.fixture(scope="module")
+def straight(raw_dataset, tmp_path_factory) -> RunFolder:
+    run = RunFolder.create(tmp_path_factory.mktemp("run") / "straight", CONFIG, raw_dataset)
+    trainer = Trainer(raw_dataset, run, ALONE)
+    trainer.run()
+    trainer.close()
+    return run
+
+
+def test_a_run_logs_every_step_evaluates_and_finishes(straight, raw_dataset):
+    assert len(_losses(straight)) == CONFIG.total_steps(41) == 10
+    assert straight.result["num_steps"] == 10
+    evaluations = _entries(straight, "evaluation")
+    assert [entry["step"] for entry in evaluations] == [3, 6, 9, 10]
+    assert {entry["num_samples"] for entry in evaluations} == {10}
+    best = max(entry["top1"] for entry in evaluations)
+    assert straight.result["best_val_top1"] == best
+
+
+def test_a_resumed_run_has_the_same_losses_and_weights(straight, raw_dataset, tmp_path):
+    run = RunFolder.create(tmp_path / "resumed", CONFIG, raw_dataset)
+    interrupted = Trainer(raw_dataset, run, ALONE)
+    for _ in range(6):  # past the checkpoint at step 4: two steps are lost and done again
+        interrupted._train_step(next(interrupted._loader))
+        if interrupted._step == 4:
+            interrupted._save_checkpoint()
+    interrupted.close()
+    resumed = Trainer(raw_dataset, run, ALONE)
+    assert resumed._step == 4
+    resumed.run()
+    resumed.close()
+    assert _losses(run) == _losses(straight)[4:]
+    left, right = straight.checkpoints.load_latest(), run.checkpoints.load_latest()
+    assert left["samples_seen"] == right["samples_seen"] == 120
+    for name, weights in left["model"].items():
+        assert torch.equal(weights, right["model"][name]), name
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("world_size", [2, 5])
+def test_several_workers_train_the_same_run(straight, raw_dataset, tmp_path, world_size):
+    run = RunFolder.create(tmp_path / "run", CONFIG, raw_dataset)
+    script, port = Path(__file__).parent / "worker_process.py", _free_port()
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, script, *map(str, (rank, world_size, port, raw_dataset.path, run.path))], env=environment
+        )
+        for rank in range(world_size)
+    ]
+    assert [worker.wait(timeout=120) for worker in workers] == [0] * world_size
+    np.testing.assert_allclose(_losses(run), _losses(straight), rtol=1e-8)
+    mine, theirs = _entries(run, "evaluation"), _entries(straight, "evaluation")
+    assert [entry["num_samples"] for entry in mine] == [entry["num_samples"] for entry in theirs]
+    np.testing.assert_allclose([e["loss"] for e in mine], [e["loss"] for e in theirs], rtol=1e-6)
+    left, right = straight.checkpoints.load_latest()["model"], run.checkpoints.load_latest()["model"]
+    for name, weights in left.items():
+        torch.testing.assert_close(right[name], weights, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_other_precisions_train(raw_dataset, tmp_path, precision):
+    config = dataclasses.replace(CONFIG, precision=precision, num_epochs=0.5)
+    run = RunFolder.create(tmp_path, config, raw_dataset)
+    trainer = Trainer(raw_dataset, run, ALONE)
+    trainer.run()
+    trainer.close()
+    weights = run.checkpoints.load_latest()["model"]
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert np.isfinite(_losses(run)).all()
+
+
+def test_a_diverging_run_ends_with_advice(raw_dataset, tmp_path):
+    config = dataclasses.replace(CONFIG, optimizer=OptimizerConfig(learning_rate=1e12), precision="float32")
+    trainer = Trainer(raw_dataset, RunFolder.create(tmp_path, config, raw_dataset), ALONE)
+    with pytest.raises(InputError, match=r"lower the rate: --optimizer.learning-rate"):
+        trainer.run()
+    trainer.close()
+
+
+def test_what_does_not_fit_is_refused_before_the_start(raw_dataset):
+    with pytest.raises(InputError, match="20 workers can't share a global batch of 12"):
+        check_fits(CONFIG, raw_dataset, num_workers=20)
+    large = dataclasses.replace(CONFIG, augmentation=AugmentationConfig(crop_size=224))
+    with pytest.raises(InputError, match="recipe test does not fit .*crop_size is 224"):
+        check_fits(large, raw_dataset, num_workers=1)
+    deep = dataclasses.replace(CONFIG, model=ModelConfig(name="alexnet_2012"))
+    with pytest.raises(InputError, match="alexnet_2012 is made for 224"):
+        check_fits(deep, raw_dataset, num_workers=1)
+
+
+def test_a_run_folder_refuses_another_recipe_dataset_or_content(straight, raw_dataset, jpeg_dataset, tmp_path):
+    assert RunFolder.resume(straight.path, CONFIG, raw_dataset).config == CONFIG
+    assert RunFolder.resume(tmp_path / "new", CONFIG, raw_dataset) is None
+    other = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, learning_rate=0.5))
+    with pytest.raises(InputError, match=r"another recipe \(optimizer.learning_rate 0.01 -> 0.5\)"):
+        RunFolder.resume(straight.path, other, raw_dataset)
+    with pytest.raises(InputError, match="on another dataset"):
+        RunFolder.resume(straight.path, CONFIG, jpeg_dataset)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="in use but holds no run"):
+        RunFolder.resume(tmp_path, CONFIG, raw_dataset)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"global_batch_size": 0}, "global_batch_size=0"),
+        ({"num_epochs": 0}, "num_epochs=0"),
+        ({"precision": "float16"}, "precision='float16': must be one of float32, bfloat16, float64"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_wrong_fields_of_a_recipe_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **fields)
