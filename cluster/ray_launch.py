@@ -8,7 +8,10 @@ actors talk too much; all of it is in Ray's log folder.
 import contextlib
 import logging
 import os
+import signal
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ from ray.train.torch import TorchTrainer, get_device
 from cluster.placement import Placement
 from cluster.training import train
 from cluster.world import World
-from pipeline.command import InputError
+from pipeline.command import InputError, Terminated, raise_terminated
 
 # glibc returns a model's large activations to the kernel after each step and faults them in again; kept, a step of the
 # grouped net on two cores is 1.4 to 1.7 times as fast.
@@ -57,8 +60,12 @@ def ray_session() -> Iterator[bool]:
         raise InputError(
             f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}; start it, or unset the variable"
         ) from error
+    signal.signal(signal.SIGTERM, raise_terminated)  # Ray has put its own in place, which aborts the process
     try:
         yield embedded
+    except (KeyboardInterrupt, Terminated):
+        sys.stderr.write("stopping the workers\n")
+        raise
     finally:
         ray.shutdown()
 
@@ -93,10 +100,24 @@ def launch(dataset_path: Path, run_path: Path, placement: Placement) -> None:
                 worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]  # of the v2 API
             ),
         )
+        _fit(trainer)
+
+
+def _fit(trainer: TorchTrainer) -> None:
+    """Run the trainer in a thread of its own: in the main thread, Ray would take Ctrl-C for itself and end in its own time."""
+    failure: list[BaseException] = []
+
+    def fit() -> None:
         try:
             trainer.fit()
-        except ray.train.WorkerGroupError as error:
-            raise _explained(error) from error
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    thread.join()
+    if failure:
+        raise _explained(failure[0])
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -106,9 +127,10 @@ def _worker(config: dict[str, Any]) -> None:
     train(Path(config["dataset"]), Path(config["run"]), world)
 
 
-def _explained(error: ray.train.WorkerGroupError) -> Exception:
+def _explained(error: BaseException) -> BaseException:
     """Return the InputError that a worker raised, where one did; else the error itself."""
-    for failure in error.worker_failures.values():
+    failures = error.worker_failures.values() if isinstance(error, ray.train.WorkerGroupError) else ()
+    for failure in failures:
         cause: BaseException | None = failure
         while cause is not None:
             if isinstance(cause, InputError):

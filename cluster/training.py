@@ -174,6 +174,7 @@ class Trainer:
         """Evaluate on `val`, and keep the model if it is the best so far."""
         if "val" not in self._dataset.splits:
             return
+        began = time.perf_counter()
         result = evaluate(self._model, self._dataset, "val", self._config, self._world, self._run.color_basis)
         if self._log is not None:
             self._log.write("evaluation", step=self._step, **dataclasses.asdict(result))
@@ -181,8 +182,7 @@ class Trainer:
             self._best_top1 = result.top1
             if self._world.is_first:
                 self._run.checkpoints.save_best(self._state(), self._step)
-        # Evaluation is no part of the speed of training.
-        self._line_began = time.perf_counter()
+        self._line_began += time.perf_counter() - began  # evaluation is no part of the speed of training
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -98,10 +98,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[Arguments, TrainingConfig]:
     first.add_argument("--recipe", default=_DEFAULT_RECIPE)
     config = get_recipe(first.parse_known_args(argv)[0].recipe)
     default = _Command(arguments=Arguments(), config=config)
-    try:
-        command = tyro.cli(_Command, args=argv, default=default, description=__doc__)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    command = tyro.cli(_Command, args=argv, default=default, description=__doc__)
     return command.arguments, command.config
 
 

@@ -6,6 +6,7 @@ ImageNet in the user's cache folder and shards that.
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pipeline.manifest import DATASET_JSON
 from pipeline.sharding import ShardingConfig, shard_dataset
 from pipeline.sources.base import Source
 from pipeline.sources.detect import open_source
+from pipeline.sources.official import DEVKIT_ARCHIVE
 from pipeline.synthesize import synthesize
 
 _PICTURE_SIZE = 256  # of the 2012 paper
@@ -66,8 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (folder / DATASET_JSON).exists():
             sys.stdout.write(f"it is already there; train on it with\n  {_TRAIN}\n")
             return 0
-        if not embedded.source_folder().exists():
-            synthesize(embedded.source_folder())
+        if not (embedded.source_folder() / DEVKIT_ARCHIVE).exists():
+            shutil.rmtree(embedded.source_folder(), ignore_errors=True)  # killed while the archives were renamed
+            synthesize(embedded.source_folder(), workers=arguments.workers)
         source_path, size = embedded.source_folder(), size or embedded.STORED_SIZE
     elif arguments.out is None:
         raise InputError("OUT is missing: python -m pipeline.shard SOURCE OUT")

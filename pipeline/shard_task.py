@@ -79,8 +79,13 @@ class ShardRecord:
             return PixelSums.from_arrays(dict(arrays))
 
 
-def write_shard(task: ShardTask, source: Source, encoding: EncodingConfig, out: Path, partial: Path) -> ShardRecord:
-    """Write one shard, its index and its record; a pure function of the task and the source's bytes."""
+def write_shard(task: ShardTask, source: Source, encoding: EncodingConfig, out: Path, partial: Path) -> int:
+    """Write one shard, its index and its record; a pure function of the task and the source's bytes.
+
+    Returns:
+        The number of samples planned: little, for a process that is killed while it sends a long result would leave its
+        pool waiting for the rest.
+    """
     rows, rejects, sums = [], [], PixelSums()
     with ShardWriter(out, task.name) as writer:
         for index, row in enumerate(task.rows.to_pylist(), start=task.first_index):
@@ -122,13 +127,13 @@ def write_shard(task: ShardTask, source: Source, encoding: EncodingConfig, out: 
         rejects=pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA),
     )
     record.save(partial, task.name, sums)
-    return record
+    return record.num_planned
 
 
 def run_tasks(
     tasks: list[ShardTask], source: Source, encoding: EncodingConfig, out: Path, partial: Path, num_workers: int
-) -> Iterator[ShardRecord]:
-    """Write all shards that have no record yet and yield every shard's record, in no particular order.
+) -> Iterator[int]:
+    """Write all shards that have no record yet; yield every shard's number of planned samples as it is there.
 
     Raises:
         InputError: A worker process was killed.
@@ -136,7 +141,7 @@ def run_tasks(
     waiting = []
     for task in tasks:
         if (partial / f"{task.name}.json").exists():
-            yield ShardRecord.load(partial, task.name)
+            yield task.rows.num_rows
         else:
             waiting.append(task)
     _remove_leftovers(out, partial)

@@ -104,8 +104,8 @@ def shard_dataset(source: Source, out: Path, config: ShardingConfig, num_workers
         tasks = plan_shards(listing, splits, config)
         total = sum(table.num_rows for table in splits.values())
         with progress_bar(total, "sharding", "img", unit_scale=False) as bar:
-            for record in run_tasks(tasks, source, config.encoding, out, partial, num_workers):
-                bar.update(record.num_planned)
+            for num_planned in run_tasks(tasks, source, config.encoding, out, partial, num_workers):
+                bar.update(num_planned)
         document = _publish(out, partial, source, listing, splits, config, tasks)
     shutil.rmtree(partial)
     return document

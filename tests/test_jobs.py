@@ -1,0 +1,152 @@
+"""The jobs' command lines: wrong input gets one clear line and a status that is not 0, before anything is started."""
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from coded_source import CodedSource
+
+from cluster.run_folder import RunFolder
+from cluster.training import Trainer
+from cluster.world import World
+from jobs import evaluate, train
+from jobs.recipes import RECIPES, get_recipe
+from pipeline.command import InputError
+from pipeline.dataset import Dataset
+from pipeline.encode import EncodingConfig
+from pipeline.sharding import ShardingConfig, shard_dataset
+
+ROOT = Path(__file__).parent.parent
+SHORT = dataclasses.replace(get_recipe("small_demo"), num_epochs=1, global_batch_size=10)
+
+
+@pytest.fixture(scope="module")
+def trained(raw_dataset, tmp_path_factory) -> RunFolder:
+    run = RunFolder.create(tmp_path_factory.mktemp("runs") / "run", SHORT, raw_dataset)
+    trainer = Trainer(raw_dataset, run, World(0, 1, torch.device("cpu")))
+    trainer.run()
+    trainer.close()
+    return run
+
+
+def test_a_finished_run_says_so(trained, raw_dataset, capsys):
+    arguments = ["--data", str(raw_dataset.path), "--run", str(trained.path)]
+    status = train.main([*arguments, "--num-epochs", "1", "--global-batch-size", "10"])
+    assert status == 0
+    assert "is finished already: python jobs/evaluate.py" in capsys.readouterr().out
+
+
+def test_evaluate_ends_with_the_result(trained, raw_dataset, capsys):
+    assert evaluate.main(["--data", str(raw_dataset.path), "--run", str(trained.path)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    best = trained.result["best_val_top1"] * 100
+    assert last == f"top-1 {best:.2f} %  top-5 100.00 %  n=10"
+
+
+def test_evaluate_reads_the_split_it_is_told(trained, raw_dataset, capsys):
+    assert evaluate.main(["--data", str(raw_dataset.path), "--run", str(trained.path), "--split", "train"]) == 0
+    assert capsys.readouterr().out.endswith("n=41\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "/nowhere", "--run", "{tmp}/r"], "/nowhere does not exist"),
+        (["--data", "{tmp}", "--run", "{tmp}/r"], "has no dataset.json"),
+        (["--data", "{data}"], "--run is missing"),
+        (["--data", "{data}", "--run", "{tmp}/r", "--recipe", "alexnet"], "no recipe 'alexnet'; there are small_demo"),
+        (["--data", "{data}", "--run", "{tmp}/r", "--workers", "0"], "--workers is 0"),
+        (["--data", "{data}", "--run", "{tmp}/r", "--workers", "97"], "97 workers can't share a global batch of 96"),
+        (["--data", "{data}", "--run", "{tmp}/r", "--recipe", "krizhevsky_2012"], "crop_size is 224"),
+        (["--data", "{data}", "--run", "{run}"], "holds a run of another recipe"),
+    ],
+)
+def test_train_refuses(arguments, message, raw_dataset, trained, tmp_path):
+    filled = [a.format(tmp=tmp_path, data=raw_dataset.path, run=trained.path) for a in arguments]
+    with pytest.raises(InputError, match=message):
+        train.main(filled)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (["--optimizer.learning-rat", "1"], "learning-rat"),
+        (["--optimizer.learning-rate", "-1"], "learning_rate=-1.0: must be above 0"),
+        (["--num-epochs", "many"], "many"),
+    ],
+)
+def test_a_wrong_override_is_named(override, message, raw_dataset, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        train.main(["--data", str(raw_dataset.path), "--run", str(tmp_path), *override])
+    assert ended.value.code != 0
+    assert message in capsys.readouterr().err
+
+
+def test_overrides_reach_the_recipe():
+    arguments, config = train._parse(["--recipe", "krizhevsky_2012", "--optimizer.learning-rate", "0.5", "--seed", "3"])
+    assert arguments.recipe == "krizhevsky_2012"
+    base = get_recipe("krizhevsky_2012")
+    expected = dataclasses.replace(base, seed=3, optimizer=dataclasses.replace(base.optimizer, learning_rate=0.5))
+    assert config == expected
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_the_run_folder(name, raw_dataset, tmp_path):
+    assert RunFolder.create(tmp_path, get_recipe(name), raw_dataset).config == get_recipe(name)
+
+
+def test_a_path_relative_to_an_uploaded_copy_is_refused(tmp_path, monkeypatch):
+    upload = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_0"
+    upload.mkdir(parents=True)
+    monkeypatch.chdir(upload)
+    with pytest.raises(InputError, match=r"--data d is relative, but a job .* give the absolute path"):
+        train.main(["--data", "d", "--run", "/r"])
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "classes"])
+def test_evaluate_refuses(damage, trained, raw_dataset, tmp_path):
+    if damage == "missing":
+        with pytest.raises(InputError, match="holds no run"):
+            evaluate.main(["--data", str(raw_dataset.path), "--run", str(tmp_path)])
+    elif damage == "empty":
+        run = tmp_path / "run"
+        shutil.copytree(trained.path, run, ignore=shutil.ignore_patterns("checkpoints"))
+        with pytest.raises(InputError, match="has no checkpoint yet"):
+            evaluate.main(["--data", str(raw_dataset.path), "--run", str(run)])
+    else:
+        source = FewerClasses(tmp_path, 20, 4, 32)
+        shard_dataset(source, tmp_path / "d", ShardingConfig(encoding=EncodingConfig(encoding="raw", size=None)), 1)
+        with pytest.raises(InputError, match=r"was trained on 4 classes, .* has 3 classes"):
+            evaluate.main(["--data", str(tmp_path / "d"), "--run", str(trained.path)])
+        with pytest.raises(InputError, match=r"was trained on 4 classes, .* has 3 classes"):
+            RunFolder.resume(trained.path, SHORT, Dataset.open(tmp_path / "d"))
+
+
+class FewerClasses(CodedSource):
+    """Three classes instead of four."""
+
+    def list_samples(self):
+        listing = super().list_samples()
+        splits = {name: table.filter(table["class_index"].to_numpy() < 3) for name, table in listing.splits.items()}
+        return dataclasses.replace(listing, classes=listing.classes[:3], splits=splits)
+
+
+def test_a_command_ends_with_one_line_and_no_traceback(tmp_path):
+    command = [sys.executable, ROOT / "jobs" / "evaluate.py", "--data", tmp_path, "--run", tmp_path]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("error: ") and answer.stderr.count("\n") == 1
+
+
+def test_a_wrong_interpreter_is_told_what_to_do(tmp_path):
+    # Without site-packages (-S) this interpreter has nothing that a job needs.
+    command = [sys.executable, "-S", ROOT / "jobs" / "train.py"]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert answer.returncode == 2
+    assert "lacks torch, ray" in answer.stderr and "make setup" in answer.stderr
+    assert answer.stderr.count("\n") == 1
