@@ -1,7 +1,8 @@
 """Checkpoints: atomic, hashed, verified when loaded. Ours are the truth; a launcher's own are not used.
 
-`step-00000120.pt` holds weights, optimiser and counters; `step-00000120.json`, written after it, its SHA-256: a checkpoint
-without it, or whose bytes differ, counts as torn, and the one before is used. `best.*` is the best by `val`.
+`step-00000120.pt` holds weights, optimiser and counters; `step-00000120.json`, written after it, its SHA-256: a
+checkpoint without it, or whose bytes differ, counts as torn, and the one before is used. `best.*` is the best by
+`val`.
 """
 
 import hashlib

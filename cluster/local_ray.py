@@ -1,6 +1,7 @@
 """A Ray head on this machine, started from this environment and stopped by the ids of its own processes.
 
-It has ports and a folder of its own, so it neither meets nor ends another Ray. `ray stop` would end every Ray of the machine.
+It has ports and a folder of its own, so it neither meets nor ends another Ray. `ray stop` would end every Ray of the
+machine.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ _STOP_SECONDS = 15
 
 
 def environment() -> dict[str, str]:
-    """Return the environment to start Ray in: this interpreter's folder first on PATH, where jobs find their `python`."""
+    """Return the environment to start Ray in: this interpreter's folder is first on PATH, for jobs to find."""
     own = {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "RAY_AUTH_MODE": "disabled",  # else a token file of another Ray could lock this one

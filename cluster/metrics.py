@@ -26,7 +26,7 @@ class MetricsLog:
 
     def __init__(self, path: Path) -> None:
         """Open the log; a line torn by a kill is closed off."""
-        self._file: IO[bytes] = open(path, "ab+")  # noqa: SIM115 (closed by `close`)
+        self._file: IO[bytes] = open(path, "ab+")
         if self._file.tell():
             self._file.seek(-1, 2)
             if self._file.read(1) != b"\n":
@@ -53,8 +53,8 @@ def format_line(entry: dict[str, Any], total_steps: int) -> str | None:
         )
     if entry["kind"] == "evaluation":
         return (
-            f"{step}  {entry['split']}: loss {entry['loss']:.4f}  top-1 {entry['top1']:.2%}  top-5 {entry['top5']:.2%}  "
-            f"n={entry['num_samples']}"
+            f"{step}  {entry['split']}: loss {entry['loss']:.4f}  top-1 {entry['top1']:.2%}  "
+            f"top-5 {entry['top5']:.2%}  n={entry['num_samples']}"
         )
     if entry["kind"] == "warning":
         return f"warning: {entry['message']}"

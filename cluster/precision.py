@@ -12,7 +12,7 @@ def input_dtype(precision: Precision) -> torch.dtype:
     return torch.float64 if precision == "float64" else torch.float32
 
 
-def forward_context(precision: Precision, device: torch.device) -> AbstractContextManager[None | torch.autocast]:
+def forward_context(precision: Precision, device: torch.device) -> AbstractContextManager[torch.autocast | None]:
     """Return the context in which the model runs forward."""
     if precision == "bfloat16":
         return torch.autocast(device.type, dtype=torch.bfloat16)

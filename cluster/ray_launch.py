@@ -1,8 +1,8 @@
 """Launch the worker loop on Ray Train: on the cluster of a submitted job, or on a local Ray of its own.
 
 Ray brings placement and process groups. It carries no images, no metrics and no checkpoints: the run folder, which all
-workers see, holds them. Nor does it carry the workers' output: what a person needs to know is in the run's log, and Ray's own
-actors talk too much; all of it is in Ray's log folder.
+workers see, holds them. Nor does it carry the workers' output: what a person needs to know is in the run's log, and
+Ray's own actors talk too much; all of it is in Ray's log folder.
 """
 
 import contextlib
@@ -104,7 +104,7 @@ def launch(dataset_path: Path, run_path: Path, placement: Placement) -> None:
 
 
 def _fit(trainer: TorchTrainer) -> None:
-    """Run the trainer in a thread of its own: in the main thread, Ray would take Ctrl-C for itself and end in its own time."""
+    """Run the trainer in a thread of its own: in the main thread Ray would take Ctrl-C for itself."""
     failure: list[BaseException] = []
 
     def fit() -> None:

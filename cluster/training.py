@@ -99,7 +99,8 @@ class Trainer:
             augmentation=config.augmentation,
             num_threads=world.num_threads,
         )
-        # Since the last line of the log: each step's mean loss and fraction of correct samples, as far as this rank knows.
+        # Since the last line of the log: each step's mean loss and fraction of correct samples, as far as this rank
+        # knows.
         self._pending: list[torch.Tensor] = []
         self._line_began, self._waited_before = time.perf_counter(), 0.0
 

@@ -11,7 +11,8 @@ _NEEDED = ("torch", "ray", "pyarrow", "tyro", "xxhash", "nvidia.dali")
 def check_interpreter() -> None:
     """End with one line if this interpreter lacks what a job needs.
 
-    A submitted job runs the first `python` on the PATH of the process that ran `ray start`, whatever Ray itself lives in.
+    A submitted job runs the first `python` on the PATH of the process that ran `ray start`, whatever Ray itself
+    lives in.
     """
     missing = [name for name in _NEEDED if not _is_installed(name)]
     if sys.version_info >= (3, 11) and not missing:
@@ -22,8 +23,8 @@ def check_interpreter() -> None:
     line = f"error: {sys.executable} {lacks}; "
     if "RAY_JOB_ID" in os.environ or "RAY_ADDRESS" in os.environ:
         line += (
-            "a job runs the first `python` on the PATH that `ray start` had: start Ray with the environment's bin folder "
-            f"first on PATH, or name the interpreter: ray job submit ... -- {python} jobs/train.py"
+            "a job runs the first `python` on the PATH that `ray start` had: start Ray with the environment's "
+            f"bin folder first on PATH, or name the interpreter: ray job submit ... -- {python} jobs/train.py"
         )
     else:
         line += f"run `make setup`, then use {python}"

@@ -2,8 +2,8 @@
 
     make demo
 
-Uses the Ray that runs on this machine, else starts one of its own and stops it at the end. Each command is shown as a user would
-type it.
+Uses the Ray that runs on this machine, else starts one of its own and stops it at the end. Each command is shown as
+a user would type it.
 """
 
 import contextlib

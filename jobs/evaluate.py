@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     model.to(memory_format=torch.channels_last)
     result = evaluate(model, dataset, split, config, World(0, 1, device), run.color_basis)
     sys.stdout.write(
-        f"{config.name} ({config.model.name}) after step {state['step']}, on {split} of {data}: loss {result.loss:.4f}\n"
+        f"{config.name} ({config.model.name}) after step {state['step']}, on {split} of {data}: "
+        f"loss {result.loss:.4f}\n"
         f"top-1 {result.top1 * 100:.2f} %  top-5 {result.top5 * 100:.2f} %  n={result.num_samples}\n"
     )
     return 0

@@ -27,9 +27,10 @@ def small_demo() -> TrainingConfig:
 def krizhevsky_2012() -> TrainingConfig:
     """The 2012 paper: 256x256 stored, 224 cropped, padded by 2; batch 128, momentum 0.9, weight decay 5e-4, 90 epochs.
 
-    Krizhevsky, Sutskever, Hinton: ImageNet classification with deep convolutional neural networks, 2012. One net reaches 40.7 % top-1 and
-    18.2 % top-5 error on ILSVRC-2012's validation set with ten crops. The learning rate is divided by 10 three times; the paper does so when the validation error
-    stalls, here at fixed parts of the run. Cost: 90 x 1,281,167 samples.
+    Krizhevsky, Sutskever, Hinton: ImageNet classification with deep convolutional neural networks, 2012. One net
+    reaches 40.7 % top-1 and 18.2 % top-5 error on ILSVRC-2012's validation set with ten crops. The learning rate is
+    divided by 10 three times; the paper does so when the validation error stalls, here at fixed parts of the run.
+    Cost: 90 x 1,281,167 samples.
     """
     return TrainingConfig(
         name="krizhevsky_2012",

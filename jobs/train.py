@@ -3,15 +3,17 @@
     python jobs/train.py --data DATASET --run RUN --recipe small_demo
     ray job submit --working-dir . -- python jobs/train.py --data DATASET --run RUN --workers 2
 
-The run folder is the run's identity: the same command goes on where a run stopped. Fields of the recipe are overridden by
-their dotted names, e.g. `--optimizer.learning-rate 0.02`. Without --data and --run: the demo recipe on the embedded default.
+The run folder is the run's identity: the same command goes on where a run stopped. Fields of the recipe are
+overridden by their dotted names, e.g. `--optimizer.learning-rate 0.02`. Without --data and --run: the demo recipe on
+the embedded default.
 """
 
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Run as a file, the checkout is not on the path but this folder is, where every job would hide a module of its name.
+    # Run as a file, the checkout is not on the path but this folder is, where every job would hide a module of its
+    # name.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     from jobs.bootstrap import check_interpreter
 

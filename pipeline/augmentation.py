@@ -1,7 +1,7 @@
 """Random crop, flip and colour noise: counted, not drawn.
 
-The parameters of a sample are a pure function of (seed, epoch, sample id): the words of Philox4x32-10 under the key `seed`
-at the counter (sample id, epoch, stream). Whoever asks, on whichever worker, before or after a restart, gets
+The parameters of a sample are a pure function of (seed, epoch, sample id): the words of Philox4x32-10 under the key
+`seed` at the counter (sample id, epoch, stream). Whoever asks, on whichever worker, before or after a restart, gets
 the same parameters. `graph.py` and `reference.py` only apply them.
 """
 
@@ -23,8 +23,8 @@ class AugmentationConfig:
     """What happens to a stored picture on its way to the model.
 
     Attributes:
-        crop_size: Side of the random (training) or centre (evaluation) crop in pixels; None: 7/8 of the stored size, the paper's
-            224 of 256, rounded down to an even number.
+        crop_size: Side of the random (training) or centre (evaluation) crop in pixels; None: 7/8 of the stored size,
+            the paper's 224 of 256, rounded down to an even number.
         flip: Mirror left-right with probability 1/2.
         color_noise_sigma: Standard deviation of the colour noise's coefficients; 0 switches it off. The paper: 0.1.
         color_noise_convention: See `pipeline.color`.
@@ -49,10 +49,9 @@ class AugmentationConfig:
             )
         if self.color_noise_sigma < 0:
             raise ValueError(f"color_noise_sigma is {self.color_noise_sigma}; it must not be negative")
-        if self.color_noise_convention not in get_args(ColorNoiseConvention):
-            raise ValueError(
-                f"color_noise_convention is {self.color_noise_convention!r}; known: {', '.join(get_args(ColorNoiseConvention))}"
-            )
+        known = get_args(ColorNoiseConvention)
+        if self.color_noise_convention not in known:
+            raise ValueError(f"color_noise_convention is {self.color_noise_convention!r}; known: {', '.join(known)}")
 
     def crop_of(self, stored_size: int) -> int:
         """Return the crop's side for pictures stored at `stored_size` pixels.
@@ -76,8 +75,8 @@ class AugmentationParameters:
         crop_x_N: Offset of the crop from the left, int64, in [0, stored_size - crop_size].
         crop_y_N: Offset from the top, likewise.
         mirror_N: int32, 1 where the crop is mirrored left-right.
-        mean_N3: What is subtracted from the pixels, in grey levels, float32 (N, 3): the training set's mean less the sample's
-            colour noise, so that normalising and jittering are one operation.
+        mean_N3: What is subtracted from the pixels, in grey levels, float32 (N, 3): the training set's mean less the
+            sample's colour noise, so that normalising and jittering are one operation.
     """
 
     crop_x_N: np.ndarray
@@ -103,7 +102,8 @@ def draw_parameters(
     noise_N3 = np.zeros((len(sample_ids_N), 3))
     if config.color_noise_sigma > 0:
         alpha_N3 = _normals(_words(seed, epochs_N, sample_ids_N, _STREAM_COLOR)) * config.color_noise_sigma
-        # Transcendental functions differ by an ulp between processors; rounded, the coefficients are the same everywhere.
+        # Transcendental functions differ by an ulp between processors; rounded, the coefficients are the same
+        # everywhere.
         alpha_N3 = np.round(alpha_N3 * _ALPHA_RESOLUTION) / _ALPHA_RESOLUTION
         noise_N3 = basis.noise(alpha_N3, config.color_noise_convention)
     mean_N3 = (basis.mean_3 * basis.pixel_scale - noise_N3).astype(np.float32)

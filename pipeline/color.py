@@ -1,8 +1,8 @@
 """The colours of a training set: mean, covariance, its eigenbasis, and the colour noise that is drawn along it.
 
 Everything is kept in units of `pixel_scale`: with 255, a mean of 0.48 is a grey level of 122.4, and an eigenvalue is
-a variance of pixels in [0, 1]. The paper adds [p1 p2 p3][a1*l1, a2*l2, a3*l3] to each pixel (Krizhevsky et al. 2012, section 4.1),
-a formula that is not scale-free, so what stands for `l` has a name:
+a variance of pixels in [0, 1]. The paper adds [p1 p2 p3][a1*l1, a2*l2, a3*l3] to each pixel (Krizhevsky et al. 2012,
+section 4.1), a formula that is not scale-free, so what stands for `l` has a name:
 
     fb             the eigenvalue, pixels in [0, 1] (fb.resnet.torch; the printed formula in these units)
     cuda-convnet   the standard deviation, the eigenvalue's square root
@@ -26,8 +26,8 @@ class ColorBasis:
         mean_3: Mean of red, green, blue; float64 (3,), in units of `pixel_scale`.
         covariance_33: Population covariance; float64 (3, 3), in squared units.
         eigenvalues_3: Of the covariance, largest first; float64 (3,).
-        eigenvectors_33: float64 (3, 3); column i belongs to eigenvalue i, has length one, and its entry of largest magnitude
-            is positive.
+        eigenvectors_33: float64 (3, 3); column i belongs to eigenvalue i, has length one, and its entry of largest
+            magnitude is positive.
     """
 
     pixel_scale: int
@@ -71,6 +71,7 @@ class ColorBasis:
             float64 (N, 3), in grey levels.
         """
         lengths_3 = self.eigenvalues_3 if convention == "fb" else np.sqrt(self.eigenvalues_3)
-        # Written out: a matrix product may sum in another order on another processor, and these bits reach the pictures.
+        # Written out: a matrix product may sum in another order on another processor, and these bits reach the
+        # pictures.
         shift_N3 = sum((alpha_N3[:, i : i + 1] * lengths_3[i]) * self.eigenvectors_33[:, i] for i in range(3))
         return np.asarray(shift_N3) * self.pixel_scale

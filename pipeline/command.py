@@ -1,8 +1,8 @@
 """What every command of the project shares: how it ends.
 
 A mistake of the person who runs a command is an `InputError`: one line on standard error that names the cause and the
-next step, exit status 2, no traceback. Ctrl-C ends at once with status 130 (SIGTERM with 143). Anything else is a bug of
-ours and keeps its traceback.
+next step, exit status 2, no traceback. Ctrl-C ends at once with status 130 (SIGTERM with 143). Anything else is a
+bug of ours and keeps its traceback.
 """
 
 import signal

@@ -47,8 +47,8 @@ class EncodingConfig:
 
     Attributes:
         encoding: `jpeg`, `raw` (uint8 pixels as npy), or `original` (bytes untouched unless their format is odd).
-        size: The centred square of the shorter side is resized to size x size pixels; None keeps the native size (sources of
-            stored pixels only).
+        size: The centred square of the shorter side is resized to size x size pixels; None keeps the native size
+            (sources of stored pixels only).
         quality: Of JPEGs that we encode, 1 to 95.
     """
 

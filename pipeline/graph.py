@@ -2,8 +2,9 @@
 
     feed (Python, order and parameters) -> decode -> [resize] -> crop + mirror + normalise + transpose
 
-The graph draws nothing by itself: crop, mirror and colour noise arrive as arguments. The colour noise is part of the per-sample `mean`,
-so normalising and jittering are one kernel. `device` is the only difference between the two back ends, in the three marked lines.
+The graph draws nothing by itself: crop, mirror and colour noise arrive as arguments. The colour noise is part of the
+per-sample `mean`, so normalising and jittering are one kernel. `device` is the only difference between the two back
+ends, in the three marked lines.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ except ModuleNotFoundError as error:
     from pipeline.command import InputError
 
     raise InputError(
-        "NVIDIA DALI is not installed: pip install 'alexnet-at-scale[cuda13]' (or [cuda12] for CUDA 12; both run without a GPU)"
+        "NVIDIA DALI is not installed: pip install 'alexnet-at-scale[cuda13]' (or [cuda12]; both run without a GPU)"
     ) from error
 
 Device = Literal["cpu", "gpu"]
@@ -57,9 +58,10 @@ def build_graph(feed: Feed, config: GraphConfig) -> Pipeline:
     """Build the pipeline.
 
     Args:
-        feed: Called once a batch; returns what the graph is fed with: a list of N arrays (uint8: a JPEG's bytes, or pixels HWC), then
-            arrays of N rows: crop_x and crop_y (float32, in [0, 1] of the free range), mirror (int32), mean (float32, (N, 3), in
-            grey levels). The arrays are not copied: they must live until the batch is done. Raises StopIteration at the end.
+        feed: Called once a batch; returns what the graph is fed with: a list of N arrays (uint8: a JPEG's bytes, or
+            pixels HWC), then arrays of N rows: crop_x and crop_y (float32, in [0, 1] of the free range), mirror
+            (int32), mean (float32, (N, 3), in grey levels). The arrays are not copied: they must live until the
+            batch is done. Raises StopIteration at the end.
         config: See there.
 
     Returns:

@@ -136,8 +136,8 @@ class _Loader(Iterator[Batch]):
 class TrainLoader(_Loader):
     """An endless stream of training batches.
 
-    Iterating yields this rank's slice of each global batch. Whatever the world size, the slices of all ranks join to the
-    same global batches, with the same augmentations.
+    Iterating yields this rank's slice of each global batch. Whatever the world size, the slices of all ranks join to
+    the same global batches, with the same augmentations.
     """
 
     def __init__(

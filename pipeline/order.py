@@ -22,9 +22,9 @@ _MAX_CACHED_EPOCHS = 3
 def permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     """Return the order in which one epoch reads its samples.
 
-    The samples are sorted by 64-bit keys, the raw output of NumPy's Philox bit generator under the key (seed, epoch): raw
-    bit streams are stable between NumPy releases, `Generator.permutation` is not (NEP 19). Equal keys keep the
-    samples' order.
+    The samples are sorted by 64-bit keys, the raw output of NumPy's Philox bit generator under the key (seed,
+    epoch): raw bit streams are stable between NumPy releases, `Generator.permutation` is not (NEP 19). Equal keys
+    keep the samples' order.
 
     Args:
         seed: Of the run, 0 <= seed < 2**64.

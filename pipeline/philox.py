@@ -1,7 +1,7 @@
 """Philox4x32-10, the counter-based generator of Random123, vectorised over counters in NumPy.
 
-Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). Integer arithmetic only, so the words are the same on
-every processor and with every NumPy release, and sample i's words cost nothing but sample i's counter.
+Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). Integer arithmetic only, so the words are the
+same on every processor and with every NumPy release, and sample i's words cost nothing but sample i's counter.
 """
 
 import numpy as np

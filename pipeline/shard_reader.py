@@ -50,8 +50,8 @@ class ShardReader:
         data = content[first : first + length]
         if xxhash.xxh3_64_intdigest(data) != int(self._hashes[sample_id]):
             raise InputError(
-                f"sample {self._keys[sample_id].as_py()} of {self._folder / self._shard_names[shard]} has changed since "
-                f"it was written; shard again, or restore the file"
+                f"sample {self._keys[sample_id].as_py()} of {self._folder / self._shard_names[shard]} has changed "
+                f"since it was written; restore the file, or shard again"
             )
         if self._raw:
             height, width = self._sizes[sample_id]

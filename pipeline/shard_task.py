@@ -1,7 +1,7 @@
 """The unit of work of the offline stage: one shard, written by one process, with a record of what went into it.
 
-The record (`NAME.npz`, `NAME.parquet`, `NAME.rejects.parquet`, then `NAME.json`, whose presence says "done") holds the shard's
-manifest rows, rejects and pixel sums until all shards are there to be merged.
+The record (`NAME.npz`, `NAME.parquet`, `NAME.rejects.parquet`, then `NAME.json`, whose presence says "done") holds
+the shard's manifest rows, rejects and pixel sums until all shards are there to be merged.
 """
 
 import json

@@ -1,7 +1,8 @@
 """One shard: a WebDataset tar and its DALI index, written in one pass.
 
-The tar is USTAR with time stamp 0 and a fixed owner, so the same samples give the same bytes. Python's tarfile writes it: webdataset's
-own TarWriter ignores its `format` argument and reports no offsets (docs/decisions/0001-tarfile-writes-the-shards.md).
+The tar is USTAR with time stamp 0 and a fixed owner, so the same samples give the same bytes. Python's tarfile
+writes it: webdataset's own TarWriter ignores its `format` argument and reports no offsets
+(docs/decisions/0001-tarfile-writes-the-shards.md).
 """
 
 import hashlib

@@ -10,6 +10,7 @@ of workers. A finished shard leaves a record in `OUT/.partial/`; the same comman
 
 import fcntl
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -139,7 +140,7 @@ def plan_shards(listing: Listing, splits: dict[str, pa.Table], config: ShardingC
         num_shards = -(-table.num_rows // config.samples_per_shard)
         shuffle = permutation(config.seed, 0, table.num_rows)
         bounds = [table.num_rows * i // num_shards for i in range(num_shards + 1)]
-        for index, (first, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for index, (first, end) in enumerate(itertools.pairwise(bounds)):
             rows = table.take(pa.array(shuffle[first:end]))
             tasks.append(ShardTask(f"{split}-{index:06d}", split, first, rows, wnids))
     return tasks
@@ -265,6 +266,6 @@ def _reject_counts(rejects: pa.Table) -> str:
 def _too_many_rejects(rejects: pa.Table, num_planned: int, max_rejects: float) -> str:
     first = rejects.slice(0, 1).to_pylist()[0]
     return (
-        f"{rejects.num_rows} of {num_planned} pictures were rejected ({_reject_counts(rejects)}; first: {first['source']}: "
-        f"{first['detail']}), more than --max-rejects {max_rejects:g}; repair the source or raise the limit"
+        f"{rejects.num_rows} of {num_planned} pictures were rejected ({_reject_counts(rejects)}; "
+        f"first: {first['source']}: {first['detail']}), more than --max-rejects {max_rejects:g}; repair the source or raise the limit"
     )

@@ -1,8 +1,8 @@
 """Colour statistics of a training set, exact whatever the partition.
 
 Sums of uint8 pixels and of their products are integers; integers add in any order to the same value, so any number of
-workers and any order of shards give the same bits. They fit: ImageNet's training set at 256x256 has 8.4e10 pixels, whose
-squares add up to less than 2**53.
+workers and any order of shards give the same bits. They fit: ImageNet's training set at 256x256 has 8.4e10 pixels,
+whose squares add up to less than 2**53.
 """
 
 import math
@@ -36,7 +36,8 @@ class PixelSums:
 
     def add_picture(self, pixels_HWC: np.ndarray) -> None:
         """Add one picture: uint8 (H, W, 3)."""
-        # Products of bytes, summed over at most 2**37 pixels, are exact in float64, where the product of matrices is fast.
+        # Products of bytes, summed over at most 2**37 pixels, are exact in float64, where the product of matrices is
+        # fast.
         pixels_P3 = pixels_HWC.reshape(-1, 3).astype(np.float64)
         products_33 = pixels_P3.T @ pixels_P3
         sum_3 = pixels_P3.sum(axis=0)
@@ -70,7 +71,8 @@ class PixelSums:
     def color_basis(self) -> ColorBasis:
         """Return mean, covariance and eigenbasis.
 
-        The covariance's numerators num_pixels * products - sum * sum are formed in integers of any size, so nothing cancels.
+        The covariance's numerators num_pixels * products - sum * sum are formed in integers of any size, so nothing
+        cancels.
         """
         n = self.num_pixels
         sums = [int(s) for s in self.sum_3]

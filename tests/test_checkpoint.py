@@ -62,6 +62,6 @@ def test_pickles_that_run_code_are_refused(tmp_path):
 
     store = CheckpointStore(tmp_path, 2)
     store.save({"step": Evil()}, 1)
-    with pytest.raises(Exception, match="[Ww]eights"):
+    with pytest.raises(Exception, match=r"[Ww]eights"):
         store.load_latest()
     assert not (tmp_path / "pwned").exists()

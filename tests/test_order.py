@@ -1,5 +1,7 @@
 """The order: a permutation an epoch, golden values, exact cover by any world."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -59,7 +61,7 @@ def test_the_ranks_cover_the_global_batch_exactly(first, world_size, extra):
     batch = world_size + extra
     slices = [rank_slice(first, batch, rank, world_size) for rank in range(world_size)]
     assert slices[0][0] == first and slices[-1][1] == first + batch
-    assert all(left[1] == right[0] for left, right in zip(slices, slices[1:], strict=False))
+    assert all(left[1] == right[0] for left, right in itertools.pairwise(slices))
     lengths = [end - begin for begin, end in slices]
     assert max(lengths) - min(lengths) <= 1
 

@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_refused_before_the_start(raw_dataset):
     with pytest.raises(InputError, match="20 workers can't share a global batch of 12"):
         check_fits(CONFIG, raw_dataset, num_workers=20)
     large = dataclasses.replace(CONFIG, augmentation=AugmentationConfig(crop_size=224))
-    with pytest.raises(InputError, match="recipe test does not fit .*crop_size is 224"):
+    with pytest.raises(InputError, match=r"recipe test does not fit .*crop_size is 224"):
         check_fits(large, raw_dataset, num_workers=1)
     deep = dataclasses.replace(CONFIG, model=ModelConfig(name="alexnet_2012"))
     with pytest.raises(InputError, match="alexnet_2012 is made for 224"):
