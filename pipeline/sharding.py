@@ -267,5 +267,6 @@ def _too_many_rejects(rejects: pa.Table, num_planned: int, max_rejects: float) -
     first = rejects.slice(0, 1).to_pylist()[0]
     return (
         f"{rejects.num_rows} of {num_planned} pictures were rejected ({_reject_counts(rejects)}; "
-        f"first: {first['source']}: {first['detail']}), more than --max-rejects {max_rejects:g}; repair the source or raise the limit"
+        f"first: {first['source']}: {first['detail']}), more than --max-rejects {max_rejects:g}; "
+        f"repair the source or raise the limit"
     )
