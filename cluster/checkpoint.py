@@ -1,7 +1,7 @@
 """Checkpoints: atomic, hashed, verified when loaded. Ours are the truth; a launcher's own are not used.
 
 `step-00000120.pt` holds weights, optimiser and counters; `step-00000120.json`, written after it, its SHA-256: a
-checkpoint without it, or whose bytes differ, counts as torn, and the one before is used. `best.*` is the best by
+checkpoint without it, or whose bytes differ, counts as torn, and the one before is used. `best-*` is the best by
 `val`.
 """
 
@@ -15,8 +15,6 @@ from typing import Any
 import torch
 
 from pipeline.files import atomic_file, write_json
-
-_BEST = "best"
 
 
 class CheckpointStore:
@@ -33,30 +31,43 @@ class CheckpointStore:
     def save(self, state: dict[str, Any], step: int) -> None:
         """Write a checkpoint and remove those that are too old."""
         self._write(f"step-{step:08d}", state, step)
-        for name in self._names()[: -self._num_kept]:
+        for name in self._names("step")[: -self._num_kept]:
             self._remove(name)
 
     def save_best(self, state: dict[str, Any], step: int) -> None:
-        """Replace the best checkpoint."""
-        self._write(_BEST, state, step)
+        """Replace the best checkpoint; the one before goes when the new one is whole."""
+        self._write(f"best-{step:08d}", state, step)
+        for name in self._names("best")[:-1]:
+            self._remove(name)
 
     def load_latest(self) -> dict[str, Any] | None:
         """Return the newest whole checkpoint's state on the CPU, or None if there is none.
 
         Warns of every torn or tampered checkpoint that it passes over.
         """
-        for name in reversed(self._names()):
+        return self._load_newest("step")
+
+    def load_best(self) -> dict[str, Any] | None:
+        """Return the best checkpoint's state on the CPU, or None if there is none; warns as `load_latest` does."""
+        return self._load_newest("best")
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed run left half-written; only for the one process that writes here."""
+        for path in self._folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+        for path in self._folder.glob("*.pt"):
+            if not path.with_suffix(".json").exists():
+                path.unlink(missing_ok=True)
+
+    def _names(self, kind: str) -> list[str]:
+        return sorted(path.stem for path in self._folder.glob(f"{kind}-*.json"))
+
+    def _load_newest(self, kind: str) -> dict[str, Any] | None:
+        for name in reversed(self._names(kind)):
             state = self._read(name)
             if state is not None:
                 return state
         return None
-
-    def load_best(self) -> dict[str, Any] | None:
-        """Return the best checkpoint's state on the CPU, or None if there is none."""
-        return self._read(_BEST) if (self._folder / f"{_BEST}.json").exists() else None
-
-    def _names(self) -> list[str]:
-        return sorted(path.stem for path in self._folder.glob("step-*.json"))
 
     def _write(self, name: str, state: dict[str, Any], step: int) -> None:
         buffer = io.BytesIO()

@@ -11,12 +11,15 @@ keeps none of them).
 """
 
 import datetime
+import fcntl
 import json
 import sys
 import threading
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
+
+from pipeline.command import InputError
 
 _POLL_SECONDS = 0.2
 
@@ -25,8 +28,18 @@ class MetricsLog:
     """Appends to a run's log; each line is flushed whole."""
 
     def __init__(self, path: Path) -> None:
-        """Open the log; a line torn by a kill is closed off."""
+        """Open the log for this process alone; a line torn by a kill is closed off.
+
+        Raises:
+            InputError: Another process writes it.
+        """
         self._file: IO[bytes] = open(path, "ab+")
+        try:
+            # The kernel releases the lock when the process dies, however it dies.
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise InputError(f"{path.parent} is being trained by another job; wait for it, or stop it first") from error
         if self._file.tell():
             self._file.seek(-1, 2)
             if self._file.read(1) != b"\n":

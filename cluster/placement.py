@@ -46,7 +46,7 @@ def place_workers(
         InputError: The cluster can't hold them.
     """
     num_gpus = int(sum(resources.get("GPU", 0) for resources in nodes))
-    workers = num_workers or num_gpus or len(nodes)
+    workers = num_workers or num_gpus or sum(resources.get("CPU", 0) >= 1 for resources in nodes)
     if num_gpus and workers > num_gpus:
         raise InputError(f"{workers} workers need a GPU each, the cluster has {num_gpus}; use --workers {num_gpus}")
     cpus = cpus_per_worker([resources.get("CPU", 0.0) for resources in nodes], workers, requested_cpus)

@@ -136,4 +136,10 @@ def _explained(error: BaseException) -> BaseException:
             if isinstance(cause, InputError):
                 return cause
             cause = cause.__cause__
+        if isinstance(failure, ray.exceptions.RayError) or type(failure).__module__.startswith("ray."):
+            return InputError(f"a worker was lost ({_first_line(failure)}); the same command resumes the run")
     return error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -75,7 +75,7 @@ class RunFolder:
             run = cls.open(path)
             run._check_same(config, dataset)
             return run
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not (path.is_dir() and all(child.suffix == ".tmp" for child in path.iterdir())):
             raise InputError(f"{path} is in use but holds no run; choose another run folder")
         return None
 

@@ -81,7 +81,8 @@ class Trainer:
         self._model.to(world.device, input_dtype(config.precision))
         self._model.to(memory_format=torch.channels_last)
         self._optimizer = build_optimizer(self._model, config.optimizer)
-        self._step, self._best_top1 = 0, -1.0
+        self._step = 0
+        self._best_top1: float | None = None
         self._log = MetricsLog(run.metrics_path) if world.is_first else None
         self._restore()
         self._parallel: nn.Module = self._model
@@ -116,7 +117,7 @@ class Trainer:
             if last or self._step % self._config.checkpoint_interval == 0:
                 self._save_checkpoint()
         if self._world.is_first:
-            self._run.finish({"num_steps": self._total_steps, "best_val_top1": max(self._best_top1, 0.0)})
+            self._run.finish({"num_steps": self._total_steps, "best_val_top1": self._best_top1})
 
     def close(self) -> None:
         """Release the loader and the log."""
@@ -179,7 +180,7 @@ class Trainer:
         result = evaluate(self._model, self._dataset, "val", self._config, self._world, self._run.color_basis)
         if self._log is not None:
             self._log.write("evaluation", step=self._step, **dataclasses.asdict(result))
-        if result.top1 > self._best_top1:
+        if self._best_top1 is None or result.top1 > self._best_top1:
             self._best_top1 = result.top1
             if self._world.is_first:
                 self._run.checkpoints.save_best(self._state(), self._step)
@@ -205,6 +206,12 @@ class Trainer:
         if self._log is not None:
             for warning in caught:
                 self._log.write("warning", message=str(warning.message))
+        step = 0 if state is None else state["step"]
+        total, squares = self._world.sum(torch.tensor([step, step**2])).tolist()
+        if total**2 != squares * self._world.world_size:  # equal only if all steps are
+            raise InputError(f"the workers see different checkpoints in {self._run.path}; it must be a shared folder")
+        if self._world.is_first:
+            self._run.checkpoints.remove_leftovers()
         if state is None:
             return
         self._model.load_state_dict(state["model"])

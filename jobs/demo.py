@@ -12,7 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import tyro
 
 from cluster.local_ray import environment, local_ray, running_address
 from pipeline import embedded
@@ -21,8 +24,17 @@ from pipeline.command import InputError, run_command
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Command line of `python -m jobs.demo`."""
+
+    workers: int = 2
+    """Number of workers."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     began = time.monotonic()
     data = embedded.dataset_folder()
     run = embedded.cache_folder() / "runs" / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -32,7 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _stopped_on_interrupt(address, run.name):
             _run(
                 *("ray", "job", "submit", "--address", address, "--submission-id", run.name, "--working-dir", "."),
-                *("--", "python", "jobs/train.py", "--data", str(data), "--run", str(run), "--workers", "2"),
+                *(
+                    "--",
+                    "python",
+                    "jobs/train.py",
+                    "--data",
+                    str(data),
+                    "--run",
+                    str(run),
+                    "--workers",
+                    str(arguments.workers),
+                ),
             )
     output = _run("python", "jobs/evaluate.py", "--data", str(data), "--run", str(run))
     sys.stdout.write(

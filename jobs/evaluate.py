@@ -25,6 +25,7 @@ import tyro
 from cluster.evaluation import evaluate
 from cluster.precision import input_dtype
 from cluster.run_folder import RunFolder
+from cluster.training import check_fits
 from cluster.world import World
 from jobs.paths import shared_path
 from model.alexnet import build_model
@@ -48,10 +49,13 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    if (arguments.data is None) != (arguments.run is None):
+        raise InputError("--data and --run go together; without both, the embedded default is evaluated")
     data = shared_path(arguments.data or embedded.dataset_folder(), "--data")
     run = RunFolder.open(shared_path(arguments.run or embedded.run_folder(), "--run"))
     dataset = Dataset.open(data)
     run.check_classes(dataset)
+    check_fits(run.config, dataset, num_workers=1)
     split = arguments.split or ("test" if "test" in dataset.splits else "val")
     state = run.checkpoints.load_best() or run.checkpoints.load_latest()
     if state is None:

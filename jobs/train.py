@@ -100,7 +100,10 @@ def _parse(argv: Sequence[str] | None) -> tuple[Arguments, TrainingConfig]:
     first.add_argument("--recipe", default=_DEFAULT_RECIPE)
     config = get_recipe(first.parse_known_args(argv)[0].recipe)
     default = _Command(arguments=Arguments(), config=config)
-    command = tyro.cli(_Command, args=argv, default=default, description=__doc__)
+    try:
+        command = tyro.cli(_Command, args=argv, default=default, description=__doc__)
+    except ValueError as error:  # of the recipe's own fields; tyro itself reports those of its parts
+        raise InputError(str(error)) from error
     return command.arguments, command.config
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from pipeline.color import ColorBasis, ColorNoiseConvention
 from pipeline.philox import philox4x32, seed_key, split_words
 
-# A stream is one use of randomness: its number is the counter's last word.
-_STREAM_GEOMETRY, _STREAM_COLOR = 0, 1
+# A stream is one use of randomness: its number is the counter's last word (dropout has a position's upper half there).
+_STREAM_GEOMETRY, _STREAM_COLOR = 0xA0000000, 0xA0000001
 _ALPHA_RESOLUTION = 2.0**16
 
 

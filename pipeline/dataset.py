@@ -104,16 +104,10 @@ class Dataset:
             columns: To read; all by default.
 
         Raises:
-            InputError: There is no such split, or the file does not have the rows that `dataset.json` counts.
+            InputError: There is no such split, or the file is missing or was changed.
         """
         self._check_split(split)
-        table = self._read_table(manifest_path(split), columns)
-        if table.num_rows != self.num_samples(split):
-            raise InputError(
-                f"{manifest_path(split)} of {self.path} has {table.num_rows} rows, "
-                f"{DATASET_JSON} counts {self.num_samples(split)}; shard again"
-            )
-        return table
+        return self._read_table(manifest_path(split), columns)
 
     @cached_property
     def color_basis(self) -> ColorBasis:
@@ -122,7 +116,7 @@ class Dataset:
         Raises:
             InputError: They belong to another manifest.
         """
-        document = json.loads((self.path / COLOR_JSON).read_text())
+        document = json.loads(self._read(COLOR_JSON))
         if document["manifest_sha256"] != self.document["files"][manifest_path("train")]["sha256"]:
             raise InputError(f"{COLOR_JSON} of {self.path} was computed on another manifest; shard again")
         return ColorBasis.from_json(document)
@@ -148,10 +142,19 @@ class Dataset:
         return self._read_table(CLASSES_PARQUET, None)
 
     def _read_table(self, name: str, columns: list[str] | None) -> pa.Table:
+        return pq.read_table(pa.BufferReader(self._read(name)), columns=columns)
+
+    def _read(self, name: str) -> bytes:
+        """Return a document's content, checked against the hash in `dataset.json`."""
         try:
-            return pq.read_table(self.path / name, columns=columns)
-        except (FileNotFoundError, pa.ArrowInvalid) as error:
-            raise InputError(f"{name} of {self.path} is missing or damaged; shard again") from error
+            content = (self.path / name).read_bytes()
+        except OSError as error:
+            raise InputError(
+                f"{self.path / name} can't be read ({error.strerror}); restore it, or shard again"
+            ) from error
+        if hashlib.sha256(content).hexdigest() != self.document["files"][name]["sha256"]:
+            raise InputError(f"{self.path / name} was changed since it was written; restore it, or shard again")
+        return content
 
     def _check_split(self, split: str) -> None:
         if split not in self.splits:

@@ -3,15 +3,16 @@
 Each oddity of real archives has one rule, and is noted in the manifest:
 
     cmyk          converted to RGB
-    grey          the channel is repeated
+    grey          the channel is repeated; of 16 bits the upper 8 are kept
     palette       expanded
     alpha         dropped: the colour channels are kept as stored
     exif_rotated  pixels are turned upright
-    png_as_jpeg   (or another format under a .JPEG name) decoded like any other, stored as JPEG
+    png, gif, ..  any format but JPEG, whatever the file's name: decoded like any other
 
 A picture that can't be decoded to its last pixel is rejected, with a reason.
 """
 
+import importlib.metadata
 import io
 import warnings
 from dataclasses import dataclass
@@ -24,6 +25,19 @@ Encoding = Literal["jpeg", "raw", "original"]
 ENCODINGS = get_args(Encoding)
 _MEMBER = {"jpeg": "jpg", "original": "jpg", "raw": "npy"}
 _MAX_PIXELS = 178_956_970  # where Pillow itself refuses a decompression bomb: 512 MiB of RGB pixels
+_MODE_NOTES = {  # Pillow's pixel modes that can be brought to RGB by one of the rules above
+    "RGB": "",
+    "YCbCr": "",
+    "CMYK": "cmyk",
+    "1": "grey",
+    "L": "grey",
+    "I;16": "grey",
+    "I;16B": "grey",
+    "P": "palette",
+    "RGBA": "alpha",
+    "LA": "alpha",
+    "PA": "alpha",
+}
 _REENCODE = {"cmyk", "exif_rotated", "alpha", "palette"}
 
 
@@ -91,6 +105,7 @@ class EncodingConfig:
             "resize_rule": self.resize_rule,
             "pillow": features.version("pil"),
             "libjpeg_turbo": features.version("libjpeg_turbo"),
+            "pyarrow": importlib.metadata.version("pyarrow"),  # which writes the manifests
         }
 
 
@@ -159,18 +174,13 @@ def _decode(content: bytes | np.ndarray) -> tuple[Image.Image, str | None, tuple
         reason = "truncated" if "truncated" in str(error) else "undecodable"
         raise RejectedPicture(reason, str(error)) from error
     if file_format != "JPEG":
-        notes.append(f"{str(file_format).lower()}_as_jpeg")
-    mode_notes = {
-        "CMYK": "cmyk",
-        "L": "grey",
-        "1": "grey",
-        "I;16": "grey",
-        "P": "palette",
-        "RGBA": "alpha",
-        "LA": "alpha",
-    }
-    if image.mode in mode_notes:
-        notes.append(mode_notes[image.mode])
+        notes.append(str(file_format).lower())
+    if image.mode not in _MODE_NOTES:
+        raise RejectedPicture("undecodable", f"pixels of mode {image.mode}")
+    if _MODE_NOTES[image.mode]:
+        notes.append(_MODE_NOTES[image.mode])
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if orientation != 1:
         notes.append("exif_rotated")
         image = ImageOps.exif_transpose(image)

@@ -33,7 +33,7 @@ class GraphConfig:
 
     Attributes:
         encoding: The dataset's: `jpeg`, `raw` or `original`.
-        stored_size: `original` pictures are resized to this shorter side in pixels; the others have it already.
+        stored_size: `original` pictures are brought to squares of this side in pixels; the others are that already.
         crop_size: Side of the output in pixels.
         divisor_3: What mean-free pixels are divided by, float32 (3,), in grey levels.
         max_batch_size: Largest number of samples that the feed gives at once.
@@ -99,8 +99,17 @@ def build_graph(feed: Feed, config: GraphConfig) -> Pipeline:
                 adjust_orientation=False,
             )
         if config.encoding == "original":
+            # The offline stage's rule: the centred square of the shorter side, antialiased.
+            height_width = fn.cast(fn.peek_image_shape(content, adjust_orientation=False), dtype=types.FLOAT)[0:2]
+            short = fn.reductions.min(height_width)
+            margins = (height_width - short) / 2
             pixels = fn.resize(
-                pixels, resize_shorter=config.stored_size, interp_type=types.INTERP_CUBIC, antialias=True
+                pixels,
+                size=(config.stored_size, config.stored_size),
+                roi_start=margins,
+                roi_end=margins + short,
+                interp_type=types.INTERP_CUBIC,
+                antialias=True,
             )
         return fn.crop_mirror_normalize(
             pixels,

@@ -32,9 +32,9 @@ _PICTURE_SIZE = 256  # of the 2012 paper
 class Arguments:
     """Command line of `python -m pipeline.shard`."""
 
-    source: Annotated[Path | None, tyro.conf.Positional] = None
+    source: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = None
     """Archives, folder or files to read. Without it: the embedded default."""
-    out: Annotated[Path | None, tyro.conf.Positional] = None
+    out: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = None
     """Dataset folder to write."""
     layout: str | None = None
     """The source's layout, where it should not be recognised."""
@@ -44,7 +44,7 @@ class Arguments:
     """Side of the stored pictures. Default: 256; native for sources of stored pixels."""
     quality: int = 95
     """JPEG quality, 1 to 95."""
-    workers: int = os.cpu_count() or 1
+    workers: int = len(os.sched_getaffinity(0))
     """Processes. Does not change the output."""
     seed: int = 0
     """Of the global shuffle, and of the validation split where the source has none."""
@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (embedded.source_folder() / DEVKIT_ARCHIVE).exists():
             shutil.rmtree(embedded.source_folder(), ignore_errors=True)  # killed while the archives were renamed
             synthesize(embedded.source_folder(), workers=arguments.workers)
-        source_path, size = embedded.source_folder(), size or embedded.STORED_SIZE
+        source_path = embedded.source_folder()
+        size = embedded.STORED_SIZE if size is None else size
     elif arguments.out is None:
         raise InputError("OUT is missing: python -m pipeline.shard SOURCE OUT")
     else:
@@ -89,11 +90,17 @@ _TRAIN = "ray job submit --working-dir . -- python jobs/train.py"
 
 def _config(arguments: Arguments, source: Source, size: int | None) -> ShardingConfig:
     pixels = source.native_pixels
+    if pixels and arguments.encoding == "original":
+        raise InputError(
+            "--encoding original keeps encoded files, this source holds pixels; use raw, which is lossless"
+        )
+    if size is None and not pixels:
+        size = _PICTURE_SIZE
     try:
         return ShardingConfig(
             encoding=EncodingConfig(
                 encoding=arguments.encoding or ("raw" if pixels else "jpeg"),
-                size=size or (None if pixels else _PICTURE_SIZE),
+                size=size,
                 quality=arguments.quality,
             ),
             seed=arguments.seed,

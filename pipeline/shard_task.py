@@ -4,6 +4,7 @@ The record (`NAME.npz`, `NAME.parquet`, `NAME.rejects.parquet`, then `NAME.json`
 the shard's manifest rows, rejects and pixel sums until all shards are there to be merged.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import as_completed
@@ -79,6 +80,10 @@ class ShardRecord:
             return PixelSums.from_arrays(dict(arrays))
 
 
+class _NothingStored(Exception):
+    """All pictures of a shard were rejected: it gets no file, which readers of tars and indices would refuse."""
+
+
 def write_shard(task: ShardTask, source: Source, encoding: EncodingConfig, out: Path, partial: Path) -> int:
     """Write one shard, its index and its record; a pure function of the task and the source's bytes.
 
@@ -87,7 +92,8 @@ def write_shard(task: ShardTask, source: Source, encoding: EncodingConfig, out: 
         pool waiting for the rest.
     """
     rows, rejects, sums = [], [], PixelSums()
-    with ShardWriter(out, task.name) as writer:
+    writer = ShardWriter(out, task.name)
+    with contextlib.suppress(_NothingStored), writer:
         for index, row in enumerate(task.rows.to_pylist(), start=task.first_index):
             try:
                 picture = store_picture(source.read(row["file"], row["offset"], row["num_bytes"]), encoding)
@@ -120,6 +126,8 @@ def write_shard(task: ShardTask, source: Source, encoding: EncodingConfig, out: 
                     "notes": ",".join(picture.notes),
                 }
             )
+        if not rows:
+            raise _NothingStored
     record = ShardRecord(
         num_planned=task.rows.num_rows,
         files=writer.files,
@@ -140,7 +148,7 @@ def run_tasks(
     """
     waiting = []
     for task in tasks:
-        if (partial / f"{task.name}.json").exists():
+        if _is_finished(task, out, partial):
             yield task.rows.num_rows
         else:
             waiting.append(task)
@@ -152,6 +160,15 @@ def run_tasks(
                 yield future.result()
     finally:
         _remove_leftovers(out, partial)
+
+
+def _is_finished(task: ShardTask, out: Path, partial: Path) -> bool:
+    """Tell whether a shard has its record, and the files that the record names are still there."""
+    if not (partial / f"{task.name}.json").exists():
+        return False
+    files = ShardRecord.load(partial, task.name).files
+    paths = {out / name: written.num_bytes for name, written in files.items()}
+    return all(path.exists() and path.stat().st_size == num_bytes for path, num_bytes in paths.items())
 
 
 def _remove_leftovers(*folders: Path) -> None:

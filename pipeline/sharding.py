@@ -43,7 +43,7 @@ from pipeline.sources.base import SPLITS, Listing, Source
 from pipeline.statistics import PixelSums, color_document
 
 _PARTIAL = ".partial"
-_VAL_STREAM = 1 << 32  # an "epoch" of the order's generator that no training reaches
+_SHUFFLE_STREAM, _VAL_STREAM = 1 << 32, (1 << 32) + 1  # "epochs" of the order's generator that no training reaches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +92,7 @@ def shard_dataset(source: Source, out: Path, config: ShardingConfig, num_workers
     Raises:
         InputError: The folder holds something else, another run is writing it, or too many pictures were rejected.
     """
-    if (out / DATASET_JSON).exists():
-        raise InputError(f"{out} already holds a finished dataset; remove it, or choose another folder")
+    _refuse_finished(out)
     if out.exists() and not (out / _PARTIAL).exists() and any(out.iterdir()):
         raise InputError(f"{out} exists, is not empty and holds no interrupted run; choose another folder")
     listing = source.list_samples()
@@ -101,6 +100,7 @@ def shard_dataset(source: Source, out: Path, config: ShardingConfig, num_workers
     partial = out / _PARTIAL
     partial.mkdir(parents=True, exist_ok=True)
     with _exclusive(partial):
+        _refuse_finished(out)  # by a run that ended while this one listed the source
         _check_plan(partial, _plan_document(source, listing, splits, config))
         tasks = plan_shards(listing, splits, config)
         total = sum(table.num_rows for table in splits.values())
@@ -108,8 +108,13 @@ def shard_dataset(source: Source, out: Path, config: ShardingConfig, num_workers
             for num_planned in run_tasks(tasks, source, config.encoding, out, partial, num_workers):
                 bar.update(num_planned)
         document = _publish(out, partial, source, listing, splits, config, tasks)
-    shutil.rmtree(partial)
+        shutil.rmtree(partial)
     return document
+
+
+def _refuse_finished(out: Path) -> None:
+    if (out / DATASET_JSON).exists():
+        raise InputError(f"{out} already holds a finished dataset; remove it, or choose another folder")
 
 
 def split_validation(listing: Listing, config: ShardingConfig) -> dict[str, pa.Table]:
@@ -125,9 +130,11 @@ def split_validation(listing: Listing, config: ShardingConfig) -> dict[str, pa.T
     counts = np.bincount(classes, minlength=len(listing.classes))
     chosen = np.zeros(len(classes), dtype=bool)
     for first, count in zip(np.cumsum(counts) - counts, counts, strict=True):
-        # At least one of a class that has two or more, so that no class is missing from model selection.
-        num_val = max(round(count * config.val_fraction), int(count > 1))
-        chosen[by_class[first : first + num_val]] = True
+        # At least one of a class that has two or more, so that no class is missing from model selection; never all.
+        num_val = min(max(round(count * config.val_fraction), 1), count - 1)
+        chosen[by_class[first : first + max(num_val, 0)]] = True
+    if not chosen.any():
+        return splits
     train = splits.pop("train")
     return {"train": train.filter(pa.array(~chosen)), "val": train.filter(pa.array(chosen)), **splits}
 
@@ -138,7 +145,7 @@ def plan_shards(listing: Listing, splits: dict[str, pa.Table], config: ShardingC
     tasks = []
     for split, table in splits.items():
         num_shards = -(-table.num_rows // config.samples_per_shard)
-        shuffle = permutation(config.seed, 0, table.num_rows)
+        shuffle = permutation(config.seed, _SHUFFLE_STREAM, table.num_rows)
         bounds = [table.num_rows * i // num_shards for i in range(num_shards + 1)]
         for index, (first, end) in enumerate(itertools.pairwise(bounds)):
             rows = table.take(pa.array(shuffle[first:end]))
@@ -225,7 +232,8 @@ def _publish(
             raise InputError(f"every picture of {split} was rejected: {_reject_counts(rejects)}")
         write_table(out / manifest_path(split), manifest)
         add_file(manifest_path(split))
-        counts[split] = {"num_samples": manifest.num_rows, "num_shards": len(parts)}
+        num_shards = sum(record.manifest.num_rows > 0 for _, record in parts)
+        counts[split] = {"num_samples": manifest.num_rows, "num_shards": num_shards}
     class_rows = [{"class_index": i, "wnid": c.wnid, "name": c.name} for i, c in enumerate(listing.classes)]
     write_table(out / CLASSES_PARQUET, pa.Table.from_pylist(class_rows, schema=CLASSES_SCHEMA))
     write_table(out / REJECTS_PARQUET, rejects)
@@ -249,6 +257,7 @@ def _publish(
         "source_layout": source.layout,
         "seed": config.seed,
         "val_fraction": config.val_fraction,
+        "samples_per_shard": config.samples_per_shard,
         "num_classes": len(listing.classes),
         "splits": counts,
         "num_rejects": rejects.num_rows,
@@ -268,5 +277,5 @@ def _too_many_rejects(rejects: pa.Table, num_planned: int, max_rejects: float) -
     return (
         f"{rejects.num_rows} of {num_planned} pictures were rejected ({_reject_counts(rejects)}; "
         f"first: {first['source']}: {first['detail']}), more than --max-rejects {max_rejects:g}; "
-        f"repair the source or raise the limit"
+        f"raise the limit, or repair the source and remove the folder"
     )

@@ -11,10 +11,10 @@ N = 20_000
 CONFIG = AugmentationConfig(crop_size=224)
 # An identity basis in units of one grey level: the noise is then the coefficients themselves.
 UNIT_BASIS = ColorBasis(1, np.zeros(3), np.eye(3), np.ones(3), np.eye(3))
-GOLDEN_X, GOLDEN_Y, GOLDEN_MIRROR = [24, 29], [7, 28], [0, 0]
+GOLDEN_X, GOLDEN_Y, GOLDEN_MIRROR = [0, 9], [19, 17], [1, 1]
 GOLDEN_MEAN = [
-    [0.041839599609375, -0.201263427734375, 0.09686279296875],
-    [-0.0782623291015625, -0.076171875, 0.1617431640625],
+    [-0.247222900390625, -0.075408935546875, 0.153228759765625],
+    [-0.0555877685546875, -0.209991455078125, 0.0010833740234375],
 ]
 
 

@@ -55,6 +55,24 @@ def test_the_best_stays_beside_the_latest(tmp_path):
     assert store.load_best()["step"] == 1
 
 
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    store = _store(tmp_path)
+    for name in (".step-00000004.pt.77.tmp", "step-00000004.pt"):
+        (tmp_path / name).write_bytes(b"half")
+    store.remove_leftovers()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [f"step-0000000{step}.{kind}" for step in (2, 3) for kind in ("json", "pt")]
+
+
+def test_a_torn_best_leaves_the_one_before(tmp_path):
+    store = CheckpointStore(tmp_path, 2)
+    store.save_best({"step": 1}, 1)
+    (tmp_path / "best-00000002.pt").write_bytes(b"half")  # killed before its hash was written
+    assert store.load_best()["step"] == 1
+    store.save_best({"step": 3}, 3)
+    assert [path.name for path in tmp_path.glob("best-*.json")] == ["best-00000003.json"]
+
+
 def test_pickles_that_run_code_are_refused(tmp_path):
     class Evil:
         def __reduce__(self):

@@ -1,5 +1,6 @@
 """Opening what is no dataset gets one line that names the cause and the next step."""
 
+import hashlib
 import json
 import shutil
 
@@ -48,13 +49,29 @@ def test_statistics_of_another_manifest_are_refused(raw_dataset, tmp_path):
     document = json.loads(path.read_text())
     document["manifest_sha256"] = "0" * 64
     path.write_text(json.dumps(document))
+    _rehash(folder, "statistics/color.json")
     with pytest.raises(InputError, match="computed on another manifest"):
         _ = Dataset.open(folder).color_basis
 
 
-def test_a_shortened_manifest_is_refused(raw_dataset, tmp_path):
+def _rehash(folder, name):
+    """Make `dataset.json` agree with a changed file."""
+    document = json.loads((folder / "dataset.json").read_text())
+    document["files"][name]["sha256"] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    (folder / "dataset.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("name", ["manifest/train.parquet", "statistics/color.json", "classes.parquet"])
+def test_a_changed_or_missing_document_is_refused(raw_dataset, tmp_path, name):
     folder = tmp_path / "copy"
     shutil.copytree(raw_dataset.path, folder)
-    shutil.copy(folder / "manifest" / "val.parquet", folder / "manifest" / "train.parquet")
-    with pytest.raises(InputError, match=r"has 10 rows, dataset.json counts 41"):
-        Dataset.open(folder).manifest("train")
+    dataset = Dataset.open(folder)
+    read = {"m": lambda: dataset.manifest("train"), "s": lambda: dataset.color_basis, "c": lambda: dataset.wnids}
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name} was changed since it was written"):
+        read[name[0]]()
+    (folder / name).unlink()
+    with pytest.raises(InputError, match=f"{name} can't be read"):
+        read[name[0]]()

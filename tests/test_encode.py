@@ -32,7 +32,7 @@ def _rotated() -> bytes:
 ODD = {
     "cmyk": _bytes(_gradient().convert("CMYK")),
     "grey": _bytes(_gradient().convert("L")),
-    "png_as_jpeg": _bytes(_gradient(), "PNG"),
+    "png": _bytes(_gradient(), "PNG"),
     "exif_rotated": _rotated(),
 }
 
@@ -46,9 +46,7 @@ def test_oddities_are_normalised_and_noted(note):
         assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (32, 32))
 
 
-@pytest.mark.parametrize(
-    ("note", "kept"), [("cmyk", False), ("png_as_jpeg", False), ("exif_rotated", False), ("grey", True)]
-)
+@pytest.mark.parametrize(("note", "kept"), [("cmyk", False), ("png", False), ("exif_rotated", False), ("grey", True)])
 def test_original_keeps_all_bytes_but_those_of_odd_formats(note, kept):
     stored = store_picture(ODD[note], ORIGINAL)
     assert (stored.data == ODD[note]) == kept
@@ -67,7 +65,7 @@ def test_a_rotated_picture_is_turned_upright():
 
 def test_several_oddities_of_one_picture_are_all_noted():
     transparent = _gradient().convert("RGBA")
-    assert store_picture(_bytes(transparent, "PNG"), JPEG).notes == ("png_as_jpeg", "alpha")
+    assert store_picture(_bytes(transparent, "PNG"), JPEG).notes == ("png", "alpha")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +83,18 @@ def test_what_is_no_whole_picture_is_rejected(content, reason):
     with pytest.raises(RejectedPicture) as rejected:
         store_picture(content, JPEG)
     assert rejected.value.reason in (reason, "truncated" if reason == "undecodable" else reason)
+
+
+def test_grey_of_sixteen_bits_keeps_its_upper_eight():
+    deep = Image.fromarray(np.full((40, 40), 0x8123, dtype=np.uint16))
+    stored = store_picture(_bytes(deep, "PNG"), EncodingConfig(encoding="raw", size=32))
+    assert stored.notes == ("png", "grey")
+    assert np.unique(stored.pixels_HWC).tolist() == [0x81]
+
+
+def test_pixels_without_a_rule_are_rejected():
+    with pytest.raises(RejectedPicture, match="pixels of mode F"):
+        store_picture(_bytes(Image.new("F", (8, 8)), "TIFF"), JPEG)
 
 
 def test_a_decompression_bomb_is_rejected_before_it_is_decoded():

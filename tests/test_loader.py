@@ -5,14 +5,17 @@ import io
 import numpy as np
 import pytest
 import torch
+from coded_source import CodedSource, coded_pixels
 from PIL import Image
 
 from pipeline.augmentation import AugmentationConfig, center_parameters, divisor, draw_parameters
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
+from pipeline.encode import EncodingConfig, store_picture
 from pipeline.loader import Batch, EvalLoader, TrainLoader
 from pipeline.reference import augment
 from pipeline.shard_reader import ShardReader
+from pipeline.sharding import ShardingConfig, shard_dataset
 
 CONFIG = AugmentationConfig(crop_size=28)
 SEED = 11
@@ -75,6 +78,31 @@ def test_the_graph_equals_pillows_decode_within_two_grey_levels(encoding, reques
     scale = divisor(CONFIG, dataset.color_basis)[:, None, None]
     difference = np.abs(batch.images.numpy() - _expected(dataset, batch)) * scale
     assert difference.max() <= 2.01, "both decode by libjpeg-turbo; chroma upsampling rounds differently at edges"
+
+
+class OblongSource(CodedSource):
+    """Smooth pictures of 60x44 and 44x60 pixels."""
+
+    def read(self, file, offset, num_bytes):
+        size = (60, 44) if offset % 2 else (44, 60)
+        image = Image.fromarray(coded_pixels(offset, 8)).resize(size, Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=95)
+        return buffer.getvalue()
+
+
+def test_originals_of_any_shape_are_brought_to_the_square_that_the_statistics_count(tmp_path):
+    stored = EncodingConfig(encoding="original", size=32)
+    shard_dataset(OblongSource(tmp_path, 40, 10, 32, False), tmp_path / "d", ShardingConfig(encoding=stored), 1)
+    dataset = Dataset.open(tmp_path / "d")
+    batch = _join(_take(_loader(dataset), 4))
+    reader, basis = ShardReader(dataset, "train"), dataset.color_basis
+    ids = batch.sample_ids.numpy()
+    squares = np.stack([store_picture(reader.read(i).tobytes(), stored).pixels_HWC for i in ids])
+    parameters = draw_parameters(CONFIG, basis, 32, SEED, batch.positions.numpy() // 40, ids)
+    expected = augment(squares, parameters, 28, divisor(CONFIG, basis))
+    difference = np.abs(batch.images.numpy() - expected) * divisor(CONFIG, basis)[:, None, None]
+    assert difference.max() <= 4 and difference.mean() < 0.5  # DALI's and Pillow's antialiased cubic round differently
 
 
 def test_evaluation_reads_each_sample_once_by_any_world(raw_dataset):

@@ -58,6 +58,10 @@ def test_without_gpus_there_is_one_worker_per_node():
     assert place_workers([{"CPU": 4.0}, {"CPU": 4.0}], None, None) == Placement(2, 4.0, 0)
 
 
+def test_nodes_without_cpus_hold_no_worker():
+    assert place_workers([{}, {"CPU": 8.0}, {"CPU": 8.0}], None, None) == Placement(2, 8.0, 0)
+
+
 def test_threads_follow_the_cpus():
     assert Placement(1, 2.0, 0).num_threads == 2
     assert Placement(4, 0.5, 0).num_threads == 1

@@ -202,6 +202,31 @@ def test_rejects_are_listed_counted_and_limited(tmp_path):
     assert not (tmp_path / "strict" / "dataset.json").exists()
 
 
+def test_a_shard_without_a_single_picture_gets_no_file(tmp_path):
+    config = ShardingConfig(encoding=RAW.encoding, samples_per_shard=1, max_rejects=0.1)
+    document = shard_dataset(BrokenSource(tmp_path), tmp_path / "out", config, num_workers=1)
+    assert document["splits"]["train"] == {"num_samples": 36, "num_shards": 36}
+    assert len(list((tmp_path / "out").glob("train-*.tar"))) == len(list((tmp_path / "out").glob("train-*.idx"))) == 36
+
+
+def test_a_finished_shard_that_has_vanished_is_written_again(undisturbed, tmp_path):
+    out = tmp_path / "out"
+    process = _start(out, tmp_path)
+    _wait_until(_one_done_one_under_way(out), process)
+    process.kill()
+    process.wait()
+    next(out.glob("*.tar")).unlink()
+    shard_dataset(CodedSource(out), out, RAW, num_workers=1)
+    assert digest(out) == digest(undisturbed)
+
+
+def test_val_never_takes_all_of_a_class_nor_stands_empty(tmp_path):
+    config = ShardingConfig(encoding=RAW.encoding, val_fraction=0.9)
+    splits = split_validation(CodedSource(tmp_path, num_train=8, num_val=0).list_samples(), config)
+    assert (splits["train"].num_rows, splits["val"].num_rows) == (4, 4)
+    assert list(split_validation(CodedSource(tmp_path, num_train=4, num_val=0).list_samples(), config)) == ["train"]
+
+
 def test_a_source_without_val_gives_a_stratified_part_of_train(tmp_path):
     listing = CodedSource(tmp_path, num_train=200, num_val=0).list_samples()
     splits = split_validation(listing, ShardingConfig(encoding=RAW.encoding, val_fraction=0.1))

@@ -128,6 +128,15 @@ def test_a_diverging_run_ends_with_advice(raw_dataset, tmp_path):
     trainer.close()
 
 
+def test_two_trainers_of_one_run_are_refused(raw_dataset, tmp_path):
+    run = RunFolder.create(tmp_path, CONFIG, raw_dataset)
+    first = Trainer(raw_dataset, run, ALONE)
+    with pytest.raises(InputError, match="is being trained by another job"):
+        Trainer(raw_dataset, run, ALONE)
+    first.close()
+    Trainer(raw_dataset, run, ALONE).close()
+
+
 def test_what_does_not_fit_is_refused_before_the_start(raw_dataset):
     with pytest.raises(InputError, match="20 workers can't share a global batch of 12"):
         check_fits(CONFIG, raw_dataset, num_workers=20)
