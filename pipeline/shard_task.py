@@ -5,9 +5,9 @@ the shard's manifest rows, rejects and pixel sums until all shards are there to 
 """
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator
-from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,10 +19,10 @@ import xxhash
 from pipeline.encode import EncodingConfig, RejectedPicture, store_picture
 from pipeline.files import atomic_file, write_json, write_table
 from pipeline.manifest import MANIFEST_SCHEMA, REJECTS_SCHEMA
+from pipeline.ordered_map import ordered_map
 from pipeline.shard_writer import ShardWriter, WrittenFile
 from pipeline.sources.base import Source
 from pipeline.statistics import PixelSums
-from pipeline.worker_pool import worker_pool
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,7 @@ def write_shard(task: ShardTask, source: Source, encoding: EncodingConfig, out: 
     """Write one shard, its index and its record; a pure function of the task and the source's bytes.
 
     Returns:
-        The number of samples planned: little, for a process that is killed while it sends a long result would leave its
-        pool waiting for the rest.
+        The number of samples planned.
     """
     rows, rejects, sums = [], [], PixelSums()
     writer = ShardWriter(out, task.name)
@@ -154,10 +153,9 @@ def run_tasks(
             waiting.append(task)
     _remove_leftovers(out, partial)
     try:
-        with worker_pool(num_workers) as pool:
-            futures = [pool.submit(write_shard, task, source, encoding, out, partial) for task in waiting]
-            for future in as_completed(futures):
-                yield future.result()
+        write = functools.partial(write_shard, source=source, encoding=encoding, out=out, partial=partial)
+        with ordered_map(write, waiting, num_workers) as finished:
+            yield from finished
     finally:
         _remove_leftovers(out, partial)
 

@@ -10,7 +10,6 @@ import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
@@ -24,15 +23,15 @@ from PIL import ExifTags, Image
 from pipeline.command import InputError, run_command
 from pipeline.files import atomic_file
 from pipeline.order import permutation
+from pipeline.ordered_map import ordered_map
 from pipeline.progress import progress_bar
 from pipeline.sources.official import DEVKIT_ARCHIVE, TRAIN_ARCHIVE, VAL_ARCHIVE
 from pipeline.synthetic_devkit import add_member, class_wnid, devkit_archive
 from pipeline.synthetic_pictures import NUM_CLASSES, draw_picture
-from pipeline.worker_pool import worker_pool
 
 Oddity = Literal["cmyk", "png_as_jpeg", "grey", "exif_rotated", "truncated"]
 _PICTURES_A_PROCESS = 250  # fewer are drawn sooner than another process starts
-_CHUNK = 16
+_CHUNK = 16  # pictures that a process draws at a time
 _EXIF_ROTATED = 6  # EXIF 2.3, 4.6.4: row 0 of the stored pixels is the picture's right side
 _JPEG_QUALITY = 90
 
@@ -121,15 +120,15 @@ def synthesize(
     pictures = [*train, *val]
     num_train_images = Counter(picture.class_index for picture in train)
     devkit = devkit_archive([num_train_images[index] for index in range(classes)], [p.class_index for p in val])
+    num_processes = min(workers, 1 + len(pictures) // _PICTURES_A_PROCESS)
     with (
         atomic_file(paths[2]) as devkit_file,
         atomic_file(paths[1]) as val_file,
         atomic_file(paths[0]) as train_file,
         progress_bar(len(pictures), "synthesising", "img") as bar,
-        _ordered_map(min(workers, 1 + len(pictures) // _PICTURES_A_PROCESS)) as ordered_map,
+        ordered_map(partial(encode_picture, seed=seed, max_side=max_side), pictures, num_processes, _CHUNK) as encoded,
     ):
         devkit_file.write(devkit)
-        encoded = ordered_map(partial(encode_picture, seed=seed, max_side=max_side), pictures)
         members = zip(pictures, _counted(encoded, bar.update), strict=True)
         with _open_tar(train_file) as outer:
             of_train = islice(members, len(train))
@@ -185,16 +184,6 @@ def _plan(
         Picture("val", class_index, number, oddity)
         for number, (class_index, oddity) in enumerate(zip(val_classes, val_oddities, strict=True), start=1)
     ]
-
-
-@contextmanager
-def _ordered_map(num_processes: int) -> Iterator[Callable[..., Iterator[bytes]]]:
-    """Give a `map` that keeps the order; with more than one process it runs ahead of its reader."""
-    if num_processes == 1:
-        yield map
-        return
-    with worker_pool(num_processes) as pool:
-        yield partial(pool.map, chunksize=_CHUNK)
 
 
 def _counted(items: Iterable[bytes], update: Callable[[], object]) -> Iterator[bytes]:

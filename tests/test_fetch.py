@@ -42,7 +42,7 @@ def origin():
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.files = {name: gzip.compress(content) for name, content in CONTENTS.items()}
         server.requests = []
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
         server.shutdown()
@@ -89,7 +89,7 @@ def test_what_a_distribution_ships_is_taken_without_network_though_compressed_an
 def test_what_is_there_and_right_is_kept_and_what_is_wrong_is_replaced(origin, package_folder, tmp_path):
     out = tmp_path / "out"
     fetch("tiny", out)
-    right, wrong = CONTENTS
+    wrong = list(CONTENTS)[1]
     (out / wrong).write_bytes(b"broken")
     origin.requests.clear()
     fetch("tiny", out)
@@ -97,11 +97,16 @@ def test_what_is_there_and_right_is_kept_and_what_is_wrong_is_replaced(origin, p
     assert gzip.decompress((out / wrong).read_bytes()) == CONTENTS[wrong]
 
 
-@pytest.mark.parametrize("damage", ["other content", "cut short", "no gzip"])
+@pytest.mark.parametrize("damage", ["other content", "cut short", "flipped bits", "no gzip"])
 def test_a_corrupted_download_leaves_nothing_and_says_so(origin, package_folder, tmp_path, damage):
     name = next(iter(CONTENTS))
     whole = origin.files[name]
-    origin.files[name] = {"other content": gzip.compress(b"x"), "cut short": whole[:-9], "no gzip": b"<html>"}[damage]
+    origin.files[name] = {
+        "other content": gzip.compress(b"x"),
+        "cut short": whole[:-9],
+        "flipped bits": whole[:10] + b"\xff\xff" + whole[12:],
+        "no gzip": b"<html>",
+    }[damage]
     with pytest.raises(InputError, match="is not what was published"):
         fetch("tiny", tmp_path / "out")
     assert names(tmp_path / "out") == []
@@ -116,7 +121,7 @@ def test_a_damaged_package_names_the_package(package_folder, tmp_path):
 
 def test_a_missing_file_and_a_dead_origin_are_one_line_each(origin, package_folder, tmp_path, monkeypatch):
     origin.files.clear()
-    with pytest.raises(InputError, match="cannot download http://127.0.0.1.*: Not Found; check the network"):
+    with pytest.raises(InputError, match=r"cannot download http://127.0.0.1:.*: Not Found; check the network"):
         fetch("tiny", tmp_path / "out")
 
     def refuse(url, timeout):

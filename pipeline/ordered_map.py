@@ -1,0 +1,137 @@
+"""A `map` over worker processes: results in order, however large, and no process outlives the block that uses it.
+
+Each process has a pipe of its own. So the death of one is noticed at once, even in the middle of a result; readers of a
+queue that processes share would wait for the rest of it for ever.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeAlias, TypeVar, cast
+
+from pipeline.command import InputError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_Pipe: TypeAlias = "Connection[Any, Any]"
+
+
+@contextmanager
+def ordered_map(
+    function: Callable[[Item], Result], items: Sequence[Item], num_processes: int, chunk_size: int = 1
+) -> Iterator[Iterator[Result]]:
+    """Give `map(function, items)`, computed by several processes; if the block raises, they are ended at once.
+
+    A process gets its next chunk when it has returned one and the results are being read, so little waits in memory.
+
+    Args:
+        function: Picklable.
+        items: Picklable.
+        num_processes: With 1, this process does the work.
+        chunk_size: Items that a process gets at a time.
+
+    Raises:
+        InputError: A process was killed.
+        Exception: What the function raised, with a note of where.
+    """
+    if num_processes == 1:
+        yield map(function, items)
+        return
+    chunks = [items[start : start + chunk_size] for start in range(0, len(items), chunk_size)]
+    workers: dict[_Pipe, BaseProcess] = {}
+    try:
+        for _ in range(min(num_processes, len(chunks))):
+            pipe, process = _start(function)
+            workers[pipe] = process
+        yield _results(workers, chunks)
+    finally:
+        for pipe, process in workers.items():
+            process.terminate()
+            process.join()
+            pipe.close()
+
+
+def _start(function: Callable[[Item], Result]) -> tuple[_Pipe, BaseProcess]:
+    context = multiprocessing.get_context("spawn")  # not forked: this process may hold threads
+    pipe, far_end = context.Pipe()
+    process = context.Process(target=_work, args=(function, far_end), daemon=True)
+    # The mask is inherited: Ctrl-C reaches this process alone, which ends the others. The tracker, which the first
+    # start would start too, would lift it.
+    resource_tracker.ensure_running()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    far_end.close()  # else the pipe of a dead process would seem open
+    return pipe, process
+
+
+def _results(workers: dict[_Pipe, BaseProcess], chunks: list[Sequence[Item]]) -> Iterator[Any]:
+    waiting = deque(enumerate(chunks))
+    under_way: dict[_Pipe, int] = {}
+    finished: dict[int, list[Any]] = {}
+
+    def give(pipe: _Pipe) -> None:
+        if waiting:
+            under_way[pipe], chunk = waiting.popleft()
+            with suppress(BrokenPipeError):  # of a dead process: waiting for its answer tells
+                pipe.send(chunk)
+
+    for pipe in workers:
+        give(pipe)
+    for number in range(len(chunks)):
+        while number not in finished:
+            for ready in wait(list(under_way)):
+                pipe = cast(_Pipe, ready)
+                finished[under_way.pop(pipe)] = _receive(pipe, workers[pipe])
+                give(pipe)
+        yield from finished.pop(number)
+
+
+def _receive(pipe: _Pipe, process: BaseProcess) -> list[Any]:
+    try:
+        answer: list[Any] | Exception = pipe.recv()
+    except (EOFError, OSError) as error:
+        process.join()
+        if process.exitcode is not None and process.exitcode < 0:
+            raise InputError("a worker process was killed (out of memory?); run the same command again") from error
+        raise RuntimeError(f"a worker process ended with status {process.exitcode}; see above") from error
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _work(function: Callable[[Item], Result], pipe: _Pipe) -> None:
+    """Be a worker process: answer chunks until the pipe ends, or die with the parent."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    while True:
+        try:
+            chunk = pipe.recv()
+        except EOFError:
+            return
+        answer: list[Result] | Exception
+        try:
+            answer = [function(item) for item in chunk]
+        except Exception as error:
+            error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+            answer = error
+        try:
+            pipe.send(answer)
+        except BrokenPipeError:
+            return
