@@ -23,7 +23,7 @@ from pipeline.command import InputError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _START_SECONDS = 90
-_STOP_SECONDS = 15
+_STOP_SECONDS = 5
 
 
 def environment() -> dict[str, str]:

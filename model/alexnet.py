@@ -101,24 +101,24 @@ VARIANTS = {
         origin="Ours, for pictures of 24x24 and more: the paper's five convolutions, overlapping pooling and dense "
         "layers with dropout, at the stride of small pictures.",
         features=(
-            Convolution(64, 5, padding=2),  # 26x26x3 -> 26x26x64
+            Convolution(32, 5, padding=2),  # 26x26x3 -> 26x26x32
             ReLU(),
-            MaxPooling(3, 2),  # -> 12x12x64
-            Convolution(128, 3, padding=1),  # -> 12x12x128
+            MaxPooling(3, 2),  # -> 12x12x32
+            Convolution(64, 3, padding=1),  # -> 12x12x64
             ReLU(),
-            MaxPooling(3, 2),  # -> 5x5x128
-            Convolution(256, 3, padding=1),  # -> 5x5x256
+            Convolution(96, 3, padding=1),  # -> 12x12x96
             ReLU(),
-            Convolution(256, 3, padding=1),  # -> 5x5x256
+            Convolution(96, 3, padding=1),  # -> 12x12x96
             ReLU(),
-            Convolution(256, 3, padding=1),  # -> 5x5x256
+            Convolution(96, 3, padding=1),  # -> 12x12x96
             ReLU(),
-            AdaptivePooling(3),  # -> 3x3x256
+            MaxPooling(3, 2),  # -> 5x5x96
+            AdaptivePooling(5),  # -> 5x5x96
         ),
         hidden=(Dense(512), ReLU(), Dropout(), Dense(512), ReLU(), Dropout()),
         initialization="kaiming",
         image_size=26,
-        num_parameters=3_509_864,
+        num_parameters=2_247_368,
     ),
 }
 

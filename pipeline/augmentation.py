@@ -23,8 +23,9 @@ class AugmentationConfig:
     """What happens to a stored picture on its way to the model.
 
     Attributes:
-        crop_size: Side of the random (training) or centre (evaluation) crop in pixels; None: 7/8 of the stored size,
-            the paper's 224 of 256, rounded down to an even number.
+        crop_size: Side of the random (training) or centre (evaluation) crop in pixels; None: by `crop_fraction`.
+        crop_fraction: Part of the stored side, rounded down to an even number of pixels; the paper's 224 of 256 by
+            default.
         flip: Mirror left-right with probability 1/2.
         color_noise_sigma: Standard deviation of the colour noise's coefficients; 0 switches it off. The paper: 0.1.
         color_noise_convention: See `pipeline.color`.
