@@ -39,7 +39,7 @@ def environment() -> dict[str, str]:
 def running_address() -> str | None:
     """Return the address of a Ray whose job server answers (RAY_API_SERVER_ADDRESS, or the default port), or None."""
     address = os.environ.get("RAY_API_SERVER_ADDRESS", DEFAULT_ADDRESS)
-    return address if _answers(address) else None
+    return address if _answers(f"{address}/api/version") else None
 
 
 @contextlib.contextmanager
@@ -57,9 +57,10 @@ def local_ray(num_cpus: int | None = None, working_directory: Path | None = None
         InputError: It did not start.
     """
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Unix sockets below it may have 107 characters
-    address = f"http://127.0.0.1:{_free_port()}"
+    address, agent = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"]
     command += [f"--port={_free_port()}", f"--dashboard-port={address.rsplit(':', 1)[1]}", f"--temp-dir={folder}"]
+    command += [f"--dashboard-agent-listen-port={agent.rsplit(':', 1)[1]}"]
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
     command += [f"--num-cpus={num_cpus}"] if num_cpus is not None else []
     log = folder / "start.log"
@@ -75,7 +76,8 @@ def local_ray(num_cpus: int | None = None, working_directory: Path | None = None
         )
     try:
         deadline = time.monotonic() + _START_SECONDS
-        while not _answers(address):
+        # The node's agent runs submitted jobs; it comes up after the job server.
+        while not (_answers(f"{address}/api/version") and _answers(f"{agent}/api/local_raylet_healthz")):
             if head.poll() is not None or time.monotonic() > deadline:
                 raise InputError(f"a local Ray did not start: {_last_line(log)}")
             time.sleep(0.2)
@@ -85,9 +87,9 @@ def local_ray(num_cpus: int | None = None, working_directory: Path | None = None
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _answers(address: str) -> bool:
+def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{address}/api/version", timeout=2) as answer:
+        with urllib.request.urlopen(url, timeout=2) as answer:
             return bool(answer.status == 200)
     except (OSError, urllib.error.URLError, ValueError):
         return False

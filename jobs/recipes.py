@@ -13,14 +13,20 @@ from pipeline.command import InputError
 
 
 def small_demo() -> TrainingConfig:
-    """Small pictures on two cores: the embedded default, and Fashion-MNIST."""
+    """Small pictures on two cores: Fashion-MNIST, and the embedded synthetic mini-ImageNet.
+
+    Ours; stored 28 -> crop 26, or 64 -> 58. Fashion-MNIST: 12 epochs of 57,000 samples, see docs/results.md for time
+    and error; its authors' list has 8.4 to 12.4 % error for networks of two convolutions.
+    """
     return TrainingConfig(
         name="small_demo",
-        model=ModelConfig(name="alexnet_small"),
-        optimizer=OptimizerConfig(learning_rate=0.02, warmup=0.1, schedule="cosine"),
-        global_batch_size=96,
+        model=ModelConfig(name="alexnet_small", dropout=0.3),
+        optimizer=OptimizerConfig(learning_rate=0.05, nesterov=True, warmup=0.1, schedule="cosine"),
+        augmentation=AugmentationConfig(crop_fraction=0.93),
+        global_batch_size=128,
         num_epochs=12,
-        checkpoint_interval=200,
+        precision="bfloat16",
+        checkpoint_interval=500,
     )
 
 

@@ -33,6 +33,7 @@ class AugmentationConfig:
     """
 
     crop_size: int | None = None
+    crop_fraction: float = 7 / 8
     flip: bool = True
     color_noise_sigma: float = 0.1
     color_noise_convention: ColorNoiseConvention = "fb"
@@ -45,9 +46,9 @@ class AugmentationConfig:
             ValueError: Names the field, its value and what would be right.
         """
         if self.crop_size is not None and self.crop_size < 1:
-            raise ValueError(
-                f"crop_size is {self.crop_size}; it must be at least 1, or None for 7/8 of the stored size"
-            )
+            raise ValueError(f"crop_size is {self.crop_size}; it must be at least 1, or None for a fraction")
+        if not 0 < self.crop_fraction <= 1:
+            raise ValueError(f"crop_fraction is {self.crop_fraction}; it must be above 0 and at most 1")
         if self.color_noise_sigma < 0:
             raise ValueError(f"color_noise_sigma is {self.color_noise_sigma}; it must not be negative")
         known = get_args(ColorNoiseConvention)
@@ -60,7 +61,7 @@ class AugmentationConfig:
         Raises:
             ValueError: The crop is larger than the stored pictures.
         """
-        crop = self.crop_size if self.crop_size is not None else max(1, stored_size * 7 // 8 // 2 * 2)
+        crop = self.crop_size if self.crop_size is not None else max(1, int(stored_size * self.crop_fraction) // 2 * 2)
         if crop > stored_size:
             raise ValueError(
                 f"crop_size is {crop}, but the pictures are stored at {stored_size}; at most {stored_size} fits"

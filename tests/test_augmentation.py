@@ -99,6 +99,7 @@ def test_a_channel_without_variation_is_not_divided_by_zero():
     ("fields", "message"),
     [
         ({"crop_size": 0}, "crop_size is 0"),
+        ({"crop_fraction": 1.5}, "crop_fraction is 1.5"),
         ({"color_noise_sigma": -1.0}, "color_noise_sigma is -1.0"),
         ({"color_noise_convention": "pca"}, "color_noise_convention is 'pca'; known: fb, cuda-convnet"),
     ],
