@@ -5,8 +5,10 @@ machine.
 """
 
 import contextlib
+import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -73,6 +75,7 @@ def local_ray(num_cpus: int | None = None, working_directory: Path | None = None
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the block; Ray is stopped below
+            preexec_fn=_end_with_parent,
         )
     try:
         deadline = time.monotonic() + _START_SECONDS
@@ -85,6 +88,12 @@ def local_ray(num_cpus: int | None = None, working_directory: Path | None = None
     finally:
         _stop(head)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel (Linux) to send SIGTERM to this process when its parent dies, be it by SIGKILL."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _answers(url: str) -> bool:

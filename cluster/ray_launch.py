@@ -128,18 +128,13 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 def _explained(error: BaseException) -> BaseException:
-    """Return the InputError that a worker raised, where one did; else the error itself."""
-    failures = error.worker_failures.values() if isinstance(error, ray.train.WorkerGroupError) else ()
+    """Return the InputError that a worker raised, or one that says that a worker was lost; else the error itself."""
+    failures = list(error.worker_failures.values()) if isinstance(error, ray.train.WorkerGroupError) else []
     for failure in failures:
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, InputError):
-                return cause
-            cause = cause.__cause__
-        if isinstance(failure, ray.exceptions.RayError) or type(failure).__module__.startswith("ray."):
-            return InputError(f"a worker was lost ({_first_line(failure)}); the same command resumes the run")
+        if isinstance(failure, InputError):
+            return failure
+    for failure in failures:
+        if type(failure).__module__.partition(".")[0] == "ray":  # of Ray's own making: the process did not raise it
+            cause = str(failure).strip().partition("\n")[0]
+            return InputError(f"a worker was lost ({cause}); the same command resumes the run")
     return error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -1,10 +1,10 @@
 """The main job on a real Ray: submitted, literal, embedded; refused in one line; ended by real signals."""
 
-import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -12,6 +12,7 @@ import pytest
 
 from cluster.local_ray import environment, local_ray
 from cluster.run_folder import RunFolder
+from pipeline.dataset import Dataset
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -25,12 +26,14 @@ def address():
     """A Ray of two CPUs, started in the checkout."""
     with local_ray(num_cpus=2, working_directory=ROOT) as address:
         yield address
-    left = [
-        p.info
-        for p in psutil.process_iter(["cmdline"])
-        if address.rsplit(":", 1)[1] in " ".join(p.info["cmdline"] or [])
-    ]
-    assert left == []
+    assert _processes_of(address) == []
+
+
+def _processes_of(address: str) -> list[list[str]]:
+    """Command lines that name the port of a Ray's job server."""
+    port = address.rsplit(":", 1)[1]
+    commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    return [command for command in commands if any(port in word for word in command)]
 
 
 def _submit(address: str, *command: str, working_dir: bool = True) -> subprocess.CompletedProcess:
@@ -96,27 +99,63 @@ def test_an_error_in_a_worker_arrives_as_its_one_line(address, raw_dataset, tmp_
     assert "lower the rate: --optimizer.learning-rate" in _error_line(answer)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_embedded_run_leaves_nothing_and_resumes(raw_dataset, tmp_path, signum):
-    run = tmp_path / "run"
-    command = [sys.executable, "jobs/train.py", "--data", raw_dataset.path, "--run", run, "--global-batch-size", "10"]
-    command += ["--workers", "2", "--checkpoint-interval", "5", *RATE, "--num-epochs", "20"]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def _start_embedded(dataset: Dataset, run: Path) -> tuple[list[str], subprocess.Popen]:
+    """Start a run on a local Ray of its own and wait until it is past its first checkpoint."""
+    command = [sys.executable, "jobs/train.py", "--data", str(dataset.path), "--run", str(run), "--workers", "2"]
+    command += ["--global-batch-size", "10", "--checkpoint-interval", "5", *RATE, "--num-epochs", "40"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if re.match(r"step +10/", line):
-            break
+            return command, process
+    raise AssertionError(process.communicate()[1])
+
+
+def _check_resumes(command: list[str], run: Path) -> None:
+    """The same command goes on and finishes."""
+    assert not list(run.rglob(".*.tmp"))
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert "resumed from a checkpoint" in finished.stdout
+    assert RunFolder.open(run).result["num_steps"] == 164
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_embedded_run_leaves_nothing_and_resumes(raw_dataset, tmp_path, signum):
+    command, process = _start_embedded(raw_dataset, tmp_path / "run")
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signum)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signum
     assert "Traceback" not in errors
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert alive == []
-    assert not list(run.rglob(".*.tmp"))
-    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
-    assert "resumed from a checkpoint" in finished.stdout
-    assert RunFolder.open(run).result["num_steps"] == 82
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+    if signum == signal.SIGINT:
+        _check_resumes(command, tmp_path / "run")
+
+
+def test_a_lost_worker_ends_the_run_with_one_line_and_it_resumes(raw_dataset, tmp_path):
+    command, process = _start_embedded(raw_dataset, tmp_path / "run")
+    children = psutil.Process(process.pid).children(recursive=True)
+    next(child for child in children if "RayTrainWorker" in " ".join(child.cmdline())).kill()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert errors.splitlines()[-1].startswith("error: a worker was lost (")
+    _check_resumes(command, tmp_path / "run")
+
+
+KILLED_PARENT = """
+import os, signal, sys
+from cluster.local_ray import local_ray
+with local_ray(num_cpus=1) as address:
+    sys.stdout.write(address)
+    sys.stdout.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_killed_parent_takes_its_ray_along():
+    parent = subprocess.run([sys.executable, "-c", KILLED_PARENT], cwd=ROOT, capture_output=True, text=True)
+    assert parent.returncode == -signal.SIGKILL and parent.stdout.startswith("http://127.0.0.1:")
+    deadline = time.monotonic() + 30
+    while _processes_of(parent.stdout):
+        assert time.monotonic() < deadline, "Ray outlived the process that started it"
+        time.sleep(0.2)
