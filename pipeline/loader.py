@@ -131,6 +131,7 @@ class _Loader(Iterator[Batch]):
         """Stop DALI's threads and release its memory."""
         self._pipeline = None
         self._alive.clear()
+        self._under_way.clear()
 
 
 class TrainLoader(_Loader):
@@ -209,8 +210,12 @@ class TrainLoader(_Loader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from another loader's state, whatever its world size was."""
         self.close()
-        self._under_way.clear()
         self._load(state["samples_seen"])
+
+    def close(self) -> None:
+        """Stop DALI's threads; what it had prepared is forgotten, and iterating again goes on where it was."""
+        super().close()
+        self._load(self.samples_seen)
 
     def _load(self, samples_seen: int) -> None:
         if samples_seen < 0:

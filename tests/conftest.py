@@ -1,5 +1,6 @@
 """Datasets that the tests share, made once a session."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ from coded_source import CodedSource
 from pipeline.dataset import Dataset
 from pipeline.encode import EncodingConfig
 from pipeline.sharding import ShardingConfig, shard_dataset
+
+# A shell that runs the tests in the background lets them ignore Ctrl-C, which the tested commands would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NUM_TRAIN, NUM_VAL = 41, 10
 

@@ -151,6 +151,15 @@ def test_load_state_dict_goes_back(raw_dataset):
     loader.close()
 
 
+def test_a_closed_loader_goes_on_where_it_was(raw_dataset):
+    straight = _take(_loader(raw_dataset), 4)
+    loader = _loader(raw_dataset)
+    before = [next(loader) for _ in range(2)]
+    loader.close()
+    after = _take(loader, 2)
+    assert all(_equal(left, right) for left, right in zip(straight, before + after, strict=True))
+
+
 def test_two_loaders_do_not_disturb_each_other(raw_dataset):
     alone = _take(_loader(raw_dataset), 4)
     loader = _loader(raw_dataset)
