@@ -9,6 +9,8 @@ FORMAT_NAME = "alexnet-at-scale"
 FORMAT_VERSION = 1
 
 DATASET_JSON = "dataset.json"
+# `np.save` pads the header of a version 1.0 file to whole 64 bytes; that of a uint8 picture takes 128.
+NPY_HEADER_BYTES = 128
 CLASSES_PARQUET = "classes.parquet"
 REJECTS_PARQUET = "rejects.parquet"
 COLOR_JSON = "statistics/color.json"

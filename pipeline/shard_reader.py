@@ -8,9 +8,7 @@ import xxhash
 
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
-
-# `np.save` pads the header of a version 1.0 file to whole 64 bytes; a uint8 picture's takes 128.
-_NPY_HEADER_BYTES = 128
+from pipeline.manifest import NPY_HEADER_BYTES
 
 
 class ShardReader:
@@ -55,7 +53,7 @@ class ShardReader:
             )
         if self._raw:
             height, width = self._sizes[sample_id]
-            return np.frombuffer(data, dtype=np.uint8, offset=_NPY_HEADER_BYTES).reshape(height, width, 3)
+            return np.frombuffer(data, dtype=np.uint8, offset=NPY_HEADER_BYTES).reshape(height, width, 3)
         return np.frombuffer(data, dtype=np.uint8)
 
     def _map(self, shard: int) -> memoryview:

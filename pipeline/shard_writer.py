@@ -8,6 +8,7 @@ writes it: webdataset's own TarWriter ignores its `format` argument and reports 
 import hashlib
 import io
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,8 @@ from typing import IO
 
 from pipeline.files import atomic_file
 
-INDEX_VERSION = "v1.2"
+_INDEX_VERSION = "v1.2"
+IndexGroup = tuple[str, int, int, str]  # of one member: extension, offset of its bytes, their number, its name
 
 
 class _HashingFile(io.RawIOBase):
@@ -76,7 +78,7 @@ class ShardWriter:
         Returns:
             Offset of the first member's bytes in the tar.
         """
-        groups = []
+        groups: list[IndexGroup] = []
         for extension, data in members.items():
             info = tarfile.TarInfo(f"{key}.{extension}")
             info.size = len(data)
@@ -84,8 +86,8 @@ class ShardWriter:
             self._tar.addfile(info, io.BytesIO(data))
             offset = self._tar.offset - _padded(len(data))
             groups.append((extension, offset, len(data), info.name))
-        self._index_lines.append(" ".join(f"{e} {o} {n} {name}" for e, o, n, name in groups))
-        return int(groups[0][1])
+        self._index_lines.append(index_line(groups))
+        return groups[0][1]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -97,10 +99,20 @@ class ShardWriter:
         if kind is not None:
             return
         self.files[self._tar_path.name] = WrittenFile(self._stream.tell(), self._stream.hexdigest())
-        index = "\n".join([f"{INDEX_VERSION} {len(self._index_lines)}", *self._index_lines, ""]).encode()
+        index = index_text(self._index_lines).encode()
         with atomic_file(self._index_path) as file:
             file.write(index)
         self.files[self._index_path.name] = WrittenFile(len(index), hashlib.sha256(index).hexdigest())
+
+
+def index_line(groups: Sequence[IndexGroup]) -> str:
+    """Return a sample's line of DALI's index."""
+    return " ".join(f"{extension} {offset} {num_bytes} {name}" for extension, offset, num_bytes, name in groups)
+
+
+def index_text(lines: Sequence[str]) -> str:
+    """Return the content of DALI's index of a shard, from its samples' lines."""
+    return "\n".join([f"{_INDEX_VERSION} {len(lines)}", *lines, ""])
 
 
 def _padded(num_bytes: int) -> int:

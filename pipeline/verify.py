@@ -1,0 +1,173 @@
+"""Verify a dataset folder: re-read everything and compare it with what `dataset.json` and the manifests say.
+
+Every file's length and SHA-256; every shard's members, offsets, index, labels and hashes; every picture decoded to its
+last pixel; classes, counts and statistics. Prints one line a problem; the exit status is 1 if there is any.
+"""
+
+import functools
+import os
+import sys
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pyarrow as pa
+import tyro
+import xxhash
+
+from pipeline.command import InputError, run_command
+from pipeline.dataset import Dataset
+from pipeline.encode import EncodingConfig, RejectedPicture, store_picture
+from pipeline.files import sha256_file
+from pipeline.manifest import DATASET_JSON, NPY_HEADER_BYTES, manifest_path
+from pipeline.ordered_map import ordered_map
+from pipeline.progress import progress_bar
+from pipeline.shard_writer import index_line, index_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Command line of `python -m pipeline.verify`."""
+
+    dataset: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
+    """Dataset folder."""
+    workers: int = len(os.sched_getaffinity(0))
+    """Processes."""
+
+
+@dataclass(frozen=True)
+class ShardCheck:
+    """One shard to check: its name and its rows of the manifest, in their order."""
+
+    shard: str
+    rows: pa.Table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see the module."""
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    if arguments.workers < 1:
+        raise InputError(f"--workers is {arguments.workers}; it must be at least 1")
+    dataset = Dataset.open(arguments.dataset)
+    num_problems = 0
+    for problem in verify(dataset, arguments.workers):
+        num_problems += 1
+        sys.stdout.write(f"{problem}\n")
+    num_samples = sum(dataset.num_samples(split) for split in dataset.splits)
+    sys.stdout.write(f"{num_samples} samples in {len(dataset.document['files'])} files: {num_problems} problem(s)\n")
+    return 1 if num_problems else 0
+
+
+def verify(dataset: Dataset, num_workers: int) -> Iterator[str]:
+    """Yield every problem of a dataset, as one line each."""
+    yield from _folder_problems(dataset)
+    checks: list[ShardCheck] = []
+    try:
+        for split in dataset.splits:
+            table = dataset.manifest(split)
+            yield from _manifest_problems(dataset, split, table)
+            checks += _split_by_shard(table)
+        _ = dataset.color_basis, dataset.class_names
+    except InputError as error:
+        yield str(error)
+    check = functools.partial(check_shard, folder=dataset.path, member=dataset.member)
+    with (
+        progress_bar(sum(check.rows.num_rows for check in checks), "verifying", "img") as bar,
+        ordered_map(check, checks, num_workers) as results,
+    ):
+        for shard_check, problems in zip(checks, results, strict=True):
+            yield from problems
+            bar.update(shard_check.rows.num_rows)
+
+
+def check_shard(check: ShardCheck, folder: Path, member: str) -> list[str]:
+    """Return the problems of one shard."""
+    path, problems = folder / check.shard, []
+    try:
+        with tarfile.open(path) as tar:
+            members = [(info.name, info.offset_data, info.size) for info in tar]
+        content = np.memmap(path, dtype=np.uint8, mode="r")
+    except (OSError, tarfile.TarError, ValueError) as error:
+        return [f"{check.shard}: can't be read as a tar: {error}"]
+    rows = check.rows.to_pylist()
+    expected_names = [name for row in rows for name in (f"{row['key']}.{member}", f"{row['key']}.cls")]
+    if [name for name, _, _ in members] != expected_names:
+        return [f"{check.shard}: its members are not those of the manifest"]
+    lines = []
+    for row, picture, label in zip(rows, members[::2], members[1::2], strict=True):
+        where = f"{check.shard}: sample {row['key']}"
+        lines.append(index_line([(member, *picture[1:], picture[0]), ("cls", *label[1:], label[0])]))
+        if (row["offset"], row["num_bytes"]) != picture[1:]:
+            problems.append(
+                f"{where}: the manifest has offset and length {row['offset']}, {row['num_bytes']}, "
+                f"the tar {picture[1]}, {picture[2]}"
+            )
+        data = content[picture[1] : picture[1] + picture[2]].tobytes()
+        if content[label[1] : label[1] + label[2]].tobytes() != str(row["class_index"]).encode():
+            problems.append(f"{where}: its label is not the manifest's {row['class_index']}")
+        if xxhash.xxh3_64_intdigest(data) != row["hash"]:
+            problems.append(f"{where}: its bytes have another hash than the manifest's")
+        problems += [f"{where}: {problem}" for problem in _picture_problems(data, member, row["width"], row["height"])]
+    try:
+        index = path.with_suffix(".idx").read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        return [*problems, f"{path.with_suffix('.idx').name}: can't be read: {error}"]
+    if index != index_text(lines):
+        problems.append(f"{path.with_suffix('.idx').name}: is not the index of its shard")
+    return problems
+
+
+def _folder_problems(dataset: Dataset) -> Iterator[str]:
+    """Compare the files that exist, their lengths and hashes with those that are listed."""
+    listed = dataset.document["files"]
+    found = {str(path.relative_to(dataset.path)) for path in dataset.path.rglob("*") if path.is_file()}
+    yield from (f"{name}: is not listed in {DATASET_JSON}" for name in sorted(found - {DATASET_JSON} - set(listed)))
+    for name, expected in listed.items():
+        path = dataset.path / name
+        if name not in found:
+            yield f"{name}: is missing"
+        elif path.stat().st_size != expected["num_bytes"]:
+            yield f"{name}: has {path.stat().st_size} bytes, {DATASET_JSON} says {expected['num_bytes']}"
+        elif sha256_file(path) != expected["sha256"]:
+            yield f"{name}: has another SHA-256 than {DATASET_JSON} says"
+
+
+def _manifest_problems(dataset: Dataset, split: str, table: pa.Table) -> Iterator[str]:
+    name = manifest_path(split)
+    if table.num_rows != dataset.num_samples(split):
+        yield f"{name}: has {table.num_rows} rows, {DATASET_JSON} counts {dataset.num_samples(split)}"
+    if len(set(table["key"].to_pylist())) != table.num_rows:
+        yield f"{name}: a key stands in it twice"
+    wnids = dict(enumerate(dataset.wnids))
+    pairs = zip(table["class_index"].to_pylist(), table["wnid"].to_pylist(), strict=True)
+    wrong = sum(wnids.get(class_index) != wnid for class_index, wnid in pairs)
+    if wrong:
+        yield f"{name}: {wrong} rows have a class that is not that of their wnid"
+
+
+def _split_by_shard(table: pa.Table) -> list[ShardCheck]:
+    shards = table["shard"].combine_chunks().dictionary_encode()
+    indices = shards.indices.to_numpy()
+    names = shards.dictionary.to_pylist()
+    return [ShardCheck(name, table.filter(pa.array(indices == number))) for number, name in enumerate(names)]
+
+
+def _picture_problems(data: bytes, member: str, width: int, height: int) -> Iterator[str]:
+    if member == "npy":
+        if len(data) != NPY_HEADER_BYTES + width * height * 3:
+            yield f"is no array of {height}x{width}x3 bytes"
+        return
+    try:
+        stored = store_picture(data, EncodingConfig(encoding="original", size=None))
+    except RejectedPicture as rejected:
+        yield f"can't be decoded ({rejected})"
+        return
+    if (stored.width, stored.height) != (width, height):
+        yield f"is {stored.width}x{stored.height}, the manifest says {width}x{height}"
+
+
+if __name__ == "__main__":
+    run_command(main)
