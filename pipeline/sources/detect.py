@@ -7,10 +7,12 @@ from pipeline.sources.base import Source
 from pipeline.sources.cifar import CifarFiles
 from pipeline.sources.folders import ClassFolders
 from pipeline.sources.idx import IdxFiles
+from pipeline.sources.kaggle import KaggleFolder
 from pipeline.sources.official import OfficialArchives
 
 LAYOUTS: dict[type[Source], str] = {  # the first that recognises a source reads it; what it looks like, for people
     OfficialArchives: "ImageNet's official archives, ILSVRC2012_*",
+    KaggleFolder: "Kaggle's ImageNet folder, ILSVRC/Data/CLS-LOC",
     CifarFiles: "CIFAR's binary files, data_batch_1.bin or train.bin",
     IdxFiles: "IDX files, train-images-idx3-ubyte[.gz]",
     ClassFolders: "class folders, train/CLASS/*.jpg or CLASS/*.jpg",

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.command import InputError
 from pipeline.sources.base import SAMPLE_SCHEMA, SPLITS, ClassEntry, Listing
-from pipeline.sources.byte_range import read_byte_range
+from pipeline.sources.byte_range import read_whole_file
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")  # in any case
 CLASS_NAMES = "classes.txt"
@@ -54,7 +54,7 @@ class ClassFolders:
 
     def read(self, file: str, offset: int, num_bytes: int) -> bytes:
         """Read one picture's bytes."""
-        return read_byte_range(self.root / file, offset, num_bytes)
+        return read_whole_file(self.root / file, num_bytes)
 
     def _list_split(self, split_folder: Path, class_index: dict[str, int]) -> pa.Table:
         rows = []
