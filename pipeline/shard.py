@@ -19,6 +19,7 @@ import tyro
 from pipeline import embedded
 from pipeline.command import InputError, run_command
 from pipeline.encode import Encoding, EncodingConfig
+from pipeline.estimate import estimate
 from pipeline.manifest import DATASET_JSON
 from pipeline.sharding import ShardingConfig, shard_dataset
 from pipeline.sources.base import Source
@@ -55,6 +56,8 @@ class Arguments:
     """Planned samples of a shard."""
     max_rejects: float = 0.001
     """Largest tolerated fraction of undecodable pictures."""
+    dry_run: bool = False
+    """Write nothing; say how many shards and bytes it would be, and about how long it would take."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         source_path, folder = arguments.source, arguments.out
     source = open_source(source_path, arguments.layout)
-    document = shard_dataset(source, folder, _config(arguments, source, size), arguments.workers)
+    config = _config(arguments, source, size)
+    if arguments.dry_run:
+        sys.stdout.write(f"{estimate(source, config, arguments.workers)}\n")
+        return 0
+    document = shard_dataset(source, folder, config, arguments.workers)
     for split, counts in document["splits"].items():
         sys.stdout.write(f"{split}: {counts['num_samples']} samples in {counts['num_shards']} shards\n")
     sys.stdout.write(f"rejected: {document['num_rejects']}\ndataset: {folder.absolute()}\n")

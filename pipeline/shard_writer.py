@@ -84,7 +84,7 @@ class ShardWriter:
             info.size = len(data)
             info.mode = 0o644
             self._tar.addfile(info, io.BytesIO(data))
-            offset = self._tar.offset - _padded(len(data))
+            offset = self._tar.offset - padded_length(len(data))
             groups.append((extension, offset, len(data), info.name))
         self._index_lines.append(index_line(groups))
         return groups[0][1]
@@ -115,6 +115,6 @@ def index_text(lines: Sequence[str]) -> str:
     return "\n".join([f"{_INDEX_VERSION} {len(lines)}", *lines, ""])
 
 
-def _padded(num_bytes: int) -> int:
+def padded_length(num_bytes: int) -> int:
     """Return the length of a member's data in the tar: whole blocks of 512 bytes."""
     return -(-num_bytes // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

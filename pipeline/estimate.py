@@ -1,0 +1,77 @@
+"""What sharding will cost, told beforehand from a few pictures: `python -m pipeline.shard --dry-run`."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.encode import RejectedPicture, store_picture
+from pipeline.shard_writer import padded_length
+from pipeline.sharding import ShardingConfig, plan_shards, split_validation
+from pipeline.sources.base import Source
+from pipeline.statistics import PixelSums
+
+_NUM_PROBES = 64
+_HEADER_BYTES = 512
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will write.
+
+    Attributes:
+        num_samples: By split.
+        num_shards: Of all splits.
+        num_bytes: Of all shards, extrapolated from the probed pictures.
+        seconds: Wall clock, extrapolated likewise; without what other programs take.
+        num_probes: Pictures that were read, decoded and encoded for this.
+    """
+
+    num_samples: dict[str, int]
+    num_shards: int
+    num_bytes: int
+    seconds: float
+    num_probes: int
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        samples = ", ".join(f"{split} {count:,}" for split, count in self.num_samples.items())
+        minutes, seconds = divmod(round(self.seconds), 60)
+        return (
+            f"{samples} samples in {self.num_shards:,} shards, about {self.num_bytes / 1e6:,.0f} MB "
+            f"in about {minutes}:{seconds:02d} minutes (from {self.num_probes} pictures)"
+        )
+
+
+def estimate(source: Source, config: ShardingConfig, num_workers: int) -> Estimate:
+    """List the source, plan its shards, and store some evenly spaced pictures in memory.
+
+    Args:
+        source: Where the pictures come from.
+        config: What the dataset would be.
+        num_workers: Processes that would share the work.
+    """
+    listing = source.list_samples()
+    splits = split_validation(listing, config)
+    tasks = plan_shards(listing, splits, config)
+    rows = pa.concat_tables([task.rows for task in tasks])
+    chosen = np.unique(np.linspace(0, rows.num_rows - 1, _NUM_PROBES).astype(np.int64))
+    sums, num_bytes, began = PixelSums(), 0, time.perf_counter()
+    for row in rows.take(pa.array(chosen)).to_pylist():
+        try:
+            picture = store_picture(source.read(row["file"], row["offset"], row["num_bytes"]), config.encoding)
+        except RejectedPicture:
+            continue
+        sums.add_picture(picture.pixels_HWC)
+        label_bytes = _HEADER_BYTES + padded_length(1)
+        num_bytes += _HEADER_BYTES + padded_length(len(picture.data)) + label_bytes
+    seconds = time.perf_counter() - began
+    scale = rows.num_rows / len(chosen)
+    return Estimate(
+        num_samples={split: table.num_rows for split, table in splits.items()},
+        num_shards=len(tasks),
+        num_bytes=round(num_bytes * scale),
+        seconds=seconds * scale / min(num_workers, len(tasks)),
+        num_probes=len(chosen),
+    )
