@@ -28,6 +28,8 @@ def check_interpreter() -> None:
         )
     else:
         line += f"run `make setup`, then use {python}"
+    if missing == ["nvidia.dali"]:
+        line += "; DALI alone: pip install 'alexnet-at-scale[cuda13]', or [cuda12] (both run without a GPU)"
     sys.stderr.write(line + "\n")
     sys.exit(2)
 

@@ -28,6 +28,7 @@ from pipeline.sources.official import DEVKIT_ARCHIVE
 from pipeline.synthesize import synthesize
 
 _PICTURE_SIZE = 256  # of the 2012 paper
+_TRAIN = "ray job submit --working-dir . -- python jobs/train.py"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.workers < 1:
         raise InputError(f"--workers is {arguments.workers}; it must be at least 1")
     size = arguments.size
+    if arguments.source is None and arguments.dry_run:
+        raise InputError("--dry-run writes nothing, not even the embedded default's archives; name a SOURCE and an OUT")
     if arguments.source is None:
         folder = embedded.dataset_folder()
         sys.stdout.write(f"no SOURCE given: sharding the embedded synthetic mini-ImageNet into {folder}\n")
@@ -91,9 +94,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"{split}: {counts['num_samples']} samples in {counts['num_shards']} shards\n")
     sys.stdout.write(f"rejected: {document['num_rejects']}\ndataset: {folder.absolute()}\n")
     return 0
-
-
-_TRAIN = "ray job submit --working-dir . -- python jobs/train.py"
 
 
 def _config(arguments: Arguments, source: Source, size: int | None) -> ShardingConfig:

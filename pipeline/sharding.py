@@ -104,7 +104,7 @@ def shard_dataset(source: Source, out: Path, config: ShardingConfig, num_workers
         _check_plan(partial, _plan_document(source, listing, splits, config))
         tasks = plan_shards(listing, splits, config)
         total = sum(table.num_rows for table in splits.values())
-        with progress_bar(total, "sharding", "img", unit_scale=False) as bar:
+        with progress_bar(total, "sharding", "img") as bar:
             for num_planned in run_tasks(tasks, source, config.encoding, out, partial, num_workers):
                 bar.update(num_planned)
         document = _publish(out, partial, source, listing, splits, config, tasks)

@@ -5,6 +5,7 @@ last pixel; classes, counts and statistics. Prints one line a problem; the exit 
 """
 
 import functools
+import itertools
 import os
 import sys
 import tarfile
@@ -73,18 +74,27 @@ def verify(dataset: Dataset, num_workers: int) -> Iterator[str]:
         _ = dataset.color_basis, dataset.class_names
     except InputError as error:
         yield str(error)
-    check = functools.partial(check_shard, folder=dataset.path, member=dataset.member)
+    read = functools.partial(check_shard, folder=dataset.path, member=dataset.member)
     with (
         progress_bar(sum(check.rows.num_rows for check in checks), "verifying", "img") as bar,
-        ordered_map(check, checks, num_workers) as results,
+        ordered_map(read, checks, num_workers) as results,
     ):
-        for shard_check, problems in zip(checks, results, strict=True):
+        for check, problems in zip(checks, results, strict=True):
             yield from problems
-            bar.update(shard_check.rows.num_rows)
+            bar.update(check.rows.num_rows)
 
 
 def check_shard(check: ShardCheck, folder: Path, member: str) -> list[str]:
-    """Return the problems of one shard."""
+    """Return the problems of one shard.
+
+    Args:
+        check: The shard, and what the manifest says of it.
+        folder: Of the dataset.
+        member: Extension of the pictures' members, `jpg` or `npy`.
+
+    Returns:
+        One line a problem; a shard that can't be read is a problem, not an error.
+    """
     path, problems = folder / check.shard, []
     try:
         with tarfile.open(path) as tar:
@@ -149,10 +159,15 @@ def _manifest_problems(dataset: Dataset, split: str, table: pa.Table) -> Iterato
 
 
 def _split_by_shard(table: pa.Table) -> list[ShardCheck]:
+    """Cut the manifest where the shard changes; a shard that stands in it twice fails its check twice."""
     shards = table["shard"].combine_chunks().dictionary_encode()
     indices = shards.indices.to_numpy()
-    names = shards.dictionary.to_pylist()
-    return [ShardCheck(name, table.filter(pa.array(indices == number))) for number, name in enumerate(names)]
+    bounds = [0, *(np.flatnonzero(np.diff(indices)) + 1).tolist(), len(indices)]
+    return [
+        ShardCheck(shards.dictionary[int(indices[first])].as_py(), table.slice(first, end - first))
+        for first, end in itertools.pairwise(bounds)
+        if first < end
+    ]
 
 
 def _picture_problems(data: bytes, member: str, width: int, height: int) -> Iterator[str]:

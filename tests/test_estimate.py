@@ -6,6 +6,7 @@ import pytest
 from coded_source import CodedSource
 
 from pipeline import shard
+from pipeline.command import InputError
 from pipeline.encode import EncodingConfig
 from pipeline.estimate import estimate
 from pipeline.sharding import ShardingConfig, shard_dataset
@@ -22,6 +23,13 @@ def test_the_estimate_is_what_is_written(tmp_path, encoding, pixels):
     written = sum(entry["num_bytes"] for name, entry in document["files"].items() if name.endswith(".tar"))
     assert told.num_bytes == pytest.approx(written, rel=0.1)
     assert told.num_probes == 64 and told.seconds > 0
+
+
+def test_without_a_source_nothing_is_made_either(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(InputError, match="--dry-run writes nothing"):
+        shard.main(["--dry-run"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_writes_nothing(tmp_path, capsys):

@@ -13,7 +13,7 @@ from coded_source import CodedSource
 from cluster.run_folder import RunFolder
 from cluster.training import Trainer
 from cluster.world import World
-from jobs import evaluate, train
+from jobs import bootstrap, evaluate, train
 from jobs.recipes import RECIPES, get_recipe
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
@@ -156,3 +156,12 @@ def test_a_wrong_interpreter_is_told_what_to_do(tmp_path):
     assert answer.returncode == 2
     assert "lacks torch, ray" in answer.stderr and "make setup" in answer.stderr
     assert answer.stderr.count("\n") == 1
+
+
+def test_without_dali_the_two_choices_are_named(monkeypatch, capsys):
+    monkeypatch.setattr(bootstrap, "_is_installed", lambda name: name != "nvidia.dali")
+    with pytest.raises(SystemExit) as ended:
+        bootstrap.check_interpreter()
+    assert ended.value.code == 2
+    line = capsys.readouterr().err
+    assert "lacks nvidia.dali;" in line and "[cuda13]" in line and "[cuda12]" in line and line.count("\n") == 1
