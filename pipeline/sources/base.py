@@ -56,13 +56,15 @@ class Source(Protocol):
 
     Attributes:
         layout: Its name on the command line.
-        native_pixels: True where samples are stored pixels (IDX), which stay at their native size by default.
     """
 
     layout: ClassVar[str]
-    native_pixels: ClassVar[bool]
 
     def __init__(self, root: Path) -> None: ...
+
+    @property
+    def native_pixels(self) -> bool:
+        """Tell whether samples are stored pixels (IDX), which stay at their native size by default."""
 
     @classmethod
     def recognises(cls, root: Path) -> bool:

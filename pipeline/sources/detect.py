@@ -9,12 +9,16 @@ from pipeline.sources.folders import ClassFolders
 from pipeline.sources.idx import IdxFiles
 from pipeline.sources.kaggle import KaggleFolder
 from pipeline.sources.official import OfficialArchives
+from pipeline.sources.parquet import ParquetFiles
+from pipeline.sources.webdataset_tars import WebDatasetTars
 
 LAYOUTS: dict[type[Source], str] = {  # the first that recognises a source reads it; what it looks like, for people
     OfficialArchives: "ImageNet's official archives, ILSVRC2012_*",
     KaggleFolder: "Kaggle's ImageNet folder, ILSVRC/Data/CLS-LOC",
     CifarFiles: "CIFAR's binary files, data_batch_1.bin or train.bin",
     IdxFiles: "IDX files, train-images-idx3-ubyte[.gz]",
+    ParquetFiles: "Parquet files, train-*.parquet or data/train-*.parquet",
+    WebDatasetTars: "WebDataset tars, *.tar, or a dataset of this project",
     ClassFolders: "class folders, train/CLASS/*.jpg or CLASS/*.jpg",
 }
 

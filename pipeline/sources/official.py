@@ -6,6 +6,7 @@ for the validation pictures in the order of their names. **ILSVRC ids are not cl
 wnid's rank.
 """
 
+import hashlib
 import io
 import os
 import re
@@ -20,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.command import InputError
+from pipeline.progress import progress_bar
 from pipeline.sources.base import SAMPLE_SCHEMA, ClassEntry, Listing
 from pipeline.sources.byte_range import read_byte_range
 from pipeline.sources.tar_headers import Member, scan_tar
@@ -29,7 +31,12 @@ VAL_ARCHIVE = "ILSVRC2012_img_val.tar"
 DEVKIT_ARCHIVE = "ILSVRC2012_devkit_t12.tar.gz"
 DEVKIT_META = "ILSVRC2012_devkit_t12/data/meta.mat"
 DEVKIT_GROUND_TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
-_ARCHIVES = (TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT_ARCHIVE)
+_ARCHIVES = {  # name -> MD5 as published with them
+    TRAIN_ARCHIVE: "1d675b47d978889d74fa0da5fadfb00e",
+    VAL_ARCHIVE: "29b22e2961454d5413ddabcf34fc5622",
+    DEVKIT_ARCHIVE: "fa75699e90414af021442c21a62c3abf",
+}
+_HASHED_BYTES = 1 << 24  # at a time
 _VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
@@ -69,18 +76,42 @@ class OfficialArchives:
         Raises:
             InputError: An archive is missing or damaged, or the archives do not fit together.
         """
-        missing = [name for name in _ARCHIVES if not (self.root / name).is_file()]
-        if missing:
-            raise InputError(f"{self.root} lacks {', '.join(missing)}; put all of {', '.join(_ARCHIVES)} there")
+        self._check_complete()
         devkit = read_devkit(self.root / DEVKIT_ARCHIVE)
         class_index = {entry.wnid: index for index, entry in enumerate(devkit.classes)}
         return Listing(
             devkit.classes, {"train": self._list_train(class_index), "val": self._list_val(devkit, class_index)}
         )
 
+    def check_md5(self) -> None:
+        """Read all archives and compare their MD5 with the published ones.
+
+        Raises:
+            InputError: An archive is missing or another than the published one.
+        """
+        self._check_complete()
+        total = sum((self.root / name).stat().st_size for name in _ARCHIVES)
+        with progress_bar(total, "checking MD5", "B", unit_scale=True) as bar:
+            for name, published in _ARCHIVES.items():
+                digest = hashlib.md5(usedforsecurity=False)
+                with open(self.root / name, "rb") as file:
+                    while content := file.read(_HASHED_BYTES):
+                        digest.update(content)
+                        bar.update(len(content))
+                if digest.hexdigest() != published:
+                    raise InputError(
+                        f"{self.root / name} has the MD5 {digest.hexdigest()}, the published archive {published}; "
+                        f"get the archive again"
+                    )
+
     def read(self, file: str, offset: int, num_bytes: int) -> bytes:
         """Read one picture's bytes."""
         return read_byte_range(self.root / file, offset, num_bytes)
+
+    def _check_complete(self) -> None:
+        missing = [name for name in _ARCHIVES if not (self.root / name).is_file()]
+        if missing:
+            raise InputError(f"{self.root} lacks {', '.join(missing)}; put all of {', '.join(_ARCHIVES)} there")
 
     def _list_train(self, class_index: dict[str, int]) -> pa.Table:
         path = self.root / TRAIN_ARCHIVE

@@ -1,0 +1,214 @@
+"""Parquet files as Hugging Face writes them: labels and names from the file, a row's bytes, damage, changed files."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from test_sources import assert_sound
+
+from pipeline.command import InputError
+from pipeline.encode import EncodingConfig
+from pipeline.sharding import ShardingConfig, shard_dataset
+from pipeline.sources import parquet
+from pipeline.sources.detect import open_source
+
+NAMES = ["tench, Tinca tinca", "goldfish", "shark"]
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+TRAIN = ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
+
+
+def jpeg(number):
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30 + number), (number * 9, 0, 0)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def save(path, pictures, labels, names=NAMES, image="image", label="label"):
+    """Write a file in row groups of four, with the metadata of Hugging Face's library."""
+    features = {image: {"_type": "Image"}, label: {"names": names, "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})} if names else {}
+    schema = pa.schema([(image, IMAGE), (label, pa.int64())], metadata=metadata)
+    images = [{"bytes": content, "path": f"{row}.JPEG"} for row, content in enumerate(pictures)]
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table({image: images, label: labels}, schema=schema), path, row_group_size=4)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Eleven training pictures in two files, three validation pictures, and test pictures without labels."""
+    save(tmp_path / "data" / TRAIN[1], [jpeg(number) for number in range(8, 11)], [0, 1, 2])
+    save(tmp_path / "data" / TRAIN[0], [jpeg(number) for number in range(8)], [2, 0, 1, 2, 0, 1, 2, 0])
+    save(tmp_path / "data/validation-00000-of-00001.parquet", [jpeg(number) for number in range(20, 23)], [1, 1, 0])
+    save(tmp_path / "data/test-00000-of-00001.parquet", [jpeg(30), jpeg(31)], [-1, -1])
+    return tmp_path
+
+
+def read_all(source, table):
+    return [source.read(row["file"], row["offset"], row["num_bytes"]) for row in table.to_pylist()]
+
+
+def test_rows_are_read_back(folder):
+    source = open_source(folder)
+    listing = source.list_samples()
+    assert (source.layout, source.native_pixels) == ("parquet", False)
+    assert_sound(source, listing)
+    assert [(entry.wnid, entry.name) for entry in listing.classes] == list(zip("012", NAMES, strict=True))
+    assert list(listing.splits) == ["train", "val"]
+    train, val = listing.splits["train"], listing.splits["val"]
+    assert train["class_index"].to_pylist() == [2, 0, 1, 2, 0, 1, 2, 0, 0, 1, 2]
+    assert train["source"].to_pylist()[7:9] == ["train-00000-of-00002/7", "train-00001-of-00002/0"]
+    assert read_all(source, train) == [jpeg(number) for number in range(11)]
+    assert read_all(source, val.take([2, 0, 1])) == [jpeg(number) for number in (22, 20, 21)]
+
+
+def test_it_can_be_sharded(folder, tmp_path):
+    config = ShardingConfig(encoding=EncodingConfig(encoding="original", size=16))
+    document = shard_dataset(open_source(folder), tmp_path / "out", config, num_workers=2)
+    assert {name: counts["num_samples"] for name, counts in document["splits"].items()} == {"train": 11, "val": 3}
+
+
+@pytest.mark.parametrize(
+    ("names", "lines", "expected"),
+    [
+        (None, None, [("0", "0"), ("1", "1"), ("2", "2")]),
+        (None, "cat\ndog\nox\ncow\n\n", [("0", "cat"), ("1", "dog"), ("2", "ox"), ("3", "cow")]),
+        (["n00000001", "n00000002", "n00000004"], "cat\n", [(f"n0000000{i}",) * 2 for i in (1, 2, 4)]),
+        (
+            ["n00000002", "n00000001", "n00000004"],
+            None,
+            [("0", "n00000002"), ("1", "n00000001"), ("2", "n00000004")],
+        ),
+    ],
+)
+def test_class_names(tmp_path, names, lines, expected):
+    save(tmp_path / "train.parquet", [jpeg(0)] * 3, [0, 1, 2], names, image="img", label="fine_label")
+    if lines:
+        (tmp_path / "classes.txt").write_text(lines)
+    listing = open_source(tmp_path).list_samples()
+    assert [(entry.wnid, entry.name) for entry in listing.classes] == expected
+
+
+def test_a_picture_that_is_not_in_the_file_is_empty(tmp_path):
+    table = pa.table({"image": pa.array([{"bytes": jpeg(0)}, {"bytes": None}, None], IMAGE), "label": [0, 0, 0]})
+    pq.write_table(table, tmp_path / "train.parquet")
+    source = open_source(tmp_path)
+    assert read_all(source, source.list_samples().splits["train"]) == [jpeg(0), b"", b""]
+
+
+def test_the_order_is_that_of_the_names_and_a_file_without_class_names_fits_any(tmp_path):
+    stems = [f"train-{number * 7 % 16:05d}" for number in range(16)]
+    for number, stem in enumerate(stems):
+        save(tmp_path / f"{stem}.parquet", [jpeg(0)], [0], NAMES if number % 2 else None)
+    source = open_source(tmp_path)
+    listing = source.list_samples()
+    assert_sound(source, listing)
+    assert listing.splits["train"]["source"].to_pylist() == [f"{stem}/0" for stem in sorted(stems)]
+    assert [entry.name for entry in listing.classes] == NAMES
+
+
+@pytest.mark.parametrize(("limit", "num_reads"), [(1 << 20, 3), (1, 22)])
+def test_row_groups_are_kept_up_to_a_number_of_bytes(folder, monkeypatch, limit, num_reads):
+    kept, reads = parquet._RowGroups(), []
+    read_pictures = parquet._PictureFile.read_pictures
+    monkeypatch.setattr(parquet, "_row_groups", kept)
+    monkeypatch.setattr(parquet, "_MAX_KEPT_BYTES", limit)
+    monkeypatch.setattr(
+        parquet._PictureFile, "read_pictures", lambda file, group: reads.append(group) or read_pictures(file, group)
+    )
+    source = open_source(folder)
+    read_all(source, source.list_samples().splits["train"].take([0, 5, 8, 0, 5, 8, 0, 5, 8, 0, 5] * 2))
+    assert len(reads) == num_reads
+    assert kept._num_bytes == sum(pictures.nbytes for pictures in kept._kept.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "row"),
+    [
+        (lambda path: save(path, [jpeg(1)], [2]), 7),  # the row is no longer there
+        (lambda path: save(path, [jpeg(number) for number in range(8)][::-1], [0] * 8), 0),  # it is another one
+    ],
+)
+def test_a_file_that_was_written_anew_since_it_was_listed_is_an_error(folder, change, row):
+    source = open_source(folder)
+    table = source.list_samples().splits["train"]
+    read_all(source, table)
+    change(folder / "data" / TRAIN[0])
+    with pytest.raises(OSError, match="holds other pictures than when it was listed") as caught:
+        read_all(source, table.slice(row, 1))
+    assert caught.value.filename.endswith(TRAIN[0])
+
+
+def test_a_file_that_is_gone_is_an_error(folder):
+    source = open_source(folder)
+    table = source.list_samples().splits["train"]
+    (folder / "data" / TRAIN[0]).unlink()
+    with pytest.raises(FileNotFoundError, match=TRAIN[0]):
+        read_all(source, table.slice(0, 1))
+
+
+def test_damaged_pictures_are_found_when_they_are_read(folder):
+    path = folder / "data" / TRAIN[0]
+    table = pq.read_table(path)
+    pq.write_table(table, path, compression="gzip")
+    content = bytearray(path.read_bytes())
+    content[100:200] = bytes(100)
+    path.write_bytes(content)
+    source = open_source(folder)
+    rows = source.list_samples().splits["train"]
+    with pytest.raises(InputError, match=rf"{TRAIN[0]} is damaged \(.*\); get the file again"):
+        read_all(source, rows)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", lambda whole: whole[: len(whole) // 2], lambda whole: whole[:-9]])
+def test_a_damaged_file_is_named(folder, content):
+    path = folder / "data" / TRAIN[1]
+    path.write_bytes(content(path.read_bytes()) if callable(content) else content)
+    with pytest.raises(InputError, match=rf"{TRAIN[1]} is damaged \(.*\); get the file again") as caught:
+        open_source(folder).list_samples()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: save(root / "data/val.parquet", [b""], [3]), r"names 3 classes, but the labels need 4"),
+        (lambda root: save(root / "data/val.parquet", [b""], [-1]), r"val of .* has the label -1; remove the rows"),
+        (lambda root: save(root / "data/val.parquet", [b""], [None]), r"val.parquet has 1 rows without a label"),
+        (lambda root: save(root / "data/val.parquet", [b""], [0], ["a", "b", "c"]), "name their classes differently"),
+        (lambda root: save(root / "train.parquet", [b""], [0]), "so does its folder data; keep one of them"),
+        (
+            lambda root: save(root / "data/val.parquet", [b""], [0], image="photo"),
+            r"val.parquet has the columns photo: struct<bytes: binary, path: string>, label: int64; expected image",
+        ),
+        (
+            lambda root: pq.write_table(pa.table({"image": [b""], "label": ["cat"]}), root / "data/val.parquet"),
+            r"val.parquet has the columns image: binary, label: string; expected image: struct",
+        ),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(folder, damage, message):
+    damage(folder)
+    with pytest.raises(InputError, match=message):
+        open_source(folder).list_samples()
+
+
+def test_labels_that_number_no_classes_are_refused(tmp_path):
+    save(tmp_path / "train.parquet", [b""], [123456789], names=None)
+    with pytest.raises(InputError, match="has the label 123456789; labels must number the classes from 0"):
+        open_source(tmp_path).list_samples()
+
+
+def test_a_set_without_any_label_is_refused(tmp_path):
+    save(tmp_path / "test-0.parquet", [b""], [-1])
+    with pytest.raises(InputError, match="holds no Parquet file with labels"):
+        open_source(tmp_path).list_samples()
+
+
+def test_listing_reads_no_picture(folder, monkeypatch):
+    monkeypatch.setattr(parquet._PictureFile, "read_pictures", None)
+    listing = open_source(folder).list_samples()
+    assert np.all(listing.splits["train"]["num_bytes"].to_numpy() > 0)
