@@ -77,6 +77,11 @@ class Dataset:
         """`jpeg`, `raw` or `original`."""
         return str(self.document["encoding"]["name"])
 
+    @property
+    def stores_whole_pictures(self) -> bool:
+        """True where pictures of any shape are stored, whose centre square is cut when they are read."""
+        return self.encoding == "original" or self.document["encoding"].get("crop") == "none"
+
     def num_samples(self, split: str) -> int:
         """Return the number of samples of a split.
 
@@ -123,7 +128,7 @@ class Dataset:
 
     @cached_property
     def stored_size(self) -> int:
-        """Side of the square pictures, in pixels; for `original`, the side they are brought to when read.
+        """Side of the square pictures, in pixels; where whole pictures are stored, of the square that is read.
 
         Raises:
             InputError: The stored pictures are not squares of one size.

@@ -1,58 +1,27 @@
-"""One picture: decoded once, audited, brought to its stored form.
+"""One picture brought to its stored form.
 
-Each oddity of real archives has one rule, and is noted in the manifest:
+    bytes -> decode and audit -> shorter side to SIZE -> centre SIZE x SIZE -> encode
+             decode.py           (whole: --crop none)    (what statistics count)
 
-    cmyk          converted to RGB
-    grey          the channel is repeated; of 16 bits the upper 8 are kept
-    palette       expanded
-    alpha         dropped: the colour channels are kept as stored
-    exif_rotated  pixels are turned upright
-    png, gif, ..  any format but JPEG, whatever the file's name: decoded like any other
-
-A picture that can't be decoded to its last pixel is rejected, with a reason.
+The resize is bicubic and antialiased, in integers: the same bits on every processor.
 """
 
 import importlib.metadata
 import io
-import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, features
+import simplejpeg
+
+from pipeline.decode import MAX_PIXELS, RejectedPicture, decode_picture
 
 Encoding = Literal["jpeg", "raw", "original"]
-ENCODINGS = get_args(Encoding)
+Crop = Literal["centre", "none"]
+ENCODINGS, CROPS = get_args(Encoding), get_args(Crop)
 _MEMBER = {"jpeg": "jpg", "original": "jpg", "raw": "npy"}
-_MAX_PIXELS = 178_956_970  # where Pillow itself refuses a decompression bomb: 512 MiB of RGB pixels
-_MODE_NOTES = {  # Pillow's pixel modes that can be brought to RGB by one of the rules above
-    "RGB": "",
-    "YCbCr": "",
-    "CMYK": "cmyk",
-    "1": "grey",
-    "L": "grey",
-    "I;16": "grey",
-    "I;16B": "grey",
-    "P": "palette",
-    "RGBA": "alpha",
-    "LA": "alpha",
-    "PA": "alpha",
-}
 _REENCODE = {"cmyk", "exif_rotated", "alpha", "palette"}
-
-
-class RejectedPicture(Exception):
-    """A picture that can't enter the dataset.
-
-    Attributes:
-        reason: One of `empty`, `undecodable`, `truncated`, `too_large`.
-        detail: The decoder's own words.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        """Take the reason and the decoder's words."""
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+_LIBRARIES = ("simplejpeg", "pillow", "torch", "pyarrow")  # that decode, resize, encode, and write the manifests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +30,15 @@ class EncodingConfig:
 
     Attributes:
         encoding: `jpeg`, `raw` (uint8 pixels as npy), or `original` (bytes untouched unless their format is odd).
-        size: The centred square of the shorter side is resized to size x size pixels; None keeps the native size
-            (sources of stored pixels only).
+        size: The shorter side is brought to so many pixels; None keeps the native size (sources of stored pixels
+            only).
+        crop: `centre`: the centre square of it is stored; `none`: all of it (`jpeg` only).
         quality: Of JPEGs that we encode, 1 to 95.
     """
 
     encoding: Encoding
     size: int | None
+    crop: Crop = "centre"
     quality: int = 95
 
     def __post_init__(self) -> None:
@@ -80,6 +51,10 @@ class EncodingConfig:
             raise ValueError(f"encoding is {self.encoding!r}; known: {', '.join(ENCODINGS)}")
         if self.size is not None and not 1 <= self.size <= 4096:
             raise ValueError(f"size is {self.size}; it must be 1 to 4096 pixels")
+        if self.crop not in CROPS:
+            raise ValueError(f"crop is {self.crop!r}; known: {', '.join(CROPS)}")
+        if self.crop == "none" and (self.encoding != "jpeg" or self.size is None):
+            raise ValueError("crop is 'none', which is for resized jpeg; raw pixels are squares, originals never cut")
         if not 1 <= self.quality <= 95:
             raise ValueError(f"quality is {self.quality}; it must be 1 to 95")
 
@@ -93,19 +68,20 @@ class EncodingConfig:
         """What happens to a picture before its pixels are counted, in words."""
         if self.size is None:
             return "native size"
-        return f"centred square of the shorter side, resized to {self.size}x{self.size} (bicubic, antialiased)"
+        return f"shorter side resized to {self.size} (bicubic, antialiased), centre {self.size}x{self.size}"
 
     def document(self) -> dict[str, Any]:
         """Return what `dataset.json` says about the encoding, with the versions of the libraries that did it."""
+        # Without what follows a plus sign: a build for another GPU computes the same pictures.
+        versions = {name: importlib.metadata.version(name).partition("+")[0] for name in _LIBRARIES}
         return {
             "name": self.encoding,
             "member": self.member,
             "size": self.size,
+            "crop": self.crop,
             "quality": self.quality,
             "resize_rule": self.resize_rule,
-            "pillow": features.version("pil"),
-            "libjpeg_turbo": features.version("libjpeg_turbo"),
-            "pyarrow": importlib.metadata.version("pyarrow"),  # which writes the manifests
+            **versions,
         }
 
 
@@ -117,6 +93,8 @@ class StoredPicture:
         data: The member's bytes.
         width: Of the stored picture, in pixels.
         height: Likewise.
+        source_width: Of the upright picture as it came, in pixels.
+        source_height: Likewise.
         pixels_HWC: uint8 RGB after the resize rule, before encoding: what statistics count.
         notes: Names of the oddities found.
     """
@@ -124,6 +102,8 @@ class StoredPicture:
     data: bytes
     width: int
     height: int
+    source_width: int
+    source_height: int
     pixels_HWC: np.ndarray
     notes: tuple[str, ...]
 
@@ -138,73 +118,57 @@ def store_picture(content: bytes | np.ndarray, config: EncodingConfig) -> Stored
     Raises:
         RejectedPicture: The bytes are no whole picture.
     """
-    image, file_format, notes = _decode(content)
-    squared = image if config.size is None else _centre_square(image, config.size)
-    pixels_HWC = np.asarray(squared)
-    if config.encoding == "raw":
-        buffer = io.BytesIO()
-        np.save(buffer, pixels_HWC)
-        return StoredPicture(buffer.getvalue(), *squared.size, pixels_HWC, notes)
-    if config.encoding == "jpeg":
-        return StoredPicture(_encode_jpeg(squared, config.quality), *squared.size, pixels_HWC, notes)
-    untouched = isinstance(content, bytes) and file_format == "JPEG" and not _REENCODE & set(notes)
-    data = content if untouched and isinstance(content, bytes) else _encode_jpeg(image, config.quality)
-    return StoredPicture(data, *image.size, pixels_HWC, notes)
-
-
-def _decode(content: bytes | np.ndarray) -> tuple[Image.Image, str | None, tuple[str, ...]]:
-    """Return an upright RGB image, the file format, and the notes."""
+    notes: tuple[str, ...]
     if isinstance(content, np.ndarray):
-        return Image.fromarray(content), None, ()
-    if not content:
-        raise RejectedPicture("empty", "no bytes")
-    notes = []
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF blocks, which we don't need whole
-            image: Image.Image = Image.open(io.BytesIO(content))
-            if image.width * image.height > _MAX_PIXELS:
-                raise RejectedPicture("too_large", f"{image.width}x{image.height} pixels")
-            file_format = image.format
-            image.load()
-            orientation = _orientation(image)
-    except Image.DecompressionBombError as error:
-        raise RejectedPicture("too_large", str(error)) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = "truncated" if "truncated" in str(error) else "undecodable"
-        raise RejectedPicture(reason, str(error)) from error
-    if file_format != "JPEG":
-        notes.append(str(file_format).lower())
-    if image.mode not in _MODE_NOTES:
-        raise RejectedPicture("undecodable", f"pixels of mode {image.mode}")
-    if _MODE_NOTES[image.mode]:
-        notes.append(_MODE_NOTES[image.mode])
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if orientation != 1:
-        notes.append("exif_rotated")
-        image = ImageOps.exif_transpose(image)
-    return image.convert("RGB"), file_format, tuple(notes)
+        whole_HWC, notes, keep = np.require(content, requirements=["C", "W"]), (), False
+    else:
+        decoded = decode_picture(content)
+        whole_HWC, notes = decoded.pixels_HWC, decoded.notes
+        keep = decoded.is_jpeg and _REENCODE.isdisjoint(notes)
+    resized_HWC = whole_HWC if config.size is None else _resize_shorter_side(whole_HWC, config.size)
+    centre_HWC = resized_HWC if config.size is None else _centre_square(resized_HWC, config.size)
+    if config.encoding == "raw":
+        stored_HWC = centre_HWC
+        data = _npy(stored_HWC)
+    elif config.encoding == "jpeg":
+        stored_HWC = resized_HWC if config.crop == "none" else centre_HWC
+        data = _jpeg(stored_HWC, config.quality)
+    else:
+        stored_HWC = whole_HWC
+        data = content if keep and isinstance(content, bytes) else _jpeg(whole_HWC, config.quality)
+    height, width = stored_HWC.shape[:2]
+    return StoredPicture(data, width, height, whole_HWC.shape[1], whole_HWC.shape[0], centre_HWC, notes)
 
 
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 (upright) where the block is absent or broken."""
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # whatever a broken block makes the parser raise, the picture itself is whole
-        return 1
-    return value if value in range(1, 9) else 1
+def _resize_shorter_side(pixels_HWC: np.ndarray, size: int) -> np.ndarray:
+    """Return the picture with its shorter side brought to `size` pixels; uint8 (H, W, 3), not always contiguous."""
+    height, width = pixels_HWC.shape[:2]
+    short = min(height, width)
+    if short == size:
+        return pixels_HWC
+    target = round(height * size / short), round(width * size / short)
+    if target[0] * target[1] > MAX_PIXELS:
+        raise RejectedPicture("too_large", f"{width}x{height} pixels would become {target[1]}x{target[0]}")
+    # Imported here: torch takes seconds, which sources of stored pixels need not pay.
+    from torch import from_numpy
+    from torch.nn.functional import interpolate
+
+    picture_1CHW = from_numpy(pixels_HWC).permute(2, 0, 1)[None]
+    resized_1CHW = interpolate(picture_1CHW, target, mode="bicubic", antialias=True)
+    return np.asarray(resized_1CHW[0].permute(1, 2, 0))
 
 
-def _centre_square(image: Image.Image, size: int) -> Image.Image:
-    short = min(image.size)
-    left, top = (image.width - short) / 2, (image.height - short) / 2
-    if image.size == (size, size):
-        return image
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
+def _centre_square(pixels_HWC: np.ndarray, size: int) -> np.ndarray:
+    height, width = pixels_HWC.shape[:2]
+    top, left = (height - size) // 2, (width - size) // 2
+    return np.ascontiguousarray(pixels_HWC[top : top + size, left : left + size])
 
 
-def _encode_jpeg(image: Image.Image, quality: int) -> bytes:
+def _npy(pixels_HWC: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
+    np.save(buffer, pixels_HWC)
     return buffer.getvalue()
+
+
+def _jpeg(pixels_HWC: np.ndarray, quality: int) -> bytes:
+    return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels_HWC), quality, "RGB", "420"))

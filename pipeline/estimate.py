@@ -1,12 +1,14 @@
 """What sharding will cost, told beforehand from a few pictures: `python -m pipeline.shard --dry-run`."""
 
+import os
 import time
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.encode import RejectedPicture, store_picture
+from pipeline.decode import RejectedPicture
+from pipeline.encode import store_picture
 from pipeline.shard_writer import padded_length
 from pipeline.sharding import ShardingConfig, plan_shards, split_validation
 from pipeline.sources.base import Source
@@ -44,13 +46,13 @@ class Estimate:
         )
 
 
-def estimate(source: Source, config: ShardingConfig, num_workers: int) -> Estimate:
+def estimate(source: Source, config: ShardingConfig, num_workers: int | None) -> Estimate:
     """List the source, plan its shards, and store some evenly spaced pictures in memory.
 
     Args:
         source: Where the pictures come from.
         config: What the dataset would be.
-        num_workers: Processes that would share the work.
+        num_workers: That would share the work; by default as many as this machine has CPUs.
     """
     listing = source.list_samples()
     splits = split_validation(listing, config)
@@ -72,6 +74,6 @@ def estimate(source: Source, config: ShardingConfig, num_workers: int) -> Estima
         num_samples={split: table.num_rows for split, table in splits.items()},
         num_shards=len(tasks),
         num_bytes=round(num_bytes * scale),
-        seconds=seconds * scale / min(num_workers, len(tasks)),
+        seconds=seconds * scale / min(num_workers or len(os.sched_getaffinity(0)), len(tasks)),
         num_probes=len(chosen),
     )

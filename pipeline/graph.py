@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 try:
-    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali import fn, math, pipeline_def, types
     from nvidia.dali.pipeline import Pipeline
 except ModuleNotFoundError as error:
     from pipeline.command import InputError
@@ -32,8 +32,9 @@ class GraphConfig:
     """What a graph is built for.
 
     Attributes:
-        encoding: The dataset's: `jpeg`, `raw` or `original`.
-        stored_size: `original` pictures are brought to squares of this side in pixels; the others are that already.
+        raw: Pixels are stored, not JPEGs.
+        whole: Whole pictures are stored, which are brought to squares of the stored size; else they are that already.
+        stored_size: Side of the square that crops are cut from, in pixels.
         crop_size: Side of the output in pixels.
         divisor_3: What mean-free pixels are divided by, float32 (3,), in grey levels.
         max_batch_size: Largest number of samples that the feed gives at once.
@@ -43,7 +44,8 @@ class GraphConfig:
         prefetch_batches: Batches prepared ahead of the one in use.
     """
 
-    encoding: str
+    raw: bool
+    whole: bool
     stored_size: int
     crop_size: int
     divisor_3: np.ndarray
@@ -76,17 +78,16 @@ def build_graph(feed: Feed, config: GraphConfig) -> Pipeline:
         prefetch_queue_depth=config.prefetch_batches,
     )
     def graph() -> Any:
-        raw = config.encoding == "raw"
         content, crop_x, crop_y, mirror, mean = fn.external_source(
             source=feed,
             num_outputs=5,
             batch=True,
             no_copy=True,
-            layout=["HWC" if raw else "", "", "", "", ""],
+            layout=["HWC" if config.raw else "", "", "", "", ""],
             dtype=[types.UINT8, types.FLOAT, types.FLOAT, types.INT32, types.FLOAT],
-            ndim=[3 if raw else 1, 0, 0, 0, 1],
+            ndim=[3 if config.raw else 1, 0, 0, 0, 1],
         )
-        if raw:
+        if config.raw:
             pixels = content.gpu() if gpu else content  # differs by device
         else:
             # All decoder flags that change pixels are pinned; oriented files were turned upright by the offline stage.
@@ -98,16 +99,16 @@ def build_graph(feed: Feed, config: GraphConfig) -> Pipeline:
                 jpeg_fancy_upsampling=True,
                 adjust_orientation=False,
             )
-        if config.encoding == "original":
-            # The offline stage's rule: the centred square of the shorter side, antialiased.
+        if config.whole:
+            # The offline stage's rule: shorter side to the stored size, then the centre; only the centre is computed.
             height_width = fn.cast(fn.peek_image_shape(content, adjust_orientation=False), dtype=types.FLOAT)[0:2]
-            short = fn.reductions.min(height_width)
-            margins = (height_width - short) / 2
+            resized = math.floor(height_width * (config.stored_size / fn.reductions.min(height_width)) + 0.5)
+            margins = math.floor((resized - config.stored_size) / 2)
             pixels = fn.resize(
                 pixels,
                 size=(config.stored_size, config.stored_size),
-                roi_start=margins,
-                roi_end=margins + short,
+                roi_start=margins * height_width / resized,
+                roi_end=(margins + config.stored_size) * height_width / resized,
                 interp_type=types.INTERP_CUBIC,
                 antialias=True,
             )

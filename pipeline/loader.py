@@ -79,7 +79,8 @@ class _Loader(Iterator[Batch]):
         self._alive: deque[Any] = deque(maxlen=prefetch_batches + 2)
         self._under_way: deque[tuple[np.ndarray, np.ndarray]] = deque()
         self._graph_config = GraphConfig(
-            encoding=dataset.encoding,
+            raw=dataset.member == "npy",
+            whole=dataset.stores_whole_pictures,
             stored_size=self._stored_size,
             crop_size=self.crop_size,
             divisor_3=divisor(augmentation, self._basis),

@@ -15,6 +15,7 @@ CLASSES_PARQUET = "classes.parquet"
 REJECTS_PARQUET = "rejects.parquet"
 COLOR_JSON = "statistics/color.json"
 MEAN_IMAGE_NPY = "statistics/mean_image.npy"
+HISTOGRAMS_PARQUET = "statistics/histograms.parquet"
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -29,6 +30,14 @@ MANIFEST_SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("hash", pa.uint64()),  # XXH3-64 of the picture's bytes
         ("notes", pa.string()),  # what was normalised, comma-separated; empty for most
+    ]
+)
+HISTOGRAMS_SCHEMA = pa.schema(
+    [
+        ("split", pa.string()),
+        ("quantity", pa.string()),
+        ("value", pa.int64()),  # lower edge of its bin
+        ("count", pa.int64()),
     ]
 )
 CLASSES_SCHEMA = pa.schema([("class_index", pa.int32()), ("wnid", pa.string()), ("name", pa.string())])

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import cv2
 import numpy as np
 
 from pipeline.color import PIXEL_SCALE, ColorBasis
@@ -22,9 +23,10 @@ class PixelSums:
         num_pixels: Pixels seen.
         sum_3: int64 (3,), of red, green, blue.
         products_33: int64 (3, 3), of all products of two channels.
-        image_sum_HWC: uint64, of the pictures themselves, or None before the first and as soon as their sizes differ.
+        image_sum_HWC: Of the pictures themselves, or None before the first and as soon as their sizes differ; float64,
+            integers below 2**53.
         num_images: Pictures seen.
-        deviations: Each picture's own standard deviations, a list of (3,) float64, in grey levels.
+        deviations: Each picture's own standard deviations of red, green, blue, in grey levels.
     """
 
     num_pixels: int = 0
@@ -32,40 +34,43 @@ class PixelSums:
     products_33: np.ndarray = field(default_factory=lambda: np.zeros((3, 3), dtype=np.int64))
     image_sum_HWC: np.ndarray | None = None
     num_images: int = 0
-    deviations: list[np.ndarray] = field(default_factory=list)
+    deviations: list[list[float]] = field(default_factory=list)
 
     def add_picture(self, pixels_HWC: np.ndarray) -> None:
-        """Add one picture: uint8 (H, W, 3)."""
-        # Products of bytes, summed over at most 2**37 pixels, are exact in float64, where the product of matrices is
-        # fast.
-        pixels_P3 = pixels_HWC.reshape(-1, 3).astype(np.float64)
-        products_33 = pixels_P3.T @ pixels_P3
-        sum_3 = pixels_P3.sum(axis=0)
-        num_pixels = len(pixels_P3)
-        variance_3 = np.diag(products_33) / num_pixels - (sum_3 / num_pixels) ** 2
-        self._merge_images(1, pixels_HWC.astype(np.uint64))
+        """Add one picture: uint8 (H, W, 3), contiguous."""
+        planes = cv2.split(pixels_HWC)
+        num_pixels = planes[0].size
+        sums = [_exact(cv2.norm(plane, cv2.NORM_L1)) for plane in planes]
+        squares = [_exact(cv2.norm(plane, cv2.NORM_L2SQR)) for plane in planes]
+        products_33 = np.diag(squares)
+        for i, j in ((0, 1), (0, 2), (1, 2)):  # 2ab = aa + bb - (a - b)(a - b)
+            distance = _exact(cv2.norm(planes[i], planes[j], cv2.NORM_L2SQR))
+            products_33[i, j] = products_33[j, i] = (squares[i] + squares[j] - distance) // 2
+        self._add_images(1, pixels_HWC)
         self.num_pixels += num_pixels
-        self.sum_3 = self.sum_3 + sum_3.astype(np.int64)
-        self.products_33 = self.products_33 + products_33.astype(np.int64)
-        self.deviations.append(np.sqrt(np.maximum(variance_3, 0.0)))
+        self.sum_3 += sums
+        self.products_33 += products_33
+        variances = [num_pixels * square - total * total for square, total in zip(squares, sums, strict=True)]
+        self.deviations.append([math.sqrt(variance) / num_pixels for variance in variances])
 
     def __iadd__(self, other: "PixelSums") -> "PixelSums":
         """Merge another partition's sums."""
         if other.num_images:
-            self._merge_images(other.num_images, other.image_sum_HWC)
+            self._add_images(other.num_images, other.image_sum_HWC)
         self.num_pixels += other.num_pixels
-        self.sum_3 = self.sum_3 + other.sum_3
-        self.products_33 = self.products_33 + other.products_33
+        self.sum_3 += other.sum_3
+        self.products_33 += other.products_33
         self.deviations.extend(other.deviations)
         return self
 
-    def _merge_images(self, num_images: int, image_sum_HWC: np.ndarray | None) -> None:
-        if self.num_images == 0:
-            self.image_sum_HWC = image_sum_HWC
-        elif image_sum_HWC is None or self.image_sum_HWC is None or image_sum_HWC.shape != self.image_sum_HWC.shape:
+    def _add_images(self, num_images: int, image_HWC: np.ndarray | None) -> None:
+        """Add a picture, or the sum of some."""
+        if image_HWC is not None and self.num_images == 0:
+            self.image_sum_HWC = image_HWC.astype(np.float64)
+        elif image_HWC is None or self.image_sum_HWC is None or image_HWC.shape != self.image_sum_HWC.shape:
             self.image_sum_HWC = None
         else:
-            self.image_sum_HWC = self.image_sum_HWC + image_sum_HWC
+            cv2.accumulate(image_HWC, self.image_sum_HWC)
         self.num_images += num_images
 
     def color_basis(self) -> ColorBasis:
@@ -97,7 +102,7 @@ class PixelSums:
             "counts": np.array([self.num_pixels, self.num_images], dtype=np.int64),
             "sum_3": self.sum_3,
             "products_33": self.products_33,
-            "deviations_N3": np.array(self.deviations).reshape(-1, 3),
+            "deviations_N3": np.array(self.deviations, dtype=np.float64).reshape(-1, 3),
         }
         if self.image_sum_HWC is not None:
             arrays["image_sum_HWC"] = self.image_sum_HWC
@@ -112,8 +117,13 @@ class PixelSums:
             products_33=arrays["products_33"],
             image_sum_HWC=arrays.get("image_sum_HWC"),
             num_images=int(arrays["counts"][1]),
-            deviations=list(arrays["deviations_N3"]),
+            deviations=arrays["deviations_N3"].tolist(),
         )
+
+
+def _exact(norm: float) -> int:
+    """Return a norm of bytes as the integer it is; of NORM_L2SQR the last bit may be off: a root, squared again."""
+    return round(norm)
 
 
 def color_document(sums: PixelSums, resize_rule: str, manifest_sha256: str) -> dict[str, Any]:

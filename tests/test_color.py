@@ -42,6 +42,33 @@ def test_any_partition_in_any_order_gives_the_same_bits(seed, sizes, random):
     assert np.array_equal(merged.mean_image_HWC(), whole.mean_image_HWC())
 
 
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 10**6), st.sampled_from(["noise", "0", "255", "edge"]))
+def test_sums_are_exact_integers(height, width, seed, kind):
+    pixels = np.random.Generator(np.random.Philox(key=seed)).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    if kind != "noise":
+        pixels = np.where(pixels > 128, 255, 0).astype(np.uint8) if kind == "edge" else np.full_like(pixels, int(kind))
+    sums = _sums(pixels[None])
+    expected = pixels.reshape(-1, 3).astype(np.int64)
+    assert np.array_equal(sums.sum_3, expected.sum(axis=0))
+    assert np.array_equal(sums.products_33, expected.T @ expected)
+
+
+@pytest.mark.parametrize("value", [255, 254])
+def test_sums_of_large_pictures_are_exact_too(value):
+    pixels = np.full((3001, 4001, 3), value, dtype=np.uint8)
+    pixels[::7, ::5, 1] = 1
+    expected = pixels.reshape(-1, 3).astype(np.int64)
+    assert np.array_equal(_sums(pixels[None]).products_33, expected.T @ expected)
+
+
+def test_merging_leaves_the_other_sums_as_they_were():
+    first, other = PixelSums(), _sums(_pictures(4, 2))
+    before = color_document(other, "", ""), other.mean_image_HWC().tobytes()
+    first += other
+    first.add_picture(_pictures(5, 1)[0])
+    assert (color_document(other, "", ""), other.mean_image_HWC().tobytes()) == before
+
+
 def test_statistics_equal_numpys():
     pictures = _pictures(1, 20)
     pixels = pictures.reshape(-1, 3) / 255

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.encode import EncodingConfig, RejectedPicture, store_picture
+from pipeline import decode
+from pipeline.decode import RejectedPicture, decode_picture
+from pipeline.encode import EncodingConfig, store_picture
 
 JPEG = EncodingConfig(encoding="jpeg", size=32)
 ORIGINAL = EncodingConfig(encoding="original", size=32)
@@ -110,11 +112,79 @@ def test_raw_stores_the_pixels_behind_a_header_of_128_bytes():
     assert stored.data[128:] == pixels.tobytes()
 
 
-def test_the_centre_square_is_what_remains():
-    wide = np.zeros((40, 80, 3), dtype=np.uint8)
-    wide[:, 20:60] = 200
-    stored = store_picture(_bytes(Image.fromarray(wide), "PNG"), EncodingConfig(encoding="raw", size=20))
-    assert stored.pixels_HWC[:, 2:-2].min() > 190
+def _photo_like(width: int, height: int) -> Image.Image:
+    """Smooth colour with some noise, as a JPEG encoder expects it."""
+    noise = np.random.Generator(np.random.Philox(key=1)).normal(0, 12, (height, width, 3))
+    return Image.fromarray(np.clip(np.asarray(_gradient(width, height)) + noise, 0, 255).astype(np.uint8))
+
+
+PLAIN = {
+    "4:2:0": _bytes(_photo_like(201, 149), subsampling=2),
+    "4:2:2": _bytes(_photo_like(201, 149), subsampling=1),
+    "4:4:4": _bytes(_photo_like(201, 149), subsampling=0),
+    "progressive": _bytes(_photo_like(201, 149), progressive=True),
+    "grey": _bytes(_photo_like(201, 149).convert("L")),
+    "EXIF upright": _bytes(_photo_like(201, 149), exif=Image.Exif()),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_jpeg_is_decoded_to_pillows_bits(name):
+    direct = decode._decode_plain_jpeg(PLAIN[name])
+    assert direct is not None
+    judged = decode._decode_any(PLAIN[name])
+    assert np.array_equal(direct.pixels_HWC, judged.pixels_HWC)
+    assert (direct.is_jpeg, direct.notes) == (judged.is_jpeg, judged.notes)
+
+
+@pytest.mark.parametrize("name", ["4:2:0", "progressive"])
+def test_a_jpeg_with_an_oddity_that_libjpeg_would_warn_of_is_pillows_to_judge(name):
+    odd = PLAIN[name][:-2] + b"\0\0\0\0" + PLAIN[name][-2:]  # bytes that belong to nothing before the end mark
+    assert decode._decode_plain_jpeg(odd) is None
+    assert np.array_equal(decode_picture(odd).pixels_HWC, decode_picture(PLAIN[name]).pixels_HWC)
+
+
+def test_any_cut_of_a_jpeg_is_rejected_or_whole():
+    content = PLAIN["4:2:0"]
+    for length in range(0, len(content) - 2, 97):
+        with pytest.raises(RejectedPicture):
+            decode_picture(content[:length])
+
+
+def test_exif_is_found_behind_other_segments_and_nowhere_else():
+    rotated, plain = ODD["exif_rotated"], PLAIN["4:2:0"]
+    assert decode._has_exif(rotated) and not decode._has_exif(plain)
+    comment = b"\xff\xfe\x00\x08Exif\0\0"  # a comment that looks like it
+    assert not decode._has_exif(plain[:2] + comment + plain[2:])
+    assert decode._has_exif(rotated[:2] + comment + rotated[2:])
+
+
+@pytest.mark.parametrize("size", [(100, 64), (64, 100), (97, 61), (20, 31), (40, 40)])
+def test_the_shorter_side_is_resized_and_the_centre_cut(size):
+    image = _photo_like(*size)
+    stored = store_picture(np.array(image), EncodingConfig(encoding="raw", size=32))
+    short = min(size)
+    whole = image.resize((round(size[0] * 32 / short), round(size[1] * 32 / short)), Image.Resampling.BICUBIC)
+    left, top = (whole.width - 32) // 2, (whole.height - 32) // 2
+    expected = np.asarray(whole.crop((left, top, left + 32, top + 32))).astype(int)
+    assert np.abs(stored.pixels_HWC - expected).max() <= 2  # fixed-point weights of other precision
+    assert (stored.source_width, stored.source_height) == size
+
+
+def test_without_a_crop_the_whole_resized_picture_is_stored_and_its_centre_counted():
+    content = _bytes(_photo_like(97, 61), quality=95)
+    cut, whole = (store_picture(content, EncodingConfig(encoding="jpeg", size=32, crop=c)) for c in ("centre", "none"))
+    assert (cut.width, cut.height, whole.width, whole.height) == (32, 32, 51, 32)
+    assert np.array_equal(cut.pixels_HWC, whole.pixels_HWC)
+    with Image.open(io.BytesIO(whole.data)) as image:
+        assert image.size == (51, 32)
+        centre = np.asarray(image.crop((9, 0, 41, 32))).astype(int)
+    assert np.abs(centre - whole.pixels_HWC).mean() < 6
+
+
+def test_a_strip_that_would_grow_beyond_all_bounds_is_rejected():
+    with pytest.raises(RejectedPicture, match=r"too_large: 60000x1 pixels would become 15360000x256"):
+        store_picture(_bytes(Image.new("RGB", (60_000, 1))), EncodingConfig(encoding="jpeg", size=256))
 
 
 @pytest.mark.parametrize(
@@ -123,6 +193,8 @@ def test_the_centre_square_is_what_remains():
         ({"encoding": "webp", "size": 32}, "encoding is 'webp'"),
         ({"encoding": "jpeg", "size": 0}, "size is 0"),
         ({"encoding": "jpeg", "size": 32, "quality": 100}, "quality is 100"),
+        ({"encoding": "jpeg", "size": 32, "crop": "left"}, "crop is 'left'"),
+        ({"encoding": "raw", "size": 32, "crop": "none"}, "crop is 'none', which is for resized jpeg"),
     ],
 )
 def test_wrong_fields_are_named(fields, message):

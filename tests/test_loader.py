@@ -91,10 +91,12 @@ class OblongSource(CodedSource):
         return buffer.getvalue()
 
 
-def test_originals_of_any_shape_are_brought_to_the_square_that_the_statistics_count(tmp_path):
-    stored = EncodingConfig(encoding="original", size=32)
+@pytest.mark.parametrize(("encoding", "crop"), [("original", "centre"), ("jpeg", "none")])
+def test_whole_pictures_of_any_shape_are_brought_to_the_square_that_the_statistics_count(tmp_path, encoding, crop):
+    stored = EncodingConfig(encoding=encoding, size=32, crop=crop)
     shard_dataset(OblongSource(tmp_path, 40, 10, 32, False), tmp_path / "d", ShardingConfig(encoding=stored), 1)
     dataset = Dataset.open(tmp_path / "d")
+    assert len(dataset.manifest("train")["width"].unique()) == 2
     batch = _join(_take(_loader(dataset), 4))
     reader, basis = ShardReader(dataset, "train"), dataset.color_basis
     ids = batch.sample_ids.numpy()
@@ -102,7 +104,8 @@ def test_originals_of_any_shape_are_brought_to_the_square_that_the_statistics_co
     parameters = draw_parameters(CONFIG, basis, 32, SEED, batch.positions.numpy() // 40, ids)
     expected = augment(squares, parameters, 28, divisor(CONFIG, basis))
     difference = np.abs(batch.images.numpy() - expected) * divisor(CONFIG, basis)[:, None, None]
-    assert difference.max() <= 4 and difference.mean() < 0.5  # DALI's and Pillow's antialiased cubic round differently
+    # A resize at most: DALI's and torch's antialiased cubic round differently. Stored at their size: the decoders' two.
+    assert difference.max() <= (4 if encoding == "original" else 2.01) and difference.mean() < 0.5
 
 
 def test_evaluation_reads_each_sample_once_by_any_world(raw_dataset):
