@@ -6,6 +6,7 @@ machine.
 
 import contextlib
 import ctypes
+import http.client
 import os
 import shutil
 import signal
@@ -14,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +26,7 @@ from pipeline.command import InputError
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _START_SECONDS = 90
 _STOP_SECONDS = 5
+_FIRST_PORT, _NUM_PORTS = 20_000, 10_000  # Ray's workers listen on 10,002 to 19,999, Linux gives away 32,768 and more
 
 
 def environment() -> dict[str, str]:
@@ -59,10 +60,11 @@ def local_ray(num_cpus: int | None = None, working_directory: Path | None = None
         InputError: It did not start.
     """
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Unix sockets below it may have 107 characters
-    address, agent = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
+    port, dashboard_port, agent_port = _free_ports(3)
+    address, agent = f"http://127.0.0.1:{dashboard_port}", f"http://127.0.0.1:{agent_port}"
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"]
-    command += [f"--port={_free_port()}", f"--dashboard-port={address.rsplit(':', 1)[1]}", f"--temp-dir={folder}"]
-    command += [f"--dashboard-agent-listen-port={agent.rsplit(':', 1)[1]}"]
+    command += [f"--port={port}", f"--dashboard-port={dashboard_port}", f"--temp-dir={folder}"]
+    command += [f"--dashboard-agent-listen-port={agent_port}"]
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
     command += [f"--num-cpus={num_cpus}"] if num_cpus is not None else []
     log = folder / "start.log"
@@ -100,7 +102,7 @@ def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
             return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError, ValueError):
+    except (OSError, http.client.HTTPException, ValueError):
         return False
 
 
@@ -129,10 +131,17 @@ def _session(process: psutil.Process) -> int | None:
         return None
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on, below those that the kernel and Ray give to others at any moment."""
+    ports: list[int] = []
+    for offset in range(_NUM_PORTS):
+        port = _FIRST_PORT + (os.getpid() * count + offset) % _NUM_PORTS
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise InputError("no free port for a local Ray; end other programs that listen")
 
 
 def _last_line(log: Path) -> str:

@@ -6,9 +6,7 @@ Ray's own actors talk too much; all of it is in Ray's log folder.
 """
 
 import contextlib
-import logging
 import os
-import signal
 import sys
 import tempfile
 import threading
@@ -16,13 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Before ray is imported, which reads them once. Without a stated mode a local Ray writes a token file that locks later
-# clusters of the same user; the print patch doubles every line; nothing is reported to anyone.
-os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+from pipeline.ray_executor import ray_session  # first: it sets variables that ray reads as it is imported
 
+# isort: split
 import ray
 import ray.train
 import torch
@@ -32,7 +26,7 @@ from ray.train.torch import TorchTrainer, get_device
 from cluster.placement import Placement
 from cluster.training import train
 from cluster.world import World
-from pipeline.command import InputError, Terminated, raise_terminated
+from pipeline.command import InputError, Terminated
 
 # glibc returns a model's large activations to the kernel after each step and faults them in again; kept, a step of the
 # grouped net on two cores is 1.4 to 1.7 times as fast.
@@ -44,30 +38,19 @@ _WORKER_ENVIRONMENT = {
 
 
 @contextlib.contextmanager
-def ray_session() -> Iterator[bool]:
+def training_session() -> Iterator[bool]:
     """Connect to the cluster that submitted this process (RAY_ADDRESS), else start a local Ray; leave it at the end.
 
     Yields:
         True where the Ray is an embedded local one.
     """
-    embedded = "RAY_ADDRESS" not in os.environ
-    try:
-        if embedded:
-            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-        else:
-            ray.init(log_to_driver=False, logging_level=logging.WARNING)
-    except ConnectionError as error:
-        raise InputError(
-            f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}; start it, or unset the variable"
-        ) from error
-    signal.signal(signal.SIGTERM, raise_terminated)  # Ray has put its own in place, which aborts the process
-    try:
-        yield embedded
-    except (KeyboardInterrupt, Terminated):
-        sys.stderr.write("stopping the workers\n")
-        raise
-    finally:
-        ray.shutdown()
+    is_local = "RAY_ADDRESS" not in os.environ
+    with ray_session("local" if is_local else "auto"):
+        try:
+            yield is_local
+        except (KeyboardInterrupt, Terminated):
+            sys.stderr.write("stopping the workers\n")
+            raise
 
 
 def alive_nodes() -> list[dict[str, float]]:

@@ -27,11 +27,11 @@ from cluster.precision import input_dtype
 from cluster.run_folder import RunFolder
 from cluster.training import check_fits
 from cluster.world import World
-from jobs.paths import shared_path
 from model.alexnet import build_model
 from pipeline import embedded
 from pipeline.command import InputError, run_command
 from pipeline.dataset import Dataset
+from pipeline.paths import shared_path
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,15 +29,15 @@ import tyro
 from cluster.config import TrainingConfig
 from cluster.metrics import Follower
 from cluster.placement import place_workers
-from cluster.ray_launch import alive_nodes, launch, ray_session
+from cluster.ray_launch import alive_nodes, launch, training_session
 from cluster.run_folder import RunFolder
 from cluster.training import check_fits
-from jobs.paths import shared_path
 from jobs.recipes import get_recipe
 from pipeline import embedded
 from pipeline.command import InputError, run_command
 from pipeline.dataset import Dataset
 from pipeline.manifest import DATASET_JSON
+from pipeline.paths import shared_path
 from pipeline.shard import main as shard
 
 _DEFAULT_RECIPE = "small_demo"
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if run is not None and run.result is not None:
         sys.stdout.write(f"{run_path} is finished already: {_evaluate_hint(data, run_path)}\n")
         return 0
-    with ray_session() as is_local:
+    with training_session() as is_local:
         placement = place_workers(alive_nodes(), arguments.workers, arguments.cpus_per_worker)
         check_fits(config, dataset, placement.num_workers)
         run = run or RunFolder.create(run_path, config, dataset)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     It is flushed to disk before it is renamed; if the block raises, nothing remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # of this writer alone, also on other hosts
     try:
         with open(aside, "wb") as file:
             yield file

@@ -1,4 +1,4 @@
-"""Paths on a job's command line."""
+"""Paths on the command line of what may be a submitted job."""
 
 from pathlib import Path
 

@@ -18,13 +18,15 @@ import tyro
 
 from pipeline import embedded
 from pipeline.command import InputError, run_command
-from pipeline.encode import Encoding, EncodingConfig
+from pipeline.encode import Crop, Encoding, EncodingConfig
 from pipeline.estimate import estimate
 from pipeline.manifest import DATASET_JSON
+from pipeline.paths import shared_path
+from pipeline.shard_task import Executor
 from pipeline.sharding import ShardingConfig, shard_dataset
 from pipeline.sources.base import Source
 from pipeline.sources.detect import open_source
-from pipeline.sources.official import DEVKIT_ARCHIVE
+from pipeline.sources.official import DEVKIT_ARCHIVE, OfficialArchives
 from pipeline.synthesize import synthesize
 
 _PICTURE_SIZE = 256  # of the 2012 paper
@@ -44,11 +46,15 @@ class Arguments:
     encoding: Encoding | None = None
     """jpeg, raw (uint8 pixels), or original (bytes untouched). Default: jpeg; raw for sources of stored pixels."""
     size: int | None = None
-    """Side of the stored pictures. Default: 256; native for sources of stored pixels."""
+    """Pixels that the shorter side is brought to. Default: 256; native for sources of stored pixels."""
+    crop: Crop = "centre"
+    """centre: the centre square is stored; none: all of the resized picture."""
     quality: int = 95
     """JPEG quality, 1 to 95."""
-    workers: int = len(os.sched_getaffinity(0))
-    """Processes. Does not change the output."""
+    executor: Executor = "local"
+    """local: processes of this machine; ray: tasks on a running cluster, whose nodes all see SOURCE and OUT."""
+    workers: int | None = None
+    """Processes, or Ray tasks at once. Default: as many as there are CPUs. Does not change the output."""
     seed: int = 0
     """Of the global shuffle, and of the validation split where the source has none."""
     val_fraction: float = 0.05
@@ -57,6 +63,8 @@ class Arguments:
     """Planned samples of a shard."""
     max_rejects: float = 0.001
     """Largest tolerated fraction of undecodable pictures."""
+    check_md5: bool = False
+    """Read the official archives once more beforehand and compare their MD5 with the published ones."""
     dry_run: bool = False
     """Write nothing; say how many shards and bytes it would be, and about how long it would take."""
 
@@ -64,7 +72,7 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    if arguments.workers < 1:
+    if arguments.workers is not None and arguments.workers < 1:
         raise InputError(f"--workers is {arguments.workers}; it must be at least 1")
     size = arguments.size
     if arguments.source is None and arguments.dry_run:
@@ -77,22 +85,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if not (embedded.source_folder() / DEVKIT_ARCHIVE).exists():
             shutil.rmtree(embedded.source_folder(), ignore_errors=True)  # killed while the archives were renamed
-            synthesize(embedded.source_folder(), workers=arguments.workers)
+            synthesize(embedded.source_folder(), workers=arguments.workers or len(os.sched_getaffinity(0)))
         source_path = embedded.source_folder()
         size = embedded.STORED_SIZE if size is None else size
     elif arguments.out is None:
         raise InputError("OUT is missing: python -m pipeline.shard SOURCE OUT")
     else:
-        source_path, folder = arguments.source, arguments.out
+        source_path, folder = shared_path(arguments.source, "SOURCE"), shared_path(arguments.out, "OUT")
     source = open_source(source_path, arguments.layout)
     config = _config(arguments, source, size)
+    if arguments.check_md5:
+        if not isinstance(source, OfficialArchives):
+            raise InputError(f"--check-md5 is for the official archives; {source_path} has the layout {source.layout}")
+        source.check_md5()
     if arguments.dry_run:
         sys.stdout.write(f"{estimate(source, config, arguments.workers)}\n")
         return 0
-    document = shard_dataset(source, folder, config, arguments.workers)
+    document = shard_dataset(source, folder, config, arguments.workers, arguments.executor)
     for split, counts in document["splits"].items():
         sys.stdout.write(f"{split}: {counts['num_samples']} samples in {counts['num_shards']} shards\n")
-    sys.stdout.write(f"rejected: {document['num_rejects']}\ndataset: {folder.absolute()}\n")
+    sys.stdout.write(f"rejected: {document['num_rejects']}\ndataset: {folder}\n")
     return 0
 
 
@@ -109,6 +121,7 @@ def _config(arguments: Arguments, source: Source, size: int | None) -> ShardingC
             encoding=EncodingConfig(
                 encoding=arguments.encoding or ("raw" if pixels else "jpeg"),
                 size=size,
+                crop=arguments.crop,
                 quality=arguments.quality,
             ),
             seed=arguments.seed,

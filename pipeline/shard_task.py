@@ -7,22 +7,35 @@ the shard's manifest rows, rejects and pixel sums until all shards are there to 
 import contextlib
 import functools
 import json
+import os
+import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from pipeline.encode import EncodingConfig, RejectedPicture, store_picture
+from pipeline.command import InputError
+from pipeline.decode import RejectedPicture
+from pipeline.encode import EncodingConfig, store_picture
 from pipeline.files import atomic_file, write_json, write_table
 from pipeline.manifest import MANIFEST_SCHEMA, REJECTS_SCHEMA
 from pipeline.ordered_map import ordered_map
 from pipeline.shard_writer import ShardWriter, WrittenFile
 from pipeline.sources.base import Source
 from pipeline.statistics import PixelSums
+
+Executor = Literal["local", "ray"]
+EXECUTORS = get_args(Executor)
+PLAN_JSON = "plan.json"
+# A record's manifest also has the picture's size and bytes as they came, for the histograms.
+_RECORD_SCHEMA = pa.schema(
+    [*MANIFEST_SCHEMA, ("source_width", pa.int32()), ("source_height", pa.int32()), ("source_bytes", pa.int64())]
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,7 @@ class ShardRecord:
     def save(self, folder: Path, name: str, sums: PixelSums) -> None:
         """Write the record; its JSON file, the mark of a finished shard, comes last."""
         with atomic_file(folder / f"{name}.npz") as file:
-            np.savez_compressed(file, **sums.to_arrays())  # type: ignore[arg-type]
+            np.savez(file, **sums.to_arrays())  # type: ignore[arg-type]
         write_table(folder / f"{name}.parquet", self.manifest)
         write_table(folder / f"{name}.rejects.parquet", self.rejects)
         files = {file_name: asdict(written) for file_name, written in self.files.items()}
@@ -69,7 +82,7 @@ class ShardRecord:
         return cls(
             num_planned=document["num_planned"],
             files={file_name: WrittenFile(**written) for file_name, written in document["files"].items()},
-            manifest=pq.read_table(folder / f"{name}.parquet", schema=MANIFEST_SCHEMA),
+            manifest=pq.read_table(folder / f"{name}.parquet", schema=_RECORD_SCHEMA),
             rejects=pq.read_table(folder / f"{name}.rejects.parquet", schema=REJECTS_SCHEMA),
         )
 
@@ -88,14 +101,20 @@ def write_shard(task: ShardTask, source: Source, encoding: EncodingConfig, out: 
     """Write one shard, its index and its record; a pure function of the task and the source's bytes.
 
     Returns:
-        The number of samples planned.
+        The shard's number of bytes.
+
+    Raises:
+        InputError: This node does not see the folder to write to.
     """
+    if not (partial / PLAN_JSON).exists():
+        raise InputError(f"node {socket.gethostname()} does not see {out}; write to a file system that all nodes share")
     rows, rejects, sums = [], [], PixelSums()
     writer = ShardWriter(out, task.name)
     with contextlib.suppress(_NothingStored), writer:
         for index, row in enumerate(task.rows.to_pylist(), start=task.first_index):
+            content = source.read(row["file"], row["offset"], row["num_bytes"])
             try:
-                picture = store_picture(source.read(row["file"], row["offset"], row["num_bytes"]), encoding)
+                picture = store_picture(content, encoding)
             except RejectedPicture as rejected:
                 rejects.append(
                     {
@@ -123,6 +142,9 @@ def write_shard(task: ShardTask, source: Source, encoding: EncodingConfig, out: 
                     "height": picture.height,
                     "hash": xxhash.xxh3_64_intdigest(picture.data),
                     "notes": ",".join(picture.notes),
+                    "source_width": picture.source_width,
+                    "source_height": picture.source_height,
+                    "source_bytes": len(content) if isinstance(content, bytes) else content.nbytes,
                 }
             )
         if not rows:
@@ -130,32 +152,43 @@ def write_shard(task: ShardTask, source: Source, encoding: EncodingConfig, out: 
     record = ShardRecord(
         num_planned=task.rows.num_rows,
         files=writer.files,
-        manifest=pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA),
+        manifest=pa.Table.from_pylist(rows, schema=_RECORD_SCHEMA),
         rejects=pa.Table.from_pylist(rejects, schema=REJECTS_SCHEMA),
     )
     record.save(partial, task.name, sums)
-    return record.num_planned
+    return sum(file.num_bytes for file in record.files.values())
+
+
+def unfinished_tasks(tasks: list[ShardTask], out: Path, partial: Path) -> list[ShardTask]:
+    """Return the tasks whose shard has no record yet."""
+    return [task for task in tasks if not _is_finished(task, out, partial)]
 
 
 def run_tasks(
-    tasks: list[ShardTask], source: Source, encoding: EncodingConfig, out: Path, partial: Path, num_workers: int
-) -> Iterator[int]:
-    """Write all shards that have no record yet; yield every shard's number of planned samples as it is there.
+    tasks: list[ShardTask],
+    source: Source,
+    encoding: EncodingConfig,
+    out: Path,
+    partial: Path,
+    executor: Executor,
+    num_workers: int | None,
+) -> Iterator[tuple[ShardTask, int]]:
+    """Write shards; yield each task, in their order, and its shard's number of bytes as it is there.
 
     Raises:
-        InputError: A worker process was killed.
+        InputError: A worker process was killed, or no Ray cluster answers.
     """
-    waiting = []
-    for task in tasks:
-        if _is_finished(task, out, partial):
-            yield task.rows.num_rows
-        else:
-            waiting.append(task)
     _remove_leftovers(out, partial)
     try:
         write = functools.partial(write_shard, source=source, encoding=encoding, out=out, partial=partial)
-        with ordered_map(write, waiting, num_workers) as finished:
-            yield from finished
+        if executor == "ray":
+            from pipeline.ray_executor import ray_map  # a second to import, which the local executor need not pay
+
+            context = ray_map(write, tasks, num_workers)
+        else:
+            context = ordered_map(write, tasks, num_workers or len(os.sched_getaffinity(0)))
+        with context as sizes:
+            yield from zip(tasks, sizes, strict=True)
     finally:
         _remove_leftovers(out, partial)
 

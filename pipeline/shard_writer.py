@@ -1,47 +1,21 @@
 """One shard: a WebDataset tar and its DALI index, written in one pass.
 
 The tar is USTAR with time stamp 0 and a fixed owner, so the same samples give the same bytes. Python's tarfile
-writes it: webdataset's own TarWriter ignores its `format` argument and reports no offsets
+makes its headers: webdataset's own TarWriter ignores its `format` argument and reports no offsets
 (docs/decisions/0001-tarfile-writes-the-shards.md).
 """
 
 import hashlib
-import io
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 from pipeline.files import atomic_file
 
 _INDEX_VERSION = "v1.2"
 IndexGroup = tuple[str, int, int, str]  # of one member: extension, offset of its bytes, their number, its name
-
-
-class _HashingFile(io.RawIOBase):
-    """A write-only stream that counts and hashes what passes."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._position = 0
-        self._digest = hashlib.sha256()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: bytes) -> int:  # type: ignore[override]
-        self._file.write(data)
-        self._digest.update(data)
-        self._position += len(data)
-        return len(data)
-
-    def tell(self) -> int:
-        return self._position
-
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -64,8 +38,8 @@ class ShardWriter:
     def __enter__(self) -> "ShardWriter":
         """Open the tar under a temporary name."""
         self._context = atomic_file(self._tar_path)
-        self._stream = _HashingFile(self._context.__enter__())
-        self._tar = tarfile.open(fileobj=self._stream, mode="w", format=tarfile.USTAR_FORMAT)
+        self._file = self._context.__enter__()
+        self._digest, self._num_bytes = hashlib.sha256(), 0
         return self
 
     def write(self, key: str, members: dict[str, bytes]) -> int:
@@ -79,13 +53,15 @@ class ShardWriter:
             Offset of the first member's bytes in the tar.
         """
         groups: list[IndexGroup] = []
+        blocks, end = [], self._num_bytes
         for extension, data in members.items():
             info = tarfile.TarInfo(f"{key}.{extension}")
             info.size = len(data)
-            info.mode = 0o644
-            self._tar.addfile(info, io.BytesIO(data))
-            offset = self._tar.offset - padded_length(len(data))
-            groups.append((extension, offset, len(data), info.name))
+            groups.append((extension, end + tarfile.BLOCKSIZE, len(data), info.name))
+            padding = bytes(padded_length(len(data)) - len(data))
+            blocks += [info.tobuf(tarfile.USTAR_FORMAT), data, padding]
+            end += tarfile.BLOCKSIZE + len(data) + len(padding)
+        self._append(b"".join(blocks))
         self._index_lines.append(index_line(groups))
         return groups[0][1]
 
@@ -94,15 +70,21 @@ class ShardWriter:
     ) -> None:
         """Finish both files, or remove what was written."""
         if kind is None:
-            self._tar.close()
+            end = self._num_bytes + 2 * tarfile.BLOCKSIZE  # the mark of the end, then whole records
+            self._append(bytes(-(-end // tarfile.RECORDSIZE) * tarfile.RECORDSIZE - self._num_bytes))
         self._context.__exit__(kind, error, trace)
         if kind is not None:
             return
-        self.files[self._tar_path.name] = WrittenFile(self._stream.tell(), self._stream.hexdigest())
+        self.files[self._tar_path.name] = WrittenFile(self._num_bytes, self._digest.hexdigest())
         index = index_text(self._index_lines).encode()
         with atomic_file(self._index_path) as file:
             file.write(index)
         self.files[self._index_path.name] = WrittenFile(len(index), hashlib.sha256(index).hexdigest())
+
+    def _append(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self._num_bytes += len(data)
 
 
 def index_line(groups: Sequence[IndexGroup]) -> str:

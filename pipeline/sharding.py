@@ -25,6 +25,7 @@ import pyarrow as pa
 from pipeline.command import InputError
 from pipeline.encode import EncodingConfig
 from pipeline.files import atomic_file, sha256_file, write_json, write_table
+from pipeline.histograms import histograms
 from pipeline.manifest import (
     CLASSES_PARQUET,
     CLASSES_SCHEMA,
@@ -32,13 +33,15 @@ from pipeline.manifest import (
     DATASET_JSON,
     FORMAT_NAME,
     FORMAT_VERSION,
+    HISTOGRAMS_PARQUET,
+    MANIFEST_SCHEMA,
     MEAN_IMAGE_NPY,
     REJECTS_PARQUET,
     manifest_path,
 )
 from pipeline.order import permutation
 from pipeline.progress import progress_bar
-from pipeline.shard_task import ShardRecord, ShardTask, run_tasks
+from pipeline.shard_task import PLAN_JSON, Executor, ShardRecord, ShardTask, run_tasks, unfinished_tasks
 from pipeline.sources.base import SPLITS, Listing, Source
 from pipeline.statistics import PixelSums, color_document
 
@@ -80,14 +83,22 @@ class ShardingConfig:
             raise ValueError(f"max_rejects is {self.max_rejects}; it is a fraction, 0 to 1")
 
 
-def shard_dataset(source: Source, out: Path, config: ShardingConfig, num_workers: int) -> dict[str, Any]:
+def shard_dataset(
+    source: Source,
+    out: Path,
+    config: ShardingConfig,
+    num_workers: int | None = None,
+    executor: Executor = "local",
+) -> dict[str, Any]:
     """Write a dataset folder and return its `dataset.json`.
 
     Args:
         source: Where the pictures come from.
         out: The folder to write; created, or resumed after an interrupted run of the same plan.
         config: What the dataset will be.
-        num_workers: Processes; does not change the bytes.
+        num_workers: Processes, or Ray tasks at once; by default as many as there are CPUs. Does not change the bytes.
+        executor: `local` processes, or `ray`: tasks of a running cluster, whose nodes see source and folder under the
+            same absolute paths. Does not change the bytes.
 
     Raises:
         InputError: The folder holds something else, another run is writing it, or too many pictures were rejected.
@@ -103,10 +114,16 @@ def shard_dataset(source: Source, out: Path, config: ShardingConfig, num_workers
         _refuse_finished(out)  # by a run that ended while this one listed the source
         _check_plan(partial, _plan_document(source, listing, splits, config))
         tasks = plan_shards(listing, splits, config)
-        total = sum(table.num_rows for table in splits.values())
-        with progress_bar(total, "sharding", "img") as bar:
-            for num_planned in run_tasks(tasks, source, config.encoding, out, partial, num_workers):
-                bar.update(num_planned)
+        waiting = unfinished_tasks(tasks, out, partial)
+        num_waiting = sum(task.rows.num_rows for task in waiting)
+        num_done, num_bytes = len(tasks) - len(waiting), 0
+        total = sum(task.rows.num_rows for task in tasks)
+        with progress_bar(total, "sharding", "img", initial=total - num_waiting) as bar:
+            for task, shard_bytes in run_tasks(waiting, source, config.encoding, out, partial, executor, num_workers):
+                num_done, num_bytes = num_done + 1, num_bytes + shard_bytes
+                megabytes_per_second = num_bytes / 1e6 / max(bar.format_dict["elapsed"], 1e-3)
+                bar.set_postfix_str(f"{megabytes_per_second:.1f} MB/s, {num_done}/{len(tasks)} shards", refresh=False)
+                bar.update(task.rows.num_rows)
         document = _publish(out, partial, source, listing, splits, config, tasks)
         shutil.rmtree(partial)
     return document
@@ -188,7 +205,7 @@ def _plan_document(
 
 def _check_plan(partial: Path, plan: dict[str, Any]) -> None:
     """Write the plan, or check that an interrupted run had the same one."""
-    path = partial / "plan.json"
+    path = partial / PLAN_JSON
     if not path.exists():
         write_json(path, plan)
         return
@@ -224,19 +241,20 @@ def _publish(
     def add_file(name: str) -> None:
         files[name] = {"num_bytes": (out / name).stat().st_size, "sha256": sha256_file(out / name)}
 
-    counts = {}
+    counts, stored = {}, {}
     for split in splits:
         parts = [(task, record) for task, record in zip(tasks, records, strict=True) if task.split == split]
-        manifest = pa.concat_tables([record.manifest for _, record in parts])
-        if manifest.num_rows == 0:
+        stored[split] = pa.concat_tables([record.manifest for _, record in parts])
+        if stored[split].num_rows == 0:
             raise InputError(f"every picture of {split} was rejected: {_reject_counts(rejects)}")
-        write_table(out / manifest_path(split), manifest)
+        write_table(out / manifest_path(split), stored[split].select(MANIFEST_SCHEMA.names))
         add_file(manifest_path(split))
         num_shards = sum(record.manifest.num_rows > 0 for _, record in parts)
-        counts[split] = {"num_samples": manifest.num_rows, "num_shards": num_shards}
+        counts[split] = {"num_samples": stored[split].num_rows, "num_shards": num_shards}
     class_rows = [{"class_index": i, "wnid": c.wnid, "name": c.name} for i, c in enumerate(listing.classes)]
     write_table(out / CLASSES_PARQUET, pa.Table.from_pylist(class_rows, schema=CLASSES_SCHEMA))
     write_table(out / REJECTS_PARQUET, rejects)
+    write_table(out / HISTOGRAMS_PARQUET, histograms(stored))
     sums = PixelSums()
     for task in tasks:
         if task.split == "train":
@@ -248,7 +266,7 @@ def _publish(
         with atomic_file(out / MEAN_IMAGE_NPY) as file:
             np.save(file, mean_image)
         add_file(MEAN_IMAGE_NPY)
-    for name in (CLASSES_PARQUET, REJECTS_PARQUET, COLOR_JSON):
+    for name in (CLASSES_PARQUET, REJECTS_PARQUET, COLOR_JSON, HISTOGRAMS_PARQUET):
         add_file(name)
     document = {
         "format": FORMAT_NAME,

@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ import xxhash
 
 from pipeline.command import InputError, run_command
 from pipeline.dataset import Dataset
-from pipeline.encode import EncodingConfig, RejectedPicture, store_picture
+from pipeline.decode import RejectedPicture, decode_picture
 from pipeline.files import sha256_file
 from pipeline.manifest import DATASET_JSON, NPY_HEADER_BYTES, manifest_path
 from pipeline.ordered_map import ordered_map
@@ -46,6 +46,11 @@ class ShardCheck:
     shard: str
     rows: pa.Table
 
+    @property
+    def index(self) -> str:
+        """File name of the shard's index."""
+        return f"{self.shard.removesuffix('.tar')}.idx"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
@@ -64,7 +69,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def verify(dataset: Dataset, num_workers: int) -> Iterator[str]:
     """Yield every problem of a dataset, as one line each."""
-    yield from _folder_problems(dataset)
     checks: list[ShardCheck] = []
     try:
         for split in dataset.splits:
@@ -74,7 +78,8 @@ def verify(dataset: Dataset, num_workers: int) -> Iterator[str]:
         _ = dataset.color_basis, dataset.class_names
     except InputError as error:
         yield str(error)
-    read = functools.partial(check_shard, folder=dataset.path, member=dataset.member)
+    yield from _folder_problems(dataset, {name for check in checks for name in (check.shard, check.index)})
+    read = functools.partial(check_shard, folder=dataset.path, member=dataset.member, listed=dataset.document["files"])
     with (
         progress_bar(sum(check.rows.num_rows for check in checks), "verifying", "img") as bar,
         ordered_map(read, checks, num_workers) as results,
@@ -84,28 +89,30 @@ def verify(dataset: Dataset, num_workers: int) -> Iterator[str]:
             bar.update(check.rows.num_rows)
 
 
-def check_shard(check: ShardCheck, folder: Path, member: str) -> list[str]:
+def check_shard(check: ShardCheck, folder: Path, member: str, listed: dict[str, Any]) -> list[str]:
     """Return the problems of one shard.
 
     Args:
         check: The shard, and what the manifest says of it.
         folder: Of the dataset.
         member: Extension of the pictures' members, `jpg` or `npy`.
+        listed: The files of `dataset.json`.
 
     Returns:
         One line a problem; a shard that can't be read is a problem, not an error.
     """
-    path, problems = folder / check.shard, []
+    path = folder / check.shard
+    problems = [problem for name in (check.shard, check.index) for problem in _file_problems(folder, name, listed)]
     try:
         with tarfile.open(path) as tar:
             members = [(info.name, info.offset_data, info.size) for info in tar]
         content = np.memmap(path, dtype=np.uint8, mode="r")
     except (OSError, tarfile.TarError, ValueError) as error:
-        return [f"{check.shard}: can't be read as a tar: {error}"]
+        return [*problems, f"{check.shard}: can't be read as a tar: {error}"]
     rows = check.rows.to_pylist()
     expected_names = [name for row in rows for name in (f"{row['key']}.{member}", f"{row['key']}.cls")]
     if [name for name, _, _ in members] != expected_names:
-        return [f"{check.shard}: its members are not those of the manifest"]
+        return [*problems, f"{check.shard}: its members are not those of the manifest"]
     lines = []
     for row, picture, label in zip(rows, members[::2], members[1::2], strict=True):
         where = f"{check.shard}: sample {row['key']}"
@@ -122,27 +129,34 @@ def check_shard(check: ShardCheck, folder: Path, member: str) -> list[str]:
             problems.append(f"{where}: its bytes have another hash than the manifest's")
         problems += [f"{where}: {problem}" for problem in _picture_problems(data, member, row["width"], row["height"])]
     try:
-        index = path.with_suffix(".idx").read_text()
+        index = (folder / check.index).read_text()
     except (OSError, UnicodeDecodeError) as error:
-        return [*problems, f"{path.with_suffix('.idx').name}: can't be read: {error}"]
+        return [*problems, f"{check.index}: can't be read: {error}"]
     if index != index_text(lines):
-        problems.append(f"{path.with_suffix('.idx').name}: is not the index of its shard")
+        problems.append(f"{check.index}: is not the index of its shard")
     return problems
 
 
-def _folder_problems(dataset: Dataset) -> Iterator[str]:
-    """Compare the files that exist, their lengths and hashes with those that are listed."""
+def _folder_problems(dataset: Dataset, checked_later: set[str]) -> Iterator[str]:
+    """Compare the files that exist with those that are listed; of all but the shards, lengths and hashes too."""
     listed = dataset.document["files"]
     found = {str(path.relative_to(dataset.path)) for path in dataset.path.rglob("*") if path.is_file()}
     yield from (f"{name}: is not listed in {DATASET_JSON}" for name in sorted(found - {DATASET_JSON} - set(listed)))
-    for name, expected in listed.items():
-        path = dataset.path / name
-        if name not in found:
-            yield f"{name}: is missing"
-        elif path.stat().st_size != expected["num_bytes"]:
-            yield f"{name}: has {path.stat().st_size} bytes, {DATASET_JSON} says {expected['num_bytes']}"
-        elif sha256_file(path) != expected["sha256"]:
-            yield f"{name}: has another SHA-256 than {DATASET_JSON} says"
+    for name in sorted(set(listed) - checked_later):
+        yield from _file_problems(dataset.path, name, listed)
+
+
+def _file_problems(folder: Path, name: str, listed: dict[str, Any]) -> Iterator[str]:
+    """Compare a file's length and hash with what `dataset.json` says."""
+    path = folder / name
+    if name not in listed:
+        yield f"{name}: is named by a manifest, but not listed in {DATASET_JSON}"
+    elif not path.is_file():
+        yield f"{name}: is missing"
+    elif path.stat().st_size != listed[name]["num_bytes"]:
+        yield f"{name}: has {path.stat().st_size} bytes, {DATASET_JSON} says {listed[name]['num_bytes']}"
+    elif sha256_file(path) != listed[name]["sha256"]:
+        yield f"{name}: has another SHA-256 than {DATASET_JSON} says"
 
 
 def _manifest_problems(dataset: Dataset, split: str, table: pa.Table) -> Iterator[str]:
@@ -176,12 +190,12 @@ def _picture_problems(data: bytes, member: str, width: int, height: int) -> Iter
             yield f"is no array of {height}x{width}x3 bytes"
         return
     try:
-        stored = store_picture(data, EncodingConfig(encoding="original", size=None))
+        found = decode_picture(data).pixels_HWC.shape[:2]
     except RejectedPicture as rejected:
         yield f"can't be decoded ({rejected})"
         return
-    if (stored.width, stored.height) != (width, height):
-        yield f"is {stored.width}x{stored.height}, the manifest says {width}x{height}"
+    if found != (height, width):
+        yield f"is {found[1]}x{found[0]}, the manifest says {width}x{height}"
 
 
 if __name__ == "__main__":

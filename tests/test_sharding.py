@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.encode import EncodingConfig
 from pipeline.shard_reader import ShardReader
-from pipeline.sharding import ShardingConfig, shard_dataset, split_validation
+from pipeline.shard_task import write_shard
+from pipeline.sharding import ShardingConfig, plan_shards, shard_dataset, split_validation
 
 RAW = ShardingConfig(encoding=EncodingConfig(encoding="raw", size=None), samples_per_shard=8)
 
@@ -113,6 +115,11 @@ def _one_done_one_under_way(out: Path):
     return lambda: list(out.glob(".partial/*-??????.json")) and list(out.glob(".*.tar.*.tmp"))
 
 
+def _records(out: Path) -> dict[str, int]:
+    """Name -> time of the records of finished shards."""
+    return {path.name: path.stat().st_mtime_ns for path in out.glob(".partial/*-??????.json")}
+
+
 def _children(pid: int) -> list[int]:
     path = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(child) for child in path.read_text().split()]
@@ -139,6 +146,32 @@ def test_a_killed_run_is_finished_by_the_same_command(undisturbed, tmp_path):
         assert tar.stat().st_mtime_ns <= finished[name], "a finished shard was written again"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12))
+def test_runs_killed_at_random_moments_lose_nothing(undisturbed, tmp_path, seed):
+    """Several kills in a row, of the command or of one of its workers; never a shard done twice, never another byte."""
+    rng, out = random.Random(seed), tmp_path / "out"
+    finished: dict[str, int] = {}
+    for _ in range(2):
+        process, num_before = _start(out, tmp_path), len(finished)
+        while len(_records(out)) <= num_before or not _one_done_one_under_way(out)():
+            assert process.poll() is None, "the run ended before it could be disturbed"
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.1))
+        workers = _children(process.pid)
+        os.kill(rng.choice([process.pid, *workers]), signal.SIGKILL)
+        if process.wait(timeout=30) == 0:
+            break  # what was killed is a process of Python's own, which a run can do without
+        while any(Path(f"/proc/{pid}").exists() for pid in workers):
+            time.sleep(0.01)
+        records = _records(out)
+        assert finished.items() <= records.items(), "a finished shard was written again"
+        finished = records
+    else:
+        shard_dataset(CodedSource(out), out, RAW, num_workers=2)
+    assert digest(out) == digest(undisturbed)
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_command_leaves_nothing_half_written(tmp_path, signum):
     out = tmp_path / "out"
@@ -148,6 +181,15 @@ def test_an_interrupted_command_leaves_nothing_half_written(tmp_path, signum):
     assert process.wait(timeout=10) == 128 + signum
     assert not list(out.rglob(".*.tmp"))
     assert not (out / "dataset.json").exists()
+
+
+def test_a_node_that_does_not_see_the_folder_says_so(tmp_path):
+    source = CodedSource(tmp_path)
+    listing = source.list_samples()
+    task = plan_shards(listing, listing.splits, RAW)[0]
+    with pytest.raises(InputError, match=r"does not see .*; write to a file system that all nodes share"):
+        write_shard(task, source, RAW.encoding, tmp_path / "out", tmp_path / "out" / ".partial")
+    assert not (tmp_path / "out").exists()
 
 
 def test_two_runs_into_one_folder_are_refused(tmp_path):

@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import pickle
 import shutil
 import tarfile
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline import shard
 from pipeline.command import InputError
+from pipeline.sources import official
 from pipeline.sources.base import SAMPLE_SCHEMA
 from pipeline.sources.detect import open_source
 from pipeline.sources.idx import read_idx
@@ -195,6 +198,24 @@ def test_a_file_that_shrank_since_it_was_listed_is_an_error(broken):
 
 
 # Class folders
+
+
+def test_archives_are_checked_by_their_md5_on_request(archives, tmp_path, monkeypatch, capsys):
+    for name in (TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT_ARCHIVE):
+        monkeypatch.setitem(official._ARCHIVES, name, hashlib.md5((archives / name).read_bytes()).hexdigest())
+    options = ["--size", "16", "--max-rejects", "0", "--workers", "1", "--check-md5"]
+    assert shard.main([str(archives), str(tmp_path / "out"), *options]) == 0
+    assert "checking MD5: 100%" in capsys.readouterr().err
+    monkeypatch.setitem(official._ARCHIVES, VAL_ARCHIVE, "0" * 32)
+    with pytest.raises(InputError, match=f"{VAL_ARCHIVE} has the MD5 .*, the published archive 0000"):
+        shard.main([str(archives), str(tmp_path / "other"), *options])
+    assert not (tmp_path / "other").exists()
+
+
+def test_md5_is_published_for_the_official_archives_alone(tmp_path):
+    save_pictures(tmp_path / "in", ["a/1.png", "b/2.png"])
+    with pytest.raises(InputError, match="--check-md5 is for the official archives"):
+        shard.main([str(tmp_path / "in"), str(tmp_path / "out"), "--check-md5"])
 
 
 def test_class_folders_with_splits(tmp_path):

@@ -1,0 +1,90 @@
+"""Shard planning and the index, for any numbers."""
+
+import io
+import itertools
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.encode import EncodingConfig
+from pipeline.shard_writer import ShardWriter
+from pipeline.sharding import ShardingConfig, plan_shards, split_validation
+from pipeline.sources.base import SAMPLE_SCHEMA, ClassEntry, Listing
+
+
+def _listing(labels: list[int], num_val: int) -> Listing:
+    def table(name: str, classes: list[int]) -> pa.Table:
+        size = len(classes)
+        columns = [[f"{name}/{i}" for i in range(size)], classes, [""] * size, list(range(size)), [0] * size]
+        return pa.table(columns, schema=SAMPLE_SCHEMA)
+
+    splits = {"train": table("train", labels)} | ({"val": table("val", [0] * num_val)} if num_val else {})
+    return Listing([ClassEntry(f"n{i}", "") for i in range(5)], splits)
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=200),
+    num_val=st.integers(0, 30),
+    samples_per_shard=st.integers(1, 40),
+    val_fraction=st.floats(0, 0.99),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_every_sample_has_one_place_in_one_shard_of_planned_length(
+    labels, num_val, samples_per_shard, val_fraction, seed
+):
+    config = ShardingConfig(
+        encoding=EncodingConfig(encoding="raw", size=None),
+        seed=seed,
+        samples_per_shard=samples_per_shard,
+        val_fraction=val_fraction,
+    )
+    listing = _listing(labels, num_val)
+    splits = split_validation(listing, config)
+    tasks = plan_shards(listing, splits, config)
+    planned = [source for task in tasks for source in task.rows["source"].to_pylist()]
+    listed = [source for table in listing.splits.values() for source in table["source"].to_pylist()]
+    assert sorted(planned) == sorted(listed)
+    assert {tuple(row.values()) for task in tasks for row in task.rows.to_pylist()} == {
+        tuple(row.values()) for table in listing.splits.values() for row in table.to_pylist()
+    }
+    for split, group in itertools.groupby(tasks, key=lambda task: task.split):
+        of_split = list(group)
+        lengths = [task.rows.num_rows for task in of_split]
+        assert 1 <= max(lengths) <= samples_per_shard and max(lengths) - min(lengths) <= 1
+        assert [task.first_index for task in of_split] == [0, *itertools.accumulate(lengths)][:-1]
+        assert [task.name for task in of_split] == [f"{split}-{index:06d}" for index in range(len(of_split))]
+    again = plan_shards(listing, splits, config)
+    assert all(one.rows.equals(other.rows) for one, other in zip(tasks, again, strict=True))
+    if num_val == 0 and "val" in splits:  # stratified: no class is moved whole
+        before, after = (
+            np.bincount(table["class_index"], minlength=5) for table in (listing.splits["train"], splits["train"])
+        )
+        assert (after[before > 0] > 0).all()
+
+
+@given(st.lists(st.tuples(st.binary(max_size=1500), st.integers(0, 10**6)), min_size=1, max_size=30))
+def test_the_index_leads_to_the_bytes_of_every_member(samples):
+    with tempfile.TemporaryDirectory() as folder:
+        with ShardWriter(Path(folder), "s") as writer:
+            offsets = [
+                writer.write(f"{key:08d}", {"jpg": data, "cls": str(label).encode()})
+                for key, (data, label) in enumerate(samples)
+            ]
+        content, index = (Path(folder) / "s.tar").read_bytes(), (Path(folder) / "s.idx").read_text()
+    version, *lines = index.splitlines()
+    assert version == f"v1.2 {len(samples)}" and len(lines) == len(samples)
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        members = {info.name: tar.extractfile(info).read() for info in tar}
+        assert all(info.mtime == 0 and info.mode == 0o644 for info in tar.getmembers())
+    assert len(content) % tarfile.RECORDSIZE == 0 and len(members) == 2 * len(samples)
+    for (data, label), line, first_offset in zip(samples, lines, offsets, strict=True):
+        words = line.split(" ")
+        groups = [(words[i], int(words[i + 1]), int(words[i + 2]), words[i + 3]) for i in range(0, len(words), 4)]
+        assert [group[0] for group in groups] == ["jpg", "cls"] and groups[0][1] == first_offset
+        assert [content[start : start + size] for _, start, size, _ in groups] == [data, str(label).encode()]
+        assert [members[name] for *_, name in groups] == [data, str(label).encode()]
