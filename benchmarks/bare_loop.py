@@ -2,13 +2,16 @@
 
 Run by `benchmarks.sharding` as a process of its own:
 
-    python -m benchmarks.bare_loop floor PHOTOS OUT   read, decode, resize, crop, encode; the result is dropped
-    python -m benchmarks.bare_loop copy PHOTOS OUT    read, decode (the audit), append the bytes to a file a process
+    python -m benchmarks.bare_loop floor PHOTOS OUT    read, decode, crop, resize, encode; the result is dropped
+    python -m benchmarks.bare_loop manual PHOTOS OUT   the same, torch's resize called as its manual says
+    python -m benchmarks.bare_loop copy PHOTOS OUT     read, decode (the audit), append the bytes to a file a process
 """
 
 import multiprocessing
 import sys
 from pathlib import Path
+
+import simplejpeg
 
 from benchmarks.photographs import list_photographs
 
@@ -16,21 +19,22 @@ _NUM_PROCESSES = 2
 
 
 def _work(task: str, paths: list[Path], out: Path) -> None:
-    # Here, so that the parent starts without torch.
+    if task == "copy":
+        with open(out, "wb") as file:
+            for path in paths:
+                content = path.read_bytes()
+                simplejpeg.decode_jpeg(content)
+                file.write(content)
+        return
+    # Here, so that the parent and the copy start without torch.
     import torch
 
-    from benchmarks.picture_steps import decode, encode, resize_and_crop
+    from benchmarks.picture_steps import crop_and_resize, crop_and_resize_fast, decode, encode
 
     torch.set_num_threads(1)
-    if task == "floor":
-        for path in paths:
-            encode(resize_and_crop(decode(path.read_bytes())))
-        return
-    with open(out, "wb") as file:
-        for path in paths:
-            content = path.read_bytes()
-            decode(content)
-            file.write(content)
+    resize = crop_and_resize_fast if task == "floor" else crop_and_resize
+    for path in paths:
+        encode(resize(decode(path.read_bytes())))
 
 
 def _main(task: str, photographs: str, out: str) -> int:

@@ -1,4 +1,4 @@
-"""The inevitable work on a picture, by the fastest libraries that `benchmarks.decoders` found."""
+"""The inevitable work on a picture, by the fastest libraries that `benchmarks.decoders` found, called as they are."""
 
 import numpy as np
 import simplejpeg
@@ -18,26 +18,34 @@ def decode(content: bytes) -> np.ndarray:
     return simplejpeg.decode_jpeg(content)
 
 
-def resize_and_crop(pixels_HWC: np.ndarray) -> np.ndarray:
-    """Bring the shorter side to `SIZE` (bicubic, antialiased) and cut out the centre: uint8 (SIZE, SIZE, 3)."""
-    shape = scaled_shape(*pixels_HWC.shape[:2])
-    images_NCHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1)[None]  # channels last, which torch keeps
-    resized_NCHW = functional.interpolate(images_NCHW, shape, mode="bicubic", antialias=True)
-    return np.ascontiguousarray(centre(resized_NCHW[0].permute(1, 2, 0).numpy()))
+def centred_square(height: int, width: int) -> tuple[int, int, int]:
+    """Return top, left and side of the centred square of the shorter side."""
+    short = min(height, width)
+    return (height - short) // 2, (width - short) // 2, short
+
+
+def crop(pixels_HWC: np.ndarray) -> np.ndarray:
+    """Return a view of the centred square."""
+    top, left, short = centred_square(*pixels_HWC.shape[:2])
+    return pixels_HWC[top : top + short, left : left + short]
+
+
+def crop_and_resize(pixels_HWC: np.ndarray) -> np.ndarray:
+    """Bring the centred square to (SIZE, SIZE, 3), bicubic and antialiased, by torch as its manual says."""
+    images_NCHW = torch.from_numpy(crop(pixels_HWC)).permute(2, 0, 1)[None]
+    resized_NCHW = functional.interpolate(images_NCHW, (SIZE, SIZE), mode="bicubic", antialias=True)
+    return np.ascontiguousarray(resized_NCHW[0].permute(1, 2, 0))
+
+
+def crop_and_resize_fast(pixels_HWC: np.ndarray) -> np.ndarray:
+    """Do the same as the offline stage does: channels last throughout, rows before columns."""
+    square_HWC = crop(pixels_HWC)
+    images_NCHW = torch.from_numpy(square_HWC).unsqueeze(0).permute(0, 3, 1, 2)
+    for shape in ((SIZE, square_HWC.shape[1]), (SIZE, SIZE)):
+        images_NCHW = functional.interpolate(images_NCHW, shape, mode="bicubic", antialias=True)
+    return np.ascontiguousarray(images_NCHW[0].permute(1, 2, 0))
 
 
 def encode(pixels_HWC: np.ndarray) -> bytes:
     """Return a JPEG of quality `QUALITY`, its colours at half the resolution."""
     return simplejpeg.encode_jpeg(pixels_HWC, quality=QUALITY, colorsubsampling="420")
-
-
-def scaled_shape(height: int, width: int) -> tuple[int, int]:
-    """Return height and width after the shorter side became `SIZE`."""
-    short = min(height, width)
-    return SIZE * height // short, SIZE * width // short
-
-
-def centre(pixels_HWC: np.ndarray) -> np.ndarray:
-    """Return a view of the centre, (SIZE, SIZE, 3)."""
-    top, left = (pixels_HWC.shape[0] - SIZE) // 2, (pixels_HWC.shape[1] - SIZE) // 2
-    return pixels_HWC[top : top + SIZE, left : left + SIZE]

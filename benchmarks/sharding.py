@@ -24,6 +24,7 @@ from pipeline.command import InputError, run_command
 _COMMANDS = {
     "shard": ["pipeline.shard", "PHOTOS", "OUT", "--workers", "2"],
     "floor": ["benchmarks.bare_loop", "floor", "PHOTOS", "OUT"],
+    "floor by the manual": ["benchmarks.bare_loop", "manual", "PHOTOS", "OUT"],
     "webdataset": ["benchmarks.webdataset_peer", "writer", "PHOTOS", "OUT"],
     "webdataset, encoded in the workers": ["benchmarks.webdataset_peer", "workers", "PHOTOS", "OUT"],
     "original": ["pipeline.shard", "PHOTOS", "OUT", "--encoding", "original", "--workers", "2"],
@@ -31,6 +32,7 @@ _COMMANDS = {
 }
 _COMPARISONS = [
     Comparison(of="shard", quantity="images_per_second", to="floor", at_least=0.9),
+    Comparison(of="shard", quantity="images_per_second", to="floor by the manual"),
     Comparison(of="shard", quantity="images_per_second", to="webdataset", at_least=2),
     Comparison(of="shard", quantity="images_per_second", to="webdataset, encoded in the workers"),
     Comparison(of="original", quantity="images_per_second", to="copy", at_least=0.7),
@@ -109,7 +111,7 @@ def _statistics(photographs: Sequence[Path], rounds: int) -> Values:
     # Here, so that --help works without the extra `bench`.
     import torch
 
-    from benchmarks.picture_steps import decode, encode, resize_and_crop
+    from benchmarks.picture_steps import crop_and_resize_fast, decode, encode
     from pipeline.statistics import PixelSums
 
     torch.set_num_threads(1)
@@ -119,7 +121,7 @@ def _statistics(photographs: Sequence[Path], rounds: int) -> Values:
         sums, of_pictures, of_statistics = PixelSums(), 0.0, 0.0
         for path in photographs:
             start = time.process_time()
-            pixels_HWC = resize_and_crop(decode(path.read_bytes()))
+            pixels_HWC = crop_and_resize_fast(decode(path.read_bytes()))
             encode(pixels_HWC)
             between = time.process_time()
             sums.add_picture(pixels_HWC)

@@ -1,7 +1,7 @@
 """One picture brought to its stored form.
 
-    bytes -> decode and audit -> shorter side to SIZE -> centre SIZE x SIZE -> encode
-             decode.py           (whole: --crop none)    (what statistics count)
+    bytes -> decode and audit -> centre square -> resize to SIZE x SIZE -> encode
+             decode.py           (whole: --crop none)  (what statistics count)
 
 The resize is bicubic and antialiased, in integers: the same bits on every processor.
 """
@@ -68,7 +68,7 @@ class EncodingConfig:
         """What happens to a picture before its pixels are counted, in words."""
         if self.size is None:
             return "native size"
-        return f"shorter side resized to {self.size} (bicubic, antialiased), centre {self.size}x{self.size}"
+        return f"centred square of the shorter side, resized to {self.size}x{self.size} (bicubic, antialiased)"
 
     def document(self) -> dict[str, Any]:
         """Return what `dataset.json` says about the encoding, with the versions of the libraries that did it."""
@@ -125,43 +125,53 @@ def store_picture(content: bytes | np.ndarray, config: EncodingConfig) -> Stored
         decoded = decode_picture(content)
         whole_HWC, notes = decoded.pixels_HWC, decoded.notes
         keep = decoded.is_jpeg and _REENCODE.isdisjoint(notes)
-    resized_HWC = whole_HWC if config.size is None else _resize_shorter_side(whole_HWC, config.size)
-    centre_HWC = resized_HWC if config.size is None else _centre_square(resized_HWC, config.size)
+    size = config.size
+    counted_HWC = whole_HWC if size is None else _resize_shorter_side(_centre_square(whole_HWC), size)
     if config.encoding == "raw":
-        stored_HWC = centre_HWC
+        stored_HWC = counted_HWC
         data = _npy(stored_HWC)
     elif config.encoding == "jpeg":
-        stored_HWC = resized_HWC if config.crop == "none" else centre_HWC
+        uncropped = config.crop == "none"
+        stored_HWC = _resize_shorter_side(whole_HWC, size) if size is not None and uncropped else counted_HWC
         data = _jpeg(stored_HWC, config.quality)
     else:
         stored_HWC = whole_HWC
         data = content if keep and isinstance(content, bytes) else _jpeg(whole_HWC, config.quality)
     height, width = stored_HWC.shape[:2]
-    return StoredPicture(data, width, height, whole_HWC.shape[1], whole_HWC.shape[0], centre_HWC, notes)
+    return StoredPicture(data, width, height, whole_HWC.shape[1], whole_HWC.shape[0], counted_HWC, notes)
 
 
 def _resize_shorter_side(pixels_HWC: np.ndarray, size: int) -> np.ndarray:
-    """Return the picture with its shorter side brought to `size` pixels; uint8 (H, W, 3), not always contiguous."""
+    """Return the picture with its shorter side brought to `size` pixels; uint8 (H, W, 3), contiguous."""
     height, width = pixels_HWC.shape[:2]
     short = min(height, width)
     if short == size:
-        return pixels_HWC
+        return np.ascontiguousarray(pixels_HWC)
     target = round(height * size / short), round(width * size / short)
     if target[0] * target[1] > MAX_PIXELS:
         raise RejectedPicture("too_large", f"{width}x{height} pixels would become {target[1]}x{target[0]}")
-    # Imported here: torch takes seconds, which sources of stored pixels need not pay.
-    from torch import from_numpy
+    import torch  # here: it takes seconds, which sources of stored pixels need not pay
     from torch.nn.functional import interpolate
 
-    picture_1CHW = from_numpy(pixels_HWC).permute(2, 0, 1)[None]
-    resized_1CHW = interpolate(picture_1CHW, target, mode="bicubic", antialias=True)
-    return np.asarray(resized_1CHW[0].permute(1, 2, 0))
+    # Unsqueezed before it is permuted: so torch sees that the channels lie last, and leaves them there.
+    picture_1CHW = torch.from_numpy(pixels_HWC).unsqueeze(0).permute(0, 3, 1, 2)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the processes share the cores already
+    try:
+        # Rows first, then columns: the slower pass, along rows, has the fewest of them.
+        for shape in ((target[0], width), target):
+            picture_1CHW = interpolate(picture_1CHW, shape, mode="bicubic", antialias=True)
+    finally:
+        torch.set_num_threads(num_threads)
+    return np.ascontiguousarray(picture_1CHW[0].permute(1, 2, 0))
 
 
-def _centre_square(pixels_HWC: np.ndarray, size: int) -> np.ndarray:
+def _centre_square(pixels_HWC: np.ndarray) -> np.ndarray:
+    """Return a view of the centred square of the shorter side."""
     height, width = pixels_HWC.shape[:2]
-    top, left = (height - size) // 2, (width - size) // 2
-    return np.ascontiguousarray(pixels_HWC[top : top + size, left : left + size])
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    return pixels_HWC[top : top + short, left : left + short]
 
 
 def _npy(pixels_HWC: np.ndarray) -> bytes:

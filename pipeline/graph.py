@@ -100,15 +100,15 @@ def build_graph(feed: Feed, config: GraphConfig) -> Pipeline:
                 adjust_orientation=False,
             )
         if config.whole:
-            # The offline stage's rule: shorter side to the stored size, then the centre; only the centre is computed.
+            # The offline stage's rule: the centred square of the shorter side, antialiased.
             height_width = fn.cast(fn.peek_image_shape(content, adjust_orientation=False), dtype=types.FLOAT)[0:2]
-            resized = math.floor(height_width * (config.stored_size / fn.reductions.min(height_width)) + 0.5)
-            margins = math.floor((resized - config.stored_size) / 2)
+            short = fn.reductions.min(height_width)
+            margins = math.floor((height_width - short) / 2)
             pixels = fn.resize(
                 pixels,
                 size=(config.stored_size, config.stored_size),
-                roi_start=margins * height_width / resized,
-                roi_end=(margins + config.stored_size) * height_width / resized,
+                roi_start=margins,
+                roi_end=margins + short,
                 interp_type=types.INTERP_CUBIC,
                 antialias=True,
             )

@@ -1,11 +1,12 @@
 """The unit of work of the offline stage: one shard, written by one process, with a record of what went into it.
 
-The record (`NAME.npz`, `NAME.parquet`, `NAME.rejects.parquet`, then `NAME.json`, whose presence says "done") holds
-the shard's manifest rows, rejects and pixel sums until all shards are there to be merged.
+The record (`NAME.npz`, whose presence says "done") holds the shard's manifest rows, rejects and pixel sums until all
+shards are there to be merged.
 """
 
 import contextlib
 import functools
+import io
 import json
 import os
 import socket
@@ -16,13 +17,12 @@ from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from pipeline.command import InputError
 from pipeline.decode import RejectedPicture
 from pipeline.encode import EncodingConfig, store_picture
-from pipeline.files import atomic_file, write_json, write_table
+from pipeline.files import atomic_file
 from pipeline.manifest import MANIFEST_SCHEMA, REJECTS_SCHEMA
 from pipeline.ordered_map import ordered_map
 from pipeline.shard_writer import ShardWriter, WrittenFile
@@ -67,30 +67,49 @@ class ShardRecord:
     rejects: pa.Table
 
     def save(self, folder: Path, name: str, sums: PixelSums) -> None:
-        """Write the record; its JSON file, the mark of a finished shard, comes last."""
-        with atomic_file(folder / f"{name}.npz") as file:
-            np.savez(file, **sums.to_arrays())  # type: ignore[arg-type]
-        write_table(folder / f"{name}.parquet", self.manifest)
-        write_table(folder / f"{name}.rejects.parquet", self.rejects)
-        files = {file_name: asdict(written) for file_name, written in self.files.items()}
-        write_json(folder / f"{name}.json", {"num_planned": self.num_planned, "files": files})
+        """Write the record: the mark of a finished shard."""
+        document = {
+            "num_planned": self.num_planned,
+            "files": {file_name: asdict(written) for file_name, written in self.files.items()},
+        }
+        parts = {
+            "document": json.dumps(document).encode(),
+            "manifest": _to_ipc(self.manifest),
+            "rejects": _to_ipc(self.rejects),
+        }
+        arrays = {part: np.frombuffer(content, dtype=np.uint8) for part, content in parts.items()}
+        with atomic_file(record_path(folder, name)) as file:
+            np.savez(file, **arrays, **sums.to_arrays())  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, folder: Path, name: str) -> "ShardRecord":
         """Read a finished shard's record, but for its sums."""
-        document = json.loads((folder / f"{name}.json").read_text())
-        return cls(
-            num_planned=document["num_planned"],
-            files={file_name: WrittenFile(**written) for file_name, written in document["files"].items()},
-            manifest=pq.read_table(folder / f"{name}.parquet", schema=_RECORD_SCHEMA),
-            rejects=pq.read_table(folder / f"{name}.rejects.parquet", schema=REJECTS_SCHEMA),
-        )
+        with np.load(record_path(folder, name)) as arrays:
+            document = json.loads(arrays["document"].tobytes())
+            return cls(
+                num_planned=document["num_planned"],
+                files={file_name: WrittenFile(**written) for file_name, written in document["files"].items()},
+                manifest=pa.ipc.open_stream(arrays["manifest"].tobytes()).read_all(),
+                rejects=pa.ipc.open_stream(arrays["rejects"].tobytes()).read_all(),
+            )
 
     @staticmethod
     def load_sums(folder: Path, name: str) -> PixelSums:
         """Read a finished shard's pixel sums."""
-        with np.load(folder / f"{name}.npz") as arrays:
-            return PixelSums.from_arrays(dict(arrays))
+        with np.load(record_path(folder, name)) as arrays:
+            return PixelSums.from_arrays(arrays)
+
+
+def record_path(folder: Path, name: str) -> Path:
+    """Return the path of a shard's record."""
+    return folder / f"{name}.npz"
+
+
+def _to_ipc(table: pa.Table) -> bytes:
+    stream = io.BytesIO()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    return stream.getvalue()
 
 
 class _NothingStored(Exception):
@@ -195,7 +214,7 @@ def run_tasks(
 
 def _is_finished(task: ShardTask, out: Path, partial: Path) -> bool:
     """Tell whether a shard has its record, and the files that the record names are still there."""
-    if not (partial / f"{task.name}.json").exists():
+    if not record_path(partial, task.name).exists():
         return False
     files = ShardRecord.load(partial, task.name).files
     paths = {out / name: written.num_bytes for name, written in files.items()}

@@ -15,6 +15,15 @@ from types import TracebackType
 from pipeline.files import atomic_file
 
 _INDEX_VERSION = "v1.2"
+_BLANK_HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)  # made once: it takes longer than to write a sample
+_NAME_BYTES, _SIZE_AT, _SIZE_DIGITS, _CHECK_SUM_AT = 100, 124, 11, 148  # POSIX.1-1988
+# Of all bytes but those that are filled in; the check sum counts itself as eight spaces.
+_BLANK_SUM = (
+    sum(_BLANK_HEADER)
+    - sum(_BLANK_HEADER[_SIZE_AT : _SIZE_AT + _SIZE_DIGITS])
+    - sum(_BLANK_HEADER[_CHECK_SUM_AT : _CHECK_SUM_AT + 8])
+    + 8 * ord(" ")
+)
 IndexGroup = tuple[str, int, int, str]  # of one member: extension, offset of its bytes, their number, its name
 
 
@@ -55,11 +64,10 @@ class ShardWriter:
         groups: list[IndexGroup] = []
         blocks, end = [], self._num_bytes
         for extension, data in members.items():
-            info = tarfile.TarInfo(f"{key}.{extension}")
-            info.size = len(data)
-            groups.append((extension, end + tarfile.BLOCKSIZE, len(data), info.name))
+            name = f"{key}.{extension}"
+            groups.append((extension, end + tarfile.BLOCKSIZE, len(data), name))
             padding = bytes(padded_length(len(data)) - len(data))
-            blocks += [info.tobuf(tarfile.USTAR_FORMAT), data, padding]
+            blocks += [_header(name.encode("ascii"), len(data)), data, padding]
             end += tarfile.BLOCKSIZE + len(data) + len(padding)
         self._append(b"".join(blocks))
         self._index_lines.append(index_line(groups))
@@ -85,6 +93,19 @@ class ShardWriter:
         self._file.write(data)
         self._digest.update(data)
         self._num_bytes += len(data)
+
+
+def _header(name: bytes, num_bytes: int) -> bytes:
+    """Return a member's USTAR header: the blank one of tarfile with name, size and check sum filled in."""
+    if len(name) > _NAME_BYTES or num_bytes >= 8**_SIZE_DIGITS:
+        raise ValueError(f"a member {name!r} of {num_bytes} bytes has no place in a USTAR header")
+    size = b"%0*o" % (_SIZE_DIGITS, num_bytes)
+    header = bytearray(_BLANK_HEADER)
+    header[: len(name)] = name
+    header[_SIZE_AT : _SIZE_AT + _SIZE_DIGITS] = size
+    check_sum = _BLANK_SUM + sum(name) + sum(size)
+    header[_CHECK_SUM_AT : _CHECK_SUM_AT + 8] = b"%06o\0 " % check_sum
+    return bytes(header)
 
 
 def index_line(groups: Sequence[IndexGroup]) -> str:

@@ -6,7 +6,7 @@ whose squares add up to less than 2**53.
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -14,64 +14,82 @@ import numpy as np
 
 from pipeline.color import PIXEL_SCALE, ColorBasis
 
+_PAIRS = ((0, 1), (0, 2), (1, 2))  # of channels
+_UINT16_IMAGES = (2**16 - 1) // 255  # sums of so many bytes fit into uint16
 
-@dataclass
+
 class PixelSums:
     """Sums over the pixels of some pictures; `+=` merges two.
 
     Attributes:
         num_pixels: Pixels seen.
-        sum_3: int64 (3,), of red, green, blue.
-        products_33: int64 (3, 3), of all products of two channels.
-        image_sum_HWC: Of the pictures themselves, or None before the first and as soon as their sizes differ; float64,
-            integers below 2**53.
         num_images: Pictures seen.
+        totals_9: int64 (9,): sums of red, green, blue; of their squares; of red * green, red * blue, green * blue.
         deviations: Each picture's own standard deviations of red, green, blue, in grey levels.
     """
 
-    num_pixels: int = 0
-    sum_3: np.ndarray = field(default_factory=lambda: np.zeros(3, dtype=np.int64))
-    products_33: np.ndarray = field(default_factory=lambda: np.zeros((3, 3), dtype=np.int64))
-    image_sum_HWC: np.ndarray | None = None
-    num_images: int = 0
-    deviations: list[list[float]] = field(default_factory=list)
+    def __init__(self) -> None:
+        """Begin with no picture."""
+        self.num_pixels, self.num_images = 0, 0
+        self.totals_9 = np.zeros(9, dtype=np.int64)
+        self.deviations: list[list[float]] = []
+        # The pictures' sum at each pixel: whole numbers as float64, and the latest pictures, added in a quarter of the
+        # memory. No longer kept as soon as two sizes differ.
+        self._image_sum_HWC: np.ndarray | None = None
+        self._latest_HWC: np.ndarray | None = None
+        self._num_latest = 0
 
     def add_picture(self, pixels_HWC: np.ndarray) -> None:
         """Add one picture: uint8 (H, W, 3), contiguous."""
         planes = cv2.split(pixels_HWC)
-        num_pixels = planes[0].size
+        n = planes[0].size
         sums = [_exact(cv2.norm(plane, cv2.NORM_L1)) for plane in planes]
         squares = [_exact(cv2.norm(plane, cv2.NORM_L2SQR)) for plane in planes]
-        products_33 = np.diag(squares)
-        for i, j in ((0, 1), (0, 2), (1, 2)):  # 2ab = aa + bb - (a - b)(a - b)
-            distance = _exact(cv2.norm(planes[i], planes[j], cv2.NORM_L2SQR))
-            products_33[i, j] = products_33[j, i] = (squares[i] + squares[j] - distance) // 2
-        self._add_images(1, pixels_HWC)
-        self.num_pixels += num_pixels
-        self.sum_3 += sums
-        self.products_33 += products_33
-        variances = [num_pixels * square - total * total for square, total in zip(squares, sums, strict=True)]
-        self.deviations.append([math.sqrt(variance) / num_pixels for variance in variances])
+        distances = [_exact(cv2.norm(planes[i], planes[j], cv2.NORM_L2SQR)) for i, j in _PAIRS]
+        # 2ab = aa + bb - (a - b)(a - b)
+        products = [(squares[i] + squares[j] - d) // 2 for (i, j), d in zip(_PAIRS, distances, strict=True)]
+        self.totals_9 += [*sums, *squares, *products]
+        self.deviations.append([math.sqrt(n * squares[i] - sums[i] * sums[i]) / n for i in range(3)])
+        self._add_image(pixels_HWC)
+        self.num_pixels += n
+        self.num_images += 1
 
     def __iadd__(self, other: "PixelSums") -> "PixelSums":
         """Merge another partition's sums."""
         if other.num_images:
-            self._add_images(other.num_images, other.image_sum_HWC)
+            mine, others = self.image_sum_HWC(), other.image_sum_HWC()
+            if self.num_images == 0:
+                self._image_sum_HWC = others
+            elif mine is None or others is None or mine.shape != others.shape:
+                self._image_sum_HWC = None
+            else:
+                self._image_sum_HWC = mine + others
         self.num_pixels += other.num_pixels
-        self.sum_3 += other.sum_3
-        self.products_33 += other.products_33
+        self.num_images += other.num_images
+        self.totals_9 += other.totals_9
         self.deviations.extend(other.deviations)
         return self
 
-    def _add_images(self, num_images: int, image_HWC: np.ndarray | None) -> None:
-        """Add a picture, or the sum of some."""
-        if image_HWC is not None and self.num_images == 0:
-            self.image_sum_HWC = image_HWC.astype(np.float64)
-        elif image_HWC is None or self.image_sum_HWC is None or image_HWC.shape != self.image_sum_HWC.shape:
-            self.image_sum_HWC = None
-        else:
-            cv2.accumulate(image_HWC, self.image_sum_HWC)
-        self.num_images += num_images
+    def _add_image(self, pixels_HWC: np.ndarray) -> None:
+        if self.num_images == 0:
+            self._image_sum_HWC = np.zeros(pixels_HWC.shape)
+        if self._image_sum_HWC is None or self._image_sum_HWC.shape != pixels_HWC.shape:
+            self._image_sum_HWC = self._latest_HWC = None
+            return
+        if self._latest_HWC is None:
+            self._latest_HWC = np.zeros(pixels_HWC.shape, dtype=np.uint16)
+        np.add(self._latest_HWC, pixels_HWC, out=self._latest_HWC)
+        self._num_latest += 1
+        if self._num_latest == _UINT16_IMAGES:
+            self.image_sum_HWC()
+
+    def image_sum_HWC(self) -> np.ndarray | None:
+        """Return the sum of the pictures, float64, or None before the first and where their sizes differ."""
+        if self._image_sum_HWC is not None and self._latest_HWC is not None:
+            self._image_sum_HWC = self._image_sum_HWC + self._latest_HWC
+            self._latest_HWC[...] = 0
+        self._num_latest = 0
+        return self._image_sum_HWC
 
     def color_basis(self) -> ColorBasis:
         """Return mean, covariance and eigenbasis.
@@ -80,45 +98,41 @@ class PixelSums:
         cancels.
         """
         n = self.num_pixels
-        sums = [int(s) for s in self.sum_3]
-        covariance_33 = np.array(
-            [
-                [(n * int(self.products_33[i, j]) - sums[i] * sums[j]) / (n * PIXEL_SCALE) ** 2 for j in range(3)]
-                for i in range(3)
-            ]
-        )
+        sums, squares, products = ([int(total) for total in self.totals_9[first : first + 3]] for first in (0, 3, 6))
+        covariance_33 = np.empty((3, 3))
+        for i, j, product in [
+            *((i, i, squares[i]) for i in range(3)),
+            *((*p, products[k]) for k, p in enumerate(_PAIRS)),
+        ]:
+            numerator = n * product - sums[i] * sums[j]
+            covariance_33[i, j] = covariance_33[j, i] = numerator / (n * PIXEL_SCALE) ** 2
         mean_3 = np.array([s / (n * PIXEL_SCALE) for s in sums])
         return ColorBasis.from_covariance(mean_3, covariance_33, PIXEL_SCALE)
 
     def mean_image_HWC(self) -> np.ndarray | None:
         """Return the mean activity at each pixel, float32 grey levels, or None if the pictures' sizes differ."""
-        if self.image_sum_HWC is None:
-            return None
-        return (self.image_sum_HWC / self.num_images).astype(np.float32)
+        image_sum_HWC = self.image_sum_HWC()
+        return None if image_sum_HWC is None else (image_sum_HWC / self.num_images).astype(np.float32)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return the sums as arrays, for a shard's record."""
         arrays = {
             "counts": np.array([self.num_pixels, self.num_images], dtype=np.int64),
-            "sum_3": self.sum_3,
-            "products_33": self.products_33,
+            "totals_9": self.totals_9,
             "deviations_N3": np.array(self.deviations, dtype=np.float64).reshape(-1, 3),
         }
-        if self.image_sum_HWC is not None:
-            arrays["image_sum_HWC"] = self.image_sum_HWC
-        return arrays
+        image_sum_HWC = self.image_sum_HWC()
+        return arrays if image_sum_HWC is None else arrays | {"image_sum_HWC": image_sum_HWC}
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "PixelSums":
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "PixelSums":
         """Rebuild sums from `to_arrays`."""
-        return cls(
-            num_pixels=int(arrays["counts"][0]),
-            sum_3=arrays["sum_3"],
-            products_33=arrays["products_33"],
-            image_sum_HWC=arrays.get("image_sum_HWC"),
-            num_images=int(arrays["counts"][1]),
-            deviations=arrays["deviations_N3"].tolist(),
-        )
+        sums = cls()
+        sums.num_pixels, sums.num_images = arrays["counts"].tolist()
+        sums.totals_9 = arrays["totals_9"]
+        sums.deviations = arrays["deviations_N3"].tolist()
+        sums._image_sum_HWC = arrays.get("image_sum_HWC")
+        return sums
 
 
 def _exact(norm: float) -> int:

@@ -42,6 +42,12 @@ def test_any_partition_in_any_order_gives_the_same_bits(seed, sizes, random):
     assert np.array_equal(merged.mean_image_HWC(), whole.mean_image_HWC())
 
 
+def _totals(pixels_P3: np.ndarray) -> np.ndarray:
+    """Sums, squares and products by NumPy's integers."""
+    products = pixels_P3.T @ pixels_P3
+    return np.concatenate([pixels_P3.sum(axis=0), np.diag(products), products[[0, 0, 1], [1, 2, 2]]])
+
+
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 10**6), st.sampled_from(["noise", "0", "255", "edge"]))
 def test_sums_are_exact_integers(height, width, seed, kind):
     pixels = np.random.Generator(np.random.Philox(key=seed)).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -49,8 +55,7 @@ def test_sums_are_exact_integers(height, width, seed, kind):
         pixels = np.where(pixels > 128, 255, 0).astype(np.uint8) if kind == "edge" else np.full_like(pixels, int(kind))
     sums = _sums(pixels[None])
     expected = pixels.reshape(-1, 3).astype(np.int64)
-    assert np.array_equal(sums.sum_3, expected.sum(axis=0))
-    assert np.array_equal(sums.products_33, expected.T @ expected)
+    assert np.array_equal(sums.totals_9, _totals(expected))
 
 
 @pytest.mark.parametrize("value", [255, 254])
@@ -58,7 +63,13 @@ def test_sums_of_large_pictures_are_exact_too(value):
     pixels = np.full((3001, 4001, 3), value, dtype=np.uint8)
     pixels[::7, ::5, 1] = 1
     expected = pixels.reshape(-1, 3).astype(np.int64)
-    assert np.array_equal(_sums(pixels[None]).products_33, expected.T @ expected)
+    assert np.array_equal(_sums(pixels[None]).totals_9, _totals(expected))
+
+
+def test_the_mean_image_of_more_pictures_than_a_small_integer_holds():
+    sums = _sums(np.full((600, 2, 3, 3), 255, dtype=np.uint8))
+    sums += _sums(np.full((3, 2, 3, 3), 255, dtype=np.uint8))
+    assert np.array_equal(sums.mean_image_HWC(), np.full((2, 3, 3), 255, dtype=np.float32))
 
 
 def test_merging_leaves_the_other_sums_as_they_were():

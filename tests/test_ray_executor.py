@@ -109,7 +109,7 @@ def test_a_killed_driver_is_followed_by_the_same_command(address, source, local,
     for driver in drivers:
         driver.kill()
     assert job.wait(timeout=60) != 0
-    finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / ".partial").glob("*.json")}
+    finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / ".partial").glob("*-??????.npz")}
     assert len(finished) < 17
     job = _shard(address, source, tmp_path / "out")
     assert job.wait() == 0, job.stdout.read()

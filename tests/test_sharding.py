@@ -112,12 +112,12 @@ def _wait_until(condition, process: subprocess.Popen) -> None:
 
 
 def _one_done_one_under_way(out: Path):
-    return lambda: list(out.glob(".partial/*-??????.json")) and list(out.glob(".*.tar.*.tmp"))
+    return lambda: list(out.glob(".partial/*-??????.npz")) and list(out.glob(".*.tar.*.tmp"))
 
 
 def _records(out: Path) -> dict[str, int]:
     """Name -> time of the records of finished shards."""
-    return {path.name: path.stat().st_mtime_ns for path in out.glob(".partial/*-??????.json")}
+    return {path.name: path.stat().st_mtime_ns for path in out.glob(".partial/*-??????.npz")}
 
 
 def _children(pid: int) -> list[int]:
@@ -137,12 +137,12 @@ def test_a_killed_run_is_finished_by_the_same_command(undisturbed, tmp_path):
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline, "workers outlived their parent"
         time.sleep(0.05)
-    finished = {path.name: path.stat().st_mtime_ns for path in (out / ".partial").glob("*-??????.json")}
+    finished = {path.name: path.stat().st_mtime_ns for path in (out / ".partial").glob("*-??????.npz")}
     shard_dataset(SlowSource(out), out, RAW, num_workers=2)
     assert digest(out) == digest(undisturbed)
     assert finished
     for name in finished:
-        tar = out / name.replace(".json", ".tar")
+        tar = out / name.replace(".npz", ".tar")
         assert tar.stat().st_mtime_ns <= finished[name], "a finished shard was written again"
 
 
