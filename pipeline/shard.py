@@ -1,7 +1,7 @@
 """Shard a source of pictures into a dataset folder: WebDataset tars, DALI indices, manifest and statistics in one pass.
 
 The source's layout is recognised: the official ImageNet archives (not unpacked), Kaggle's folder, class folders,
-IDX and CIFAR files.
+Hugging Face's Parquet files, WebDataset tars (a dataset of this project too), IDX and CIFAR files.
 Run again after an interruption, the same command goes on where it stopped. Without arguments it makes a small synthetic
 ImageNet in the user's cache folder and shards that.
 """

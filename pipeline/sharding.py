@@ -103,16 +103,22 @@ def shard_dataset(
     Raises:
         InputError: The folder holds something else, another run is writing it, or too many pictures were rejected.
     """
-    _refuse_finished(out)
-    if out.exists() and not (out / _PARTIAL).exists() and any(out.iterdir()):
+    finished, partial = out / DATASET_JSON, out / _PARTIAL
+    if finished.exists() and not partial.exists():
+        raise InputError(_finished(out))
+    if out.exists() and not partial.exists() and any(out.iterdir()):
         raise InputError(f"{out} exists, is not empty and holds no interrupted run; choose another folder")
     listing = source.list_samples()
     splits = split_validation(listing, config)
-    partial = out / _PARTIAL
     partial.mkdir(parents=True, exist_ok=True)
     with _exclusive(partial):
-        _refuse_finished(out)  # by a run that ended while this one listed the source
+        if finished.exists() and not (partial / PLAN_JSON).exists():
+            shutil.rmtree(partial)  # by a run that ended while this one listed the source
+            raise InputError(_finished(out))
         _check_plan(partial, _plan_document(source, listing, splits, config))
+        if finished.exists():  # by a run that was killed as it tidied up
+            shutil.rmtree(partial)
+            return dict(json.loads(finished.read_bytes()))
         tasks = plan_shards(listing, splits, config)
         waiting = unfinished_tasks(tasks, out, partial)
         num_waiting = sum(task.rows.num_rows for task in waiting)
@@ -129,9 +135,8 @@ def shard_dataset(
     return document
 
 
-def _refuse_finished(out: Path) -> None:
-    if (out / DATASET_JSON).exists():
-        raise InputError(f"{out} already holds a finished dataset; remove it, or choose another folder")
+def _finished(out: Path) -> str:
+    return f"{out} already holds a finished dataset; remove it, or choose another folder"
 
 
 def split_validation(listing: Listing, config: ShardingConfig) -> dict[str, pa.Table]:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from coded_source import NUM_CLASSES, CodedSource, coded_pixels
 
+from pipeline import sharding
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.encode import EncodingConfig
@@ -213,6 +214,23 @@ def test_an_interrupted_run_is_not_mixed_with_another_plan(tmp_path):
     other = ShardingConfig(encoding=RAW.encoding, samples_per_shard=8, seed=1)
     with pytest.raises(InputError, match="interrupted run with other seed"):
         shard_dataset(SlowSource(out), out, other, num_workers=1)
+
+
+def test_a_run_killed_as_it_tidied_up_is_finished_by_the_same_command(undisturbed, tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sharding.shutil, "rmtree", killed)
+        shard_dataset(CodedSource(out), out, RAW, num_workers=1)
+    assert (out / "dataset.json").exists() and (out / ".partial").exists()
+    other = ShardingConfig(encoding=RAW.encoding, samples_per_shard=8, seed=1)
+    with pytest.raises(InputError, match="interrupted run with other seed"):
+        shard_dataset(CodedSource(out), out, other, num_workers=1)
+    document = shard_dataset(CodedSource(out), out, RAW, num_workers=1)
+    assert document == Dataset.open(out).document
+    assert digest(out) == digest(undisturbed)
 
 
 def test_a_finished_dataset_and_a_foreign_folder_are_left_alone(undisturbed, tmp_path):
