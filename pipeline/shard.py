@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import pyarrow.parquet as pq
 import tyro
 
 from pipeline import embedded
 from pipeline.command import InputError, run_command
 from pipeline.encode import Crop, Encoding, EncodingConfig
 from pipeline.estimate import estimate
-from pipeline.manifest import DATASET_JSON
+from pipeline.manifest import DATASET_JSON, REJECTS_PARQUET
 from pipeline.paths import shared_path
 from pipeline.shard_task import Executor
-from pipeline.sharding import ShardingConfig, shard_dataset
+from pipeline.sharding import ShardingConfig, reject_counts, shard_dataset
 from pipeline.sources.base import Source
 from pipeline.sources.detect import open_source
 from pipeline.sources.official import DEVKIT_ARCHIVE, OfficialArchives
@@ -104,7 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     document = shard_dataset(source, folder, config, arguments.workers, arguments.executor)
     for split, counts in document["splits"].items():
         sys.stdout.write(f"{split}: {counts['num_samples']} samples in {counts['num_shards']} shards\n")
-    sys.stdout.write(f"rejected: {document['num_rejects']}\ndataset: {folder}\n")
+    reasons = f" ({reject_counts(pq.read_table(folder / REJECTS_PARQUET))})" if document["num_rejects"] else ""
+    sys.stdout.write(f"rejected: {document['num_rejects']}{reasons}\ndataset: {folder}\n")
     return 0
 
 

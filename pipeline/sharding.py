@@ -251,7 +251,7 @@ def _publish(
         parts = [(task, record) for task, record in zip(tasks, records, strict=True) if task.split == split]
         stored[split] = pa.concat_tables([record.manifest for _, record in parts])
         if stored[split].num_rows == 0:
-            raise InputError(f"every picture of {split} was rejected: {_reject_counts(rejects)}")
+            raise InputError(f"every picture of {split} was rejected: {reject_counts(rejects)}")
         write_table(out / manifest_path(split), stored[split].select(MANIFEST_SCHEMA.names))
         add_file(manifest_path(split))
         num_shards = sum(record.manifest.num_rows > 0 for _, record in parts)
@@ -290,7 +290,8 @@ def _publish(
     return document
 
 
-def _reject_counts(rejects: pa.Table) -> str:
+def reject_counts(rejects: pa.Table) -> str:
+    """Say how many pictures were rejected for which reason."""
     counted = rejects.group_by("reason").aggregate([("reason", "count")]).sort_by("reason").to_pylist()
     return ", ".join(f"{row['reason_count']} {row['reason']}" for row in counted)
 
@@ -298,7 +299,7 @@ def _reject_counts(rejects: pa.Table) -> str:
 def _too_many_rejects(rejects: pa.Table, num_planned: int, max_rejects: float) -> str:
     first = rejects.slice(0, 1).to_pylist()[0]
     return (
-        f"{rejects.num_rows} of {num_planned} pictures were rejected ({_reject_counts(rejects)}; "
+        f"{rejects.num_rows} of {num_planned} pictures were rejected ({reject_counts(rejects)}; "
         f"first: {first['source']}: {first['detail']}), more than --max-rejects {max_rejects:g}; "
         f"raise the limit, or repair the source and remove the folder"
     )

@@ -68,6 +68,17 @@ def test_a_full_disk_ends_with_one_line_and_the_run_resumes(source, small_disk, 
     assert written == (tmp_path / "undisturbed" / "dataset.json").read_bytes()
 
 
+def test_the_run_ends_with_a_count_of_rejects_by_reason(source, tmp_path):
+    (source / "class0" / "empty.jpg").touch()
+    for number in range(2):
+        (source / "class1" / f"rubbish{number}.jpg").write_text("no picture")
+    answer = _shard(source, tmp_path / "out", "--max-rejects", "0.1")
+    assert answer.returncode == 0, answer.stderr
+    assert "rejected: 3 (1 empty, 2 undecodable)" in answer.stdout
+    line = _error_line(_shard(source, tmp_path / "strict"))
+    assert line.startswith("error: 3 of 43 pictures were rejected (1 empty, 2 undecodable; first: ")
+
+
 def test_a_target_that_is_a_file_is_refused(source, tmp_path):
     target = tmp_path / "file"
     target.write_text("mine")
