@@ -39,8 +39,9 @@ def undisturbed(tmp_path_factory):
     return out
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_workers(undisturbed, tmp_path):
-    shard_dataset(CodedSource(tmp_path), tmp_path, RAW, num_workers=3)
+@pytest.mark.parametrize("num_workers", [2, 5])
+def test_the_bytes_do_not_depend_on_the_number_of_workers(undisturbed, tmp_path, num_workers):
+    shard_dataset(CodedSource(tmp_path), tmp_path, RAW, num_workers)
     assert digest(tmp_path) == digest(undisturbed)
 
 
