@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 from model.alexnet import ModelConfig
 from model.optim import OptimizerConfig
 from pipeline.augmentation import AugmentationConfig
+from pipeline.shard_reader import OnBadSample
+from pipeline.stream_order import StreamConfig
 
 Precision = Literal["float32", "bfloat16", "float64"]
 
@@ -21,6 +23,8 @@ class TrainingConfig:
         model: The network.
         optimizer: The update and its learning rate.
         augmentation: From stored picture to input.
+        streams: Shards read one after another, for slow disks.
+        on_bad_sample: A training sample whose bytes have changed is an `error`, or replaced and counted.
         global_batch_size: Samples of a step over all workers.
         num_epochs: Length of the run; may be a fraction.
         precision: `float32`, `bfloat16` (autocast; weights stay float32) or `float64`.
@@ -34,6 +38,8 @@ class TrainingConfig:
     model: ModelConfig
     optimizer: OptimizerConfig
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    streams: StreamConfig = field(default_factory=StreamConfig)
+    on_bad_sample: OnBadSample = "error"
     global_batch_size: int
     num_epochs: float
     precision: Precision = "float32"
@@ -52,6 +58,8 @@ class TrainingConfig:
             raise ValueError(f"global_batch_size={self.global_batch_size}: must be at least 1")
         if not self.num_epochs > 0:
             raise ValueError(f"num_epochs={self.num_epochs}: must be above 0")
+        if self.on_bad_sample not in get_args(OnBadSample):
+            raise ValueError(f"on_bad_sample={self.on_bad_sample!r}: must be one of {', '.join(get_args(OnBadSample))}")
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision={self.precision!r}: must be one of {', '.join(get_args(Precision))}")
         if not 0 <= self.seed < 2**63:

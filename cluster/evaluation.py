@@ -6,11 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cluster.config import TrainingConfig
 from cluster.precision import forward_context, input_dtype
+from cluster.run_folder import RunFolder
 from cluster.world import World
 from model.metrics import count_correct
-from pipeline.color import ColorBasis
 from pipeline.dataset import Dataset
 from pipeline.loader import EvalLoader
 
@@ -36,33 +35,30 @@ class Evaluation:
     top5: float
 
 
-def evaluate(
-    model: nn.Module, dataset: Dataset, split: str, config: TrainingConfig, world: World, basis: ColorBasis
-) -> Evaluation:
+def evaluate(model: nn.Module, dataset: Dataset, split: str, world: World, run: RunFolder) -> Evaluation:
     """Evaluate a model on a split; all workers call it and get the same result.
 
     Args:
         model: Left in the mode (training or evaluation) in which it came.
         dataset: To read.
         split: Of it.
-        config: The recipe: crop, normalisation, precision.
         world: Of this worker.
-        basis: Colour statistics of the model's training set.
+        run: Of the model: its recipe's crop, normalisation and precision, and its training set's colours.
 
     Raises:
         RuntimeError: The number of samples seen is not the manifest's.
     """
+    config = run.config
     loader = EvalLoader(
         dataset,
         split,
         batch_size=_BATCH_SIZE,
         rank=world.rank,
         world_size=world.world_size,
-        device=world.loader_device,
-        device_id=world.device_id,
         augmentation=config.augmentation,
-        color_basis=basis,
-        num_threads=world.num_threads,
+        color_basis=run.color_basis,
+        mean_image_HWC=run.mean_image_HWC,
+        config=world.loader_config(),
     )
     totals = torch.zeros(4, dtype=torch.float64)  # samples, sum of losses, top-1, top-5: counts are exact to 2**53
     was_training = model.training

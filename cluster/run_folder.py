@@ -1,7 +1,8 @@
 """A run's folder is its identity: the same command resumes it, another recipe is refused.
 
 RUN/
-  config.json       recipe, dataset, colour statistics, versions, git commit; written first
+  mean_image.npy    mean picture of the training set, where the recipe subtracts it
+  config.json       recipe, dataset, colour statistics, versions, git commit; written before all that follows
   metrics.jsonl     one line a logged step, an evaluation or an event
   checkpoints/      see checkpoint.py
   result.json       written when the run is finished
@@ -14,15 +15,18 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cluster.checkpoint import CheckpointStore
 from cluster.config import TrainingConfig
 from pipeline.color import ColorBasis
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
-from pipeline.files import write_json
+from pipeline.files import atomic_file, write_json
 from pipeline.manifest import COLOR_JSON
 
 _CONFIG_JSON = "config.json"
+_MEAN_IMAGE = "mean_image.npy"
 _DISTRIBUTIONS = ("alexnet-at-scale", "torch", "ray", "numpy", "pyarrow")
 
 
@@ -75,7 +79,7 @@ class RunFolder:
             run = cls.open(path)
             run._check_same(config, dataset)
             return run
-        if path.exists() and not (path.is_dir() and all(child.suffix == ".tmp" for child in path.iterdir())):
+        if path.exists() and not (path.is_dir() and all(child.suffix in (".tmp", ".npy") for child in path.iterdir())):
             raise InputError(f"{path} is in use but holds no run; choose another run folder")
         return None
 
@@ -89,6 +93,9 @@ class RunFolder:
             "versions": _versions(),
             "git_commit": _git_commit(),
         }
+        if config.augmentation.subtract == "mean_image":
+            with atomic_file(path / _MEAN_IMAGE) as file:
+                np.save(file, dataset.mean_image_HWC)
         write_json(path / _CONFIG_JSON, document)
         return cls.open(path)
 
@@ -106,6 +113,13 @@ class RunFolder:
     def color_basis(self) -> ColorBasis:
         """Colour statistics of the training set, which every input of this model is normalised with."""
         return ColorBasis.from_json(self.document["color"])
+
+    @property
+    def mean_image_HWC(self) -> np.ndarray | None:
+        """Mean picture of the training set, where the recipe subtracts it."""
+        if self.config.augmentation.subtract != "mean_image":
+            return None
+        return np.asarray(np.load(self.path / _MEAN_IMAGE))
 
     @property
     def result(self) -> dict[str, Any] | None:

@@ -95,15 +95,14 @@ class Trainer:
             world_size=world.world_size,
             seed=config.seed,
             samples_seen=self._step * config.global_batch_size,
-            device=world.loader_device,
-            device_id=world.device_id,
             augmentation=config.augmentation,
-            num_threads=world.num_threads,
+            streams=config.streams,
+            config=world.loader_config(config.on_bad_sample),
         )
         # Since the last line of the log: each step's mean loss and fraction of correct samples, as far as this rank
         # knows.
         self._pending: list[torch.Tensor] = []
-        self._line_began, self._waited_before = time.perf_counter(), 0.0
+        self._line_began, self._waited_before, self._replaced_before = time.perf_counter(), 0.0, 0
 
     def run(self) -> None:
         """Train to the end; log, evaluate and checkpoint on the way."""
@@ -155,6 +154,11 @@ class Trainer:
         now, waited = time.perf_counter(), self._loader.data_wait_seconds
         seconds, waited_seconds = now - self._line_began, waited - self._waited_before
         self._line_began, self._waited_before = now, waited
+        if self._loader.num_replaced_samples > self._replaced_before:
+            self._replaced_before = self._loader.num_replaced_samples
+            if self._log is not None:
+                message = f"{self._replaced_before} reads met a changed sample and took another; see pipeline.verify"
+                self._log.write("warning", message=message)
         if self._log is None:
             return
         seen = self._step * self._config.global_batch_size
@@ -177,7 +181,7 @@ class Trainer:
         if "val" not in self._dataset.splits:
             return
         began = time.perf_counter()
-        result = evaluate(self._model, self._dataset, "val", self._config, self._world, self._run.color_basis)
+        result = evaluate(self._model, self._dataset, "val", self._world, self._run)
         if self._log is not None:
             self._log.write("evaluation", step=self._step, **dataclasses.asdict(result))
         if self._best_top1 is None or result.top1 > self._best_top1:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from pipeline.graph import Device
+from pipeline.loader import LoaderConfig
+from pipeline.shard_reader import OnBadSample
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,19 @@ class World:
         return self.rank == 0
 
     @property
-    def loader_device(self) -> Device:
-        """The device's name in DALI's terms."""
-        return "gpu" if self.device.type == "cuda" else "cpu"
-
-    @property
-    def device_id(self) -> int:
-        """Index of the GPU; 0 on the CPU."""
-        return self.device.index or 0
-
-    @property
     def num_threads(self) -> int:
         """Threads that this worker may use; the launcher says so by OMP_NUM_THREADS."""
         return int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0))
+
+    def loader_config(self, on_bad_sample: OnBadSample = "error") -> LoaderConfig:
+        """Return how this worker makes its batches: on its device, with its threads, channels last."""
+        return LoaderConfig(
+            device="gpu" if self.device.type == "cuda" else "cpu",
+            device_id=self.device.index or 0,
+            num_threads=self.num_threads,
+            layout="NHWC",
+            on_bad_sample=on_bad_sample,
+        )
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum over all workers; every worker calls it with a tensor of the same shape and dtype."""

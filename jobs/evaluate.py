@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model.load_state_dict(state["model"])
     model.to(device, input_dtype(config.precision))
     model.to(memory_format=torch.channels_last)
-    result = evaluate(model, dataset, split, config, World(0, 1, device), run.color_basis)
+    result = evaluate(model, dataset, split, World(0, 1, device), run)
     sys.stdout.write(
         f"{config.name} ({config.model.name}) after step {state['step']}, on {split} of {data}: "
         f"loss {result.loss:.4f}\n"

@@ -42,7 +42,7 @@ def krizhevsky_2012() -> TrainingConfig:
         name="krizhevsky_2012",
         model=ModelConfig(name="alexnet_2012", initialization="paper"),
         optimizer=OptimizerConfig(learning_rate=0.01, schedule="step", milestones=(1 / 3, 2 / 3, 8 / 9)),
-        augmentation=AugmentationConfig(crop_size=224, divide_by_std=False),
+        augmentation=AugmentationConfig(crop_size=224, subtract="mean_image", divide_by_std=False),
         global_batch_size=128,
         num_epochs=90,
         precision="bfloat16",

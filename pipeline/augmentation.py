@@ -6,7 +6,7 @@ the same parameters. `graph.py` and `reference.py` only apply them.
 """
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from pipeline.philox import philox4x32, seed_key, split_words
 # A stream is one use of randomness: its number is the counter's last word (dropout has a position's upper half there).
 _STREAM_GEOMETRY, _STREAM_COLOR = 0xA0000000, 0xA0000001
 _ALPHA_RESOLUTION = 2.0**16
+Subtract = Literal["mean", "mean_image"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class AugmentationConfig:
         flip: Mirror left-right with probability 1/2.
         color_noise_sigma: Standard deviation of the colour noise's coefficients; 0 switches it off. The paper: 0.1.
         color_noise_convention: See `pipeline.color`.
+        subtract: What the pixels become free of: the training set's mean colour (`mean`), or its mean picture, cut like
+            the crop (`mean_image`; the paper's). Both are in the dataset's statistics.
         divide_by_std: Divide by the training set's standard deviation after subtracting its mean.
     """
 
@@ -37,6 +40,7 @@ class AugmentationConfig:
     flip: bool = True
     color_noise_sigma: float = 0.1
     color_noise_convention: ColorNoiseConvention = "fb"
+    subtract: Subtract = "mean"
     divide_by_std: bool = True
 
     def __post_init__(self) -> None:
@@ -54,6 +58,8 @@ class AugmentationConfig:
         known = get_args(ColorNoiseConvention)
         if self.color_noise_convention not in known:
             raise ValueError(f"color_noise_convention is {self.color_noise_convention!r}; known: {', '.join(known)}")
+        if self.subtract not in get_args(Subtract):
+            raise ValueError(f"subtract is {self.subtract!r}; known: {', '.join(get_args(Subtract))}")
 
     def crop_of(self, stored_size: int) -> int:
         """Return the crop's side for pictures stored at `stored_size` pixels.
@@ -77,8 +83,9 @@ class AugmentationParameters:
         crop_x_N: Offset of the crop from the left, int64, in [0, stored_size - crop_size].
         crop_y_N: Offset from the top, likewise.
         mirror_N: int32, 1 where the crop is mirrored left-right.
-        mean_N3: What is subtracted from the pixels, in grey levels, float32 (N, 3): the training set's mean less the
-            sample's colour noise, so that normalising and jittering are one operation.
+        mean_N3: What is subtracted from the pixels, in grey levels, float32 (N, 3): the training set's mean (where its
+            mean picture is subtracted too: nothing) less the sample's colour noise, so that normalising and jittering
+            are one operation.
     """
 
     crop_x_N: np.ndarray
@@ -108,7 +115,7 @@ def draw_parameters(
         # everywhere.
         alpha_N3 = np.round(alpha_N3 * _ALPHA_RESOLUTION) / _ALPHA_RESOLUTION
         noise_N3 = basis.noise(alpha_N3, config.color_noise_convention)
-    mean_N3 = (basis.mean_3 * basis.pixel_scale - noise_N3).astype(np.float32)
+    mean_N3 = (_mean(config, basis) - noise_N3).astype(np.float32)
     return AugmentationParameters(crop_x_N, crop_y_N, mirror_N, mean_N3)
 
 
@@ -118,7 +125,7 @@ def center_parameters(
     """Return the evaluation parameters: centre crop, no flip, no noise."""
     offset = (stored_size - config.crop_of(stored_size)) // 2
     offsets_N = np.full(num_samples, offset, dtype=np.int64)
-    mean_N3 = np.tile((basis.mean_3 * basis.pixel_scale).astype(np.float32), (num_samples, 1))
+    mean_N3 = np.tile(_mean(config, basis).astype(np.float32), (num_samples, 1))
     return AugmentationParameters(offsets_N, offsets_N, np.zeros(num_samples, dtype=np.int32), mean_N3)
 
 
@@ -129,6 +136,10 @@ def divisor(config: AugmentationConfig, basis: ColorBasis) -> np.ndarray:
     # A channel without any variation (a one-colour training set) stays as it is.
     std_3 = basis.std_3 * basis.pixel_scale
     return np.where(std_3 > 0, std_3, 1.0).astype(np.float32)
+
+
+def _mean(config: AugmentationConfig, basis: ColorBasis) -> np.ndarray:
+    return basis.mean_3 * basis.pixel_scale if config.subtract == "mean" else np.zeros(3)
 
 
 def _words(seed: int, epochs_N: np.ndarray, sample_ids_N: np.ndarray, stream: int) -> np.ndarray:

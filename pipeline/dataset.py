@@ -1,17 +1,27 @@
 """A dataset folder, opened for reading."""
 
 import hashlib
+import io
 import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.color import ColorBasis
 from pipeline.command import InputError
-from pipeline.manifest import CLASSES_PARQUET, COLOR_JSON, DATASET_JSON, FORMAT_NAME, FORMAT_VERSION, manifest_path
+from pipeline.manifest import (
+    CLASSES_PARQUET,
+    COLOR_JSON,
+    DATASET_JSON,
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    MEAN_IMAGE_NPY,
+    manifest_path,
+)
 
 
 class Dataset:
@@ -125,6 +135,20 @@ class Dataset:
         if document["manifest_sha256"] != self.document["files"][manifest_path("train")]["sha256"]:
             raise InputError(f"{COLOR_JSON} of {self.path} was computed on another manifest; shard again")
         return ColorBasis.from_json(document)
+
+    @cached_property
+    def mean_image_HWC(self) -> np.ndarray:
+        """Mean of the training pictures at each pixel; float32 (H, W, 3), in grey levels.
+
+        Raises:
+            InputError: The pictures' sizes differ, so that there is none.
+        """
+        if MEAN_IMAGE_NPY not in self.document["files"]:
+            raise InputError(
+                f"{self.path} has no mean image: its pictures differ in size; subtract the mean colour, or shard again "
+                f"with --size"
+            )
+        return np.asarray(np.load(io.BytesIO(self._read(MEAN_IMAGE_NPY))))
 
     @cached_property
     def stored_size(self) -> int:

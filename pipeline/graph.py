@@ -7,11 +7,14 @@ per-sample `mean`, so normalising and jittering are one kernel. `device` is the 
 ends, in the three marked lines.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+
+from pipeline.reference import TEN_CROPS
 
 try:
     from nvidia.dali import fn, math, pipeline_def, types
@@ -24,6 +27,9 @@ except ModuleNotFoundError as error:
     ) from error
 
 Device = Literal["cpu", "gpu"]
+OutputType = Literal["float32", "float16"]
+Layout = Literal["NCHW", "NHWC"]
+_TYPES = {"float32": types.FLOAT, "float16": types.FLOAT16}
 Feed = Callable[[], tuple[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
 
 
@@ -37,6 +43,10 @@ class GraphConfig:
         stored_size: Side of the square that crops are cut from, in pixels.
         crop_size: Side of the output in pixels.
         divisor_3: What mean-free pixels are divided by, float32 (3,), in grey levels.
+        mean_image_HWC: Subtracted beforehand, cut like the crop: float32 (stored_size, stored_size, 3), in grey levels.
+        ten_crops: Each picture gives `pipeline.reference.TEN_CROPS`, whatever crop and mirror it is fed with.
+        output_type: Of the output.
+        layout: Of the output in memory.
         max_batch_size: Largest number of samples that the feed gives at once.
         device: `cpu` or `gpu`.
         device_id: Of the GPU; ignored for `cpu`.
@@ -49,6 +59,10 @@ class GraphConfig:
     stored_size: int
     crop_size: int
     divisor_3: np.ndarray
+    mean_image_HWC: np.ndarray | None
+    ten_crops: bool
+    output_type: OutputType
+    layout: Layout
     max_batch_size: int
     device: Device
     device_id: int
@@ -67,7 +81,8 @@ def build_graph(feed: Feed, config: GraphConfig) -> Pipeline:
         config: See there.
 
     Returns:
-        A built pipeline with one output, float32 (N, 3, crop_size, crop_size).
+        A built pipeline with one output: (N, 3, crop_size, crop_size), or with ten crops (N, 10, ...), of the type and
+        layout asked for.
     """
     gpu = config.device == "gpu"
 
@@ -76,6 +91,7 @@ def build_graph(feed: Feed, config: GraphConfig) -> Pipeline:
         num_threads=config.num_threads,
         device_id=config.device_id if gpu else None,  # differs by device
         prefetch_queue_depth=config.prefetch_batches,
+        exec_dynamic=True,  # outputs own their memory: a batch lives as long as anyone holds it
     )
     def graph() -> Any:
         content, crop_x, crop_y, mirror, mean = fn.external_source(
@@ -112,18 +128,39 @@ def build_graph(feed: Feed, config: GraphConfig) -> Pipeline:
                 interp_type=types.INTERP_CUBIC,
                 antialias=True,
             )
-        return fn.crop_mirror_normalize(
-            pixels,
-            crop=(config.crop_size, config.crop_size),
-            crop_pos_x=crop_x,
-            crop_pos_y=crop_y,
-            mirror=mirror,
-            mean=mean,
-            std=config.divisor_3.tolist(),
-            dtype=types.FLOAT,
-            output_layout="CHW",
-        )
+        side = (config.crop_size, config.crop_size)
+        mean_image = None
+        if config.mean_image_HWC is not None:
+            mean_image = types.Constant(config.mean_image_HWC, layout="HWC", device=config.device)
+
+        def normalised(x: Any, y: Any, mirrored: Any) -> Any:
+            window = pixels
+            if mean_image is not None:
+                window, subtrahend = (
+                    fn.crop(data, crop=side, crop_pos_x=x, crop_pos_y=y) for data in (pixels, mean_image)
+                )
+                window = fn.cast(window, dtype=types.FLOAT) - subtrahend
+            return fn.crop_mirror_normalize(
+                window,
+                crop=side,
+                crop_pos_x=x,
+                crop_pos_y=y,
+                mirror=mirrored,
+                mean=mean,
+                std=config.divisor_3.tolist(),
+                dtype=_TYPES[config.output_type],
+                output_layout=config.layout[1:],
+            )
+
+        if not config.ten_crops:
+            return normalised(crop_x, crop_y, mirror)
+        free = max(1, config.stored_size - config.crop_size)
+        halves = [free * half // 2 / free for half in range(3)]
+        return fn.stack(*(normalised(halves[x], halves[y], mirrored) for x, y, mirrored in TEN_CROPS))
 
     pipeline = graph()
-    pipeline.build()
+    with warnings.catch_warnings():
+        # Ten crops have no use for the crop and the mirror that are fed.
+        warnings.filterwarnings("ignore", message="The external source node")
+        pipeline.build()
     return pipeline

@@ -3,17 +3,18 @@
     positions -> sample ids -> bytes (memory-mapped) + parameters -> DALI -> Batch
        order.py                shard_reader.py  augmentation.py     graph.py
 
-DALI prepares `prefetch_batches` ahead in its own threads; the feed only looks up and slices. A loader's whole state is
-one integer, the number of samples that were handed out.
+A thread (`feed.py`) runs the graph `prefetch_batches` ahead. A loader's whole state is one integer, the number of
+samples that were handed out.
 """
 
+import functools
+import itertools
 import os
 import time
+import weakref
 from abc import abstractmethod
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,9 +29,11 @@ from pipeline.augmentation import (
 from pipeline.color import ColorBasis
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
-from pipeline.graph import Device, GraphConfig, build_graph
+from pipeline.feed import BatchThread, Draw, Feed
+from pipeline.graph import Device, GraphConfig, Layout, OutputType
 from pipeline.order import SampleOrder, rank_slice
-from pipeline.shard_reader import ShardReader
+from pipeline.shard_reader import OnBadSample, ShardReader
+from pipeline.stream_order import StreamConfig, StreamOrder
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Batch:
     """One rank's part of a global batch; it owns its memory.
 
     Attributes:
-        images: float32 (N, 3, crop, crop), normalised, on the loader's device.
+        images: (N, 3, crop, crop), or (N, 10, 3, crop, crop) for ten crops; normalised, on the loader's device.
         labels: int64 (N,), class_index, on the loader's device.
         sample_ids: int64 (N,), row numbers of the split's manifest, on the CPU.
         positions: int64 (N,), places in the endless stream (evaluation: the sample ids), on the CPU.
@@ -50,8 +53,32 @@ class Batch:
     positions: torch.Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """How batches are made, which changes no sample of them.
+
+    Attributes:
+        device: Where decoding and augmentation run, and where the batch lies: `cpu` or `gpu`.
+        device_id: Of the GPU; ignored for `cpu`.
+        num_threads: DALI's; None: all cores that this process may use.
+        prefetch_batches: Finished batches that wait.
+        output_type: Of the images.
+        layout: Of the images in memory. Their shape is always (N, 3, H, W): NHWC is torch's channels-last format.
+        on_bad_sample: A sample whose bytes have changed since they were written is an `error`, or is replaced by the
+            next whole one and counted (`skip-and-count`).
+    """
+
+    device: Device = "cpu"
+    device_id: int = 0
+    num_threads: int | None = None
+    prefetch_batches: int = 2
+    output_type: OutputType = "float32"
+    layout: Layout = "NCHW"
+    on_bad_sample: OnBadSample = "error"
+
+
 class _Loader(Iterator[Batch]):
-    """What both loaders share: a fed DALI graph, and the identities of the batches under way."""
+    """What both loaders share: a fed DALI graph, run by a thread from the first batch on."""
 
     def __init__(
         self,
@@ -60,79 +87,85 @@ class _Loader(Iterator[Batch]):
         augmentation: AugmentationConfig,
         color_basis: ColorBasis,
         max_batch_size: int,
-        device: Device,
-        device_id: int,
-        num_threads: int | None,
-        prefetch_batches: int,
+        config: LoaderConfig,
+        mean_image_HWC: np.ndarray | None = None,
+        ten_crops: bool = False,
     ) -> None:
         self._reader = ShardReader(dataset, split)
-        self._augmentation, self._basis = augmentation, color_basis
+        self._augmentation, self._basis, self._config = augmentation, color_basis, config
         self._stored_size = dataset.stored_size
         try:
             self.crop_size = augmentation.crop_of(self._stored_size)
         except ValueError as error:
             raise InputError(str(error)) from error
-        self._device = torch.device("cuda", device_id) if device == "gpu" else torch.device("cpu")
-        self._max_batch_size = max_batch_size
+        if augmentation.subtract == "mean_image" and mean_image_HWC is None:
+            mean_image_HWC = dataset.mean_image_HWC
+        self._device = torch.device("cuda", config.device_id) if config.device == "gpu" else torch.device("cpu")
         self.data_wait_seconds = 0.0
-        # The graph reads the fed arrays without a copy until the batch is done: keep those of all batches under way.
-        self._alive: deque[Any] = deque(maxlen=prefetch_batches + 2)
-        self._under_way: deque[tuple[np.ndarray, np.ndarray]] = deque()
         self._graph_config = GraphConfig(
             raw=dataset.member == "npy",
             whole=dataset.stores_whole_pictures,
             stored_size=self._stored_size,
             crop_size=self.crop_size,
             divisor_3=divisor(augmentation, self._basis),
+            mean_image_HWC=mean_image_HWC if augmentation.subtract == "mean_image" else None,
+            ten_crops=ten_crops,
+            output_type=config.output_type,
+            layout=config.layout,
             max_batch_size=max_batch_size,
-            device=device,
-            device_id=device_id,
-            num_threads=num_threads or len(os.sched_getaffinity(0)),
-            prefetch_batches=prefetch_batches,
+            device=config.device,
+            device_id=config.device_id,
+            num_threads=config.num_threads or len(os.sched_getaffinity(0)),
+            prefetch_batches=config.prefetch_batches,
         )
-        self._pipeline: Any = None
+        self._feed: Feed | None = None
+        self._thread: BatchThread | None = None
+        self._num_replaced = 0
 
     @abstractmethod
-    def _next_positions(self) -> np.ndarray:
-        """Return the positions of the next batch to feed; raise StopIteration after the last."""
+    def _new_feed(self) -> Feed:
+        """Return what feeds the graph from the loader's position on; it must not hold the loader."""
 
-    @abstractmethod
-    def _identify(self, positions: np.ndarray) -> tuple[np.ndarray, AugmentationParameters]:
-        """Return sample ids and parameters of positions."""
-
-    def _feed(self) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        positions = self._next_positions()
-        sample_ids, parameters = self._identify(positions)
-        content = [self._reader.read(sample_id) for sample_id in sample_ids.tolist()]
-        free = np.float32(max(1, self._stored_size - self.crop_size))
-        fed = (
-            content,
-            parameters.crop_x_N.astype(np.float32) / free,
-            parameters.crop_y_N.astype(np.float32) / free,
-            parameters.mirror_N,
-            parameters.mean_N3,
-        )
-        self._alive.append(fed)
-        self._under_way.append((sample_ids, positions))
-        return fed
+    @property
+    def num_replaced_samples(self) -> int:
+        """Samples that were read, ahead too, and replaced because their bytes have changed (`skip-and-count`)."""
+        return self._num_replaced + (self._feed.num_replaced if self._feed else 0)
 
     def __next__(self) -> Batch:
         """Return the next batch, waiting for it if need be."""
         began = time.perf_counter()
-        if self._pipeline is None:
-            self._pipeline = build_graph(self._feed, self._graph_config)
-        (output,) = self._pipeline.run()
-        images = torch.from_dlpack(output.as_tensor()).clone()
+        if self._thread is None:
+            self._feed = self._new_feed()
+            self._thread = BatchThread(self._feed, self._graph_config)
+            self._stop_thread = weakref.finalize(self, self._thread.stop)  # also as the interpreter ends
+        batch = self._thread.next()
         self.data_wait_seconds += time.perf_counter() - began
-        sample_ids, positions = self._under_way.popleft()
-        labels = torch.from_numpy(self._reader.class_indices[sample_ids]).to(self._device)
-        return Batch(images, labels, torch.from_numpy(sample_ids), torch.from_numpy(positions))
+        images = batch.images
+        if self._config.layout == "NHWC":
+            images = images.movedim(-1, -3)
+        labels = torch.from_numpy(self._reader.class_indices[batch.sample_ids]).to(self._device)
+        return Batch(images, labels, torch.from_numpy(batch.sample_ids), torch.from_numpy(batch.positions))
 
     def close(self) -> None:
-        """Stop DALI's threads and release its memory."""
-        self._pipeline = None
-        self._alive.clear()
-        self._under_way.clear()
+        """Stop the thread and DALI, and release their memory."""
+        self._num_replaced = self.num_replaced_samples
+        self._feed = None
+        if self._thread is not None:
+            self._stop_thread()
+            self._thread = None
+
+    def _make_feed(
+        self, positions: Iterator[np.ndarray], identify: Callable[[np.ndarray], np.ndarray], draw: Draw
+    ) -> Feed:
+        return Feed(
+            self._reader,
+            positions,
+            identify,
+            draw,
+            num_offsets=self._stored_size - self.crop_size,
+            on_bad_sample=self._config.on_bad_sample,
+            num_alive=self._config.prefetch_batches + 2,
+        )
 
 
 class TrainLoader(_Loader):
@@ -151,11 +184,9 @@ class TrainLoader(_Loader):
         world_size: int = 1,
         seed: int = 0,
         samples_seen: int = 0,
-        device: Device = "cpu",
-        device_id: int = 0,
         augmentation: AugmentationConfig | None = None,
-        num_threads: int | None = None,
-        prefetch_batches: int = 2,
+        streams: StreamConfig | None = None,
+        config: LoaderConfig | None = None,
     ) -> None:
         """Open the stream.
 
@@ -166,11 +197,9 @@ class TrainLoader(_Loader):
             world_size: Number of readers; not larger than the global batch.
             seed: Of order and augmentation.
             samples_seen: The position to begin at.
-            device: Where decoding and augmentation run and where the batch lies.
-            device_id: Of the GPU.
             augmentation: The paper's crop, flip and colour noise by default.
-            num_threads: DALI's; by default all cores that this process may use.
-            prefetch_batches: Prepared ahead.
+            streams: Shards read one after another, for slow disks; by default all samples are permuted.
+            config: Device, threads, layout.
 
         Raises:
             InputError: Arguments that don't fit each other or the dataset.
@@ -182,21 +211,24 @@ class TrainLoader(_Loader):
             )
         if not 0 <= rank < world_size:
             raise InputError(f"rank {rank} is not in a world of {world_size}")
-        self._shape = global_batch_size, rank, world_size
-        self._seed = seed
-        self._order = SampleOrder(dataset.num_samples("train"), seed)
-        self._load(samples_seen)
         super().__init__(
             dataset,
             "train",
             augmentation or AugmentationConfig(),
             dataset.color_basis,
             -(-global_batch_size // world_size),
-            device,
-            device_id,
-            num_threads,
-            prefetch_batches,
+            config or LoaderConfig(),
         )
+        self._shape = global_batch_size, rank, world_size
+        self._seed = seed
+        self._order = SampleOrder(dataset.num_samples("train"), seed)
+        if streams is not None and streams.num_streams:
+            lengths = self._reader.shard_lengths()
+            try:
+                self._order = StreamOrder(lengths, seed, streams.num_streams, streams.window_size)
+            except ValueError as error:
+                raise InputError(str(error)) from error
+        self._load(samples_seen)
 
     def __next__(self) -> Batch:
         """Return this rank's part of the next global batch."""
@@ -213,31 +245,24 @@ class TrainLoader(_Loader):
         self.close()
         self._load(state["samples_seen"])
 
-    def close(self) -> None:
-        """Stop DALI's threads; what it had prepared is forgotten, and iterating again goes on where it was."""
-        super().close()
-        self._load(self.samples_seen)
-
     def _load(self, samples_seen: int) -> None:
         if samples_seen < 0:
             raise InputError(f"samples_seen is {samples_seen}; it must not be negative")
-        self.samples_seen = self._next_fed = samples_seen
+        self.samples_seen = samples_seen
 
-    def _next_positions(self) -> np.ndarray:
-        first, end = rank_slice(self._next_fed, *self._shape)
-        self._next_fed += self._shape[0]
-        return np.arange(first, end, dtype=np.int64)
-
-    def _identify(self, positions: np.ndarray) -> tuple[np.ndarray, AugmentationParameters]:
-        sample_ids = self._order.sample_ids(positions)
-        epochs = positions // self._order.num_samples
-        return sample_ids, draw_parameters(
-            self._augmentation, self._basis, self._stored_size, self._seed, epochs, sample_ids
+    def _new_feed(self) -> Feed:
+        order = self._order
+        firsts = itertools.count(self.samples_seen, self._shape[0])
+        shape = self._shape
+        positions = (order.rank_positions(first, *shape) for first in firsts)
+        draw = functools.partial(
+            _draw_training, self._augmentation, self._basis, self._stored_size, self._seed, order.num_samples
         )
+        return self._make_feed(positions, order.sample_ids, draw)
 
 
 class EvalLoader(_Loader):
-    """One pass over this rank's part of a split: each sample exactly once, centre crop, no noise."""
+    """One pass over this rank's part of a split: each sample exactly once, centre crop or ten crops, no noise."""
 
     def __init__(
         self,
@@ -247,14 +272,13 @@ class EvalLoader(_Loader):
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-        device: Device = "cpu",
-        device_id: int = 0,
         augmentation: AugmentationConfig | None = None,
         color_basis: ColorBasis | None = None,
-        num_threads: int | None = None,
-        prefetch_batches: int = 2,
+        mean_image_HWC: np.ndarray | None = None,
+        ten_crops: bool = False,
+        config: LoaderConfig | None = None,
     ) -> None:
-        """Open the pass; arguments as of `TrainLoader`, and two of its own.
+        """Open the pass.
 
         Args:
             dataset: To read.
@@ -262,25 +286,49 @@ class EvalLoader(_Loader):
             batch_size: Of this rank.
             rank: See `TrainLoader`.
             world_size: See `TrainLoader`.
-            device: See `TrainLoader`.
-            device_id: See `TrainLoader`.
             augmentation: Its crop and normalisation.
             color_basis: Of the training set of the model that is evaluated; by default this dataset's own.
-            num_threads: See `TrainLoader`.
-            prefetch_batches: See `TrainLoader`.
+            mean_image_HWC: Likewise.
+            ten_crops: Images are (N, 10, 3, H, W): corners and centre, then mirrored (`pipeline.reference.TEN_CROPS`).
+            config: See `TrainLoader`.
         """
-        self._next, self._end = rank_slice(0, dataset.num_samples(split), rank, world_size)
-        augmentation = augmentation or AugmentationConfig()
-        basis = color_basis or dataset.color_basis
+        self._positions = rank_slice(0, dataset.num_samples(split), rank, world_size)
         super().__init__(
-            dataset, split, augmentation, basis, batch_size, device, device_id, num_threads, prefetch_batches
+            dataset,
+            split,
+            augmentation or AugmentationConfig(),
+            color_basis or dataset.color_basis,
+            batch_size,
+            config or LoaderConfig(),
+            mean_image_HWC,
+            ten_crops,
         )
 
-    def _next_positions(self) -> np.ndarray:
-        if self._next == self._end:
-            raise StopIteration
-        first, self._next = self._next, min(self._next + self._max_batch_size, self._end)
-        return np.arange(first, self._next, dtype=np.int64)
+    def _new_feed(self) -> Feed:
+        first, end = self._positions
+        size = self._graph_config.max_batch_size
+        positions = (np.arange(start, min(start + size, end), dtype=np.int64) for start in range(first, end, size))
+        draw = functools.partial(_draw_evaluation, self._augmentation, self._basis, self._stored_size)
+        return self._make_feed(positions, np.copy, draw)
 
-    def _identify(self, positions: np.ndarray) -> tuple[np.ndarray, AugmentationParameters]:
-        return positions, center_parameters(self._augmentation, self._basis, self._stored_size, len(positions))
+
+def _draw_training(
+    augmentation: AugmentationConfig,
+    basis: ColorBasis,
+    stored_size: int,
+    seed: int,
+    num_samples: int,
+    positions: np.ndarray,
+    sample_ids: np.ndarray,
+) -> AugmentationParameters:
+    return draw_parameters(augmentation, basis, stored_size, seed, positions // num_samples, sample_ids)
+
+
+def _draw_evaluation(
+    augmentation: AugmentationConfig,
+    basis: ColorBasis,
+    stored_size: int,
+    positions: np.ndarray,
+    sample_ids: np.ndarray,
+) -> AugmentationParameters:
+    return center_parameters(augmentation, basis, stored_size, len(sample_ids))

@@ -9,10 +9,12 @@ part of it at the moment of use:
     world 2     0 0 0 0 0 1 1 1 1 1 |
     world 3     0 0 0 1 1 1 2 2 2 2 |                   uneven, never padded, never dropped
 
-so that the only state of a run is the number of samples seen.
+so that the only state of a run is the number of samples seen. `stream_order.py` has another order, with the same
+property, for shards that are best read one after another.
 """
 
 from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -51,7 +53,10 @@ def rank_slice(first_position: int, global_batch_size: int, rank: int, world_siz
 
 
 class SampleOrder:
-    """Maps positions of the endless stream to sample ids, remembering the epochs in use."""
+    """Maps positions of the endless stream to sample ids.
+
+    An epoch's order is computed by a thread, as soon as the epoch before it is in use.
+    """
 
     def __init__(self, num_samples: int, seed: int) -> None:
         """Take the two numbers that define the order; see `permutation` for their ranges."""
@@ -59,7 +64,8 @@ class SampleOrder:
             raise ValueError(f"num_samples is {num_samples}; an order needs at least one sample")
         self.num_samples = num_samples
         self.seed = seed
-        self._epochs: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._epochs: OrderedDict[int, Future[np.ndarray]] = OrderedDict()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="order")
 
     def sample_ids(self, positions: np.ndarray) -> np.ndarray:
         """Return the int64 sample id of each position; same shape as `positions`, which may straddle epochs."""
@@ -67,13 +73,22 @@ class SampleOrder:
         ids = np.empty(positions.shape, dtype=np.int64)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
-            ids[chosen] = self._permutation(int(epoch))[places[chosen]]
+            ids[chosen] = self._epoch(int(epoch))[places[chosen]]
         return ids
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if epoch not in self._epochs:
-            self._epochs[epoch] = permutation(self.seed, epoch, self.num_samples)
-            while len(self._epochs) > _MAX_CACHED_EPOCHS:
-                self._epochs.popitem(last=False)
-        self._epochs.move_to_end(epoch)
-        return self._epochs[epoch]
+    def rank_positions(self, first_position: int, global_batch_size: int, rank: int, world_size: int) -> np.ndarray:
+        """Return the int64 positions that a rank reads of the global batch that begins at `first_position`."""
+        first, end = rank_slice(first_position, global_batch_size, rank, world_size)
+        return np.arange(first, end, dtype=np.int64)
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        return permutation(self.seed, epoch, self.num_samples)
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        for number in (epoch, epoch + 1):
+            if number not in self._epochs:
+                self._epochs[number] = self._thread.submit(self._epoch_order, number)
+            self._epochs.move_to_end(number)
+        while len(self._epochs) > _MAX_CACHED_EPOCHS:
+            self._epochs.popitem(last=False)
+        return self._epochs[epoch].result()

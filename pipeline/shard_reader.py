@@ -2,6 +2,7 @@
 
 import mmap
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import xxhash
@@ -10,11 +11,18 @@ from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.manifest import NPY_HEADER_BYTES
 
+OnBadSample = Literal["error", "skip-and-count"]
+
+
+class ChangedSample(InputError):
+    """A sample whose bytes are not those that were written."""
+
 
 class ShardReader:
     """Reads the pictures of one split; each read is checked against the manifest's hash.
 
     Attributes:
+        num_samples: Of the split.
         class_indices: int64 (num_samples,), by sample id.
     """
 
@@ -23,6 +31,7 @@ class ShardReader:
         table = dataset.manifest(
             split, ["key", "shard", "offset", "num_bytes", "class_index", "hash", "width", "height"]
         )
+        self.num_samples = table.num_rows
         self._folder: Path = dataset.path
         shards = table["shard"].combine_chunks().dictionary_encode()
         self._shard_names: list[str] = shards.dictionary.to_pylist()
@@ -33,21 +42,22 @@ class ShardReader:
         self._sizes = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], axis=1)
         self._keys = table["key"]
         self._raw = dataset.member == "npy"
-        self._maps: dict[int, memoryview] = {}
+        self._maps: dict[int, tuple[mmap.mmap, memoryview]] = {}
         self.class_indices = table["class_index"].to_numpy().astype(np.int64)
 
     def read(self, sample_id: int) -> np.ndarray:
         """Return one picture, a view into the mapped shard: uint8, a JPEG's bytes (num_bytes,) or pixels (H, W, 3).
 
         Raises:
-            InputError: The shard is missing, or the bytes are not those that were written.
+            InputError: The shard is missing.
+            ChangedSample: The bytes are not those that were written.
         """
         shard = int(self._shard_indices[sample_id])
-        content = self._maps[shard] if shard in self._maps else self._map(shard)
+        _, content = self._map(shard)
         first, length = int(self._offsets[sample_id]), int(self._lengths[sample_id])
         data = content[first : first + length]
         if xxhash.xxh3_64_intdigest(data) != int(self._hashes[sample_id]):
-            raise InputError(
+            raise ChangedSample(
                 f"sample {self._keys[sample_id].as_py()} of {self._folder / self._shard_names[shard]} has changed "
                 f"since it was written; restore the file, or shard again"
             )
@@ -56,12 +66,30 @@ class ShardReader:
             return np.frombuffer(data, dtype=np.uint8, offset=NPY_HEADER_BYTES).reshape(height, width, 3)
         return np.frombuffer(data, dtype=np.uint8)
 
-    def _map(self, shard: int) -> memoryview:
+    def prefetch(self, sample_ids: np.ndarray) -> None:
+        """Ask the kernel to read these samples' bytes ahead; returns at once."""
+        for shard, first, length in zip(
+            self._shard_indices[sample_ids].tolist(),
+            self._offsets[sample_ids].tolist(),
+            self._lengths[sample_ids].tolist(),
+            strict=True,
+        ):
+            start = first // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map(shard)[0].madvise(mmap.MADV_WILLNEED, start, first + length - start)
+
+    def shard_lengths(self) -> list[int]:
+        """Return the number of samples of each shard, in the order of their sample ids."""
+        return np.bincount(self._shard_indices).tolist()
+
+    def _map(self, shard: int) -> tuple[mmap.mmap, memoryview]:
+        if shard in self._maps:
+            return self._maps[shard]
         path = self._folder / self._shard_names[shard]
         try:
             with open(path, "rb") as file:
-                content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise InputError(f"shard {path} can't be read: {error}; restore it, or shard again") from error
-        self._maps[shard] = content
-        return content
+        mapped.madvise(mmap.MADV_RANDOM)  # what is read next is known: the kernel need not guess
+        self._maps[shard] = mapped, memoryview(mapped)
+        return self._maps[shard]

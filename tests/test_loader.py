@@ -1,6 +1,12 @@
 """The loader: the graph equals the reference, and no world, thread count or restart changes a bit."""
 
+import gc
 import io
+import signal
+import subprocess
+import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,16 +18,20 @@ from pipeline.augmentation import AugmentationConfig, center_parameters, divisor
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.encode import EncodingConfig, store_picture
-from pipeline.loader import Batch, EvalLoader, TrainLoader
-from pipeline.reference import augment
+from pipeline.loader import Batch, EvalLoader, LoaderConfig, TrainLoader
+from pipeline.reference import augment, ten_crops
 from pipeline.shard_reader import ShardReader
 from pipeline.sharding import ShardingConfig, shard_dataset
+from pipeline.sources.detect import open_source
+from pipeline.stream_order import StreamConfig
 
 CONFIG = AugmentationConfig(crop_size=28)
 SEED = 11
 
 
-def _loader(dataset, batch=10, rank=0, world=1, samples_seen=0, threads=1, augmentation=CONFIG) -> TrainLoader:
+def _loader(
+    dataset, batch=10, rank=0, world=1, samples_seen=0, threads=1, augmentation=CONFIG, streams=None, **options
+) -> TrainLoader:
     return TrainLoader(
         dataset,
         global_batch_size=batch,
@@ -30,7 +40,8 @@ def _loader(dataset, batch=10, rank=0, world=1, samples_seen=0, threads=1, augme
         seed=SEED,
         samples_seen=samples_seen,
         augmentation=augmentation,
-        num_threads=threads,
+        streams=streams,
+        config=LoaderConfig(num_threads=threads, **options),
     )
 
 
@@ -43,6 +54,10 @@ def _take(loader, count) -> list[Batch]:
 def _join(batches: list[Batch]) -> Batch:
     columns = zip(*[(b.images, b.labels, b.sample_ids, b.positions) for b in batches], strict=True)
     return Batch(*[torch.cat(column) for column in columns])
+
+
+def _slice(batch: Batch, first: int, end: int) -> Batch:
+    return Batch(*[getattr(batch, name)[first:end] for name in vars(batch)])
 
 
 def _equal(left: Batch, right: Batch) -> bool:
@@ -106,6 +121,68 @@ def test_whole_pictures_of_any_shape_are_brought_to_the_square_that_the_statisti
     difference = np.abs(batch.images.numpy() - expected) * divisor(CONFIG, basis)[:, None, None]
     # A resize at most: DALI's and torch's antialiased cubic round differently. Stored at their size: the decoders' two.
     assert difference.max() <= (4 if encoding == "original" else 2.01) and difference.mean() < 0.5
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_the_mean_image_is_cut_like_the_crop_and_subtracted_to_the_bit(raw_dataset, layout):
+    augmentation = AugmentationConfig(crop_size=28, subtract="mean_image")
+    batch = _join(_take(_loader(raw_dataset, augmentation=augmentation, layout=layout), 5))
+    basis, ids = raw_dataset.color_basis, batch.sample_ids.numpy()
+    parameters = draw_parameters(augmentation, basis, 32, SEED, batch.positions.numpy() // 41, ids)
+    pixels, scale = _decoded(raw_dataset, "train", ids), divisor(augmentation, basis)
+    expected = augment(pixels, parameters, 28, scale, raw_dataset.mean_image_HWC)
+    assert np.array_equal(batch.images.numpy(), expected)
+    assert abs(float(batch.images.mean())) < 0.1, "the mean picture is not subtracted"
+
+
+def test_pictures_of_different_sizes_have_no_mean_image_to_subtract(tmp_path):
+    for number, size in enumerate([8, 9] * 10):
+        path = tmp_path / "in" / "class" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((size, size), 50).convert("RGB").save(path)
+    source = open_source(tmp_path / "in")
+    config = ShardingConfig(encoding=EncodingConfig(encoding="raw", size=None))
+    shard_dataset(source, tmp_path / "out", config, 1)
+    with pytest.raises(InputError, match="has no mean image: its pictures differ in size"):
+        _ = Dataset.open(tmp_path / "out").mean_image_HWC
+
+
+def test_channels_last_holds_the_same_numbers(raw_dataset):
+    plain, last = (_take(_loader(raw_dataset, layout=layout), 1)[0] for layout in ("NCHW", "NHWC"))
+    assert torch.equal(plain.images, last.images) and plain.images.shape == last.images.shape
+    assert plain.images.is_contiguous() and last.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_half_precision_is_the_single_one_rounded(raw_dataset):
+    single, half = (_take(_loader(raw_dataset, output_type=kind), 1)[0] for kind in ("float32", "float16"))
+    assert half.images.dtype == torch.float16
+    assert torch.equal(single.images.half(), half.images)
+
+
+@pytest.mark.parametrize("subtract", ["mean", "mean_image"])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("crop_size", [28, 27])
+def test_ten_crops_are_corners_and_centre_and_their_mirrors(raw_dataset, subtract, layout, crop_size):
+    augmentation = AugmentationConfig(crop_size=crop_size, subtract=subtract)
+    loader = EvalLoader(
+        raw_dataset,
+        "val",
+        batch_size=4,
+        augmentation=augmentation,
+        ten_crops=True,
+        config=LoaderConfig(layout=layout),
+    )
+    batch = _join(list(loader))
+    assert batch.images.shape == (10, 10, 3, crop_size, crop_size)
+    center = center_parameters(augmentation, raw_dataset.color_basis, 32, 10)
+    pixels, scale = _decoded(raw_dataset, "val", np.arange(10)), divisor(augmentation, raw_dataset.color_basis)
+    mean_image = raw_dataset.mean_image_HWC if subtract == "mean_image" else None
+    assert np.array_equal(batch.images.numpy(), ten_crops(pixels, center, crop_size, scale, mean_image))
+    corner = pixels[0, :crop_size, 32 - crop_size :].astype(np.float32)
+    corner -= mean_image[:crop_size, 32 - crop_size :] if mean_image is not None else center.mean_N3[0]
+    expected = (corner * (np.float32(1) / scale)).transpose(2, 0, 1)
+    np.testing.assert_allclose(batch.images[0, 1].numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(batch.images[0, 6].numpy(), expected[..., ::-1], rtol=1e-6)
 
 
 def test_evaluation_reads_each_sample_once_by_any_world(raw_dataset):
@@ -201,6 +278,86 @@ def test_a_changed_byte_is_reported_with_shard_and_key(raw_dataset, tmp_path):
         next(loader)
 
 
+def _spoil(dataset: Dataset, sample_ids: list[int]) -> None:
+    rows = dataset.manifest("train").to_pylist()
+    for sample_id in sample_ids:
+        path = dataset.path / rows[sample_id]["shard"]
+        content = bytearray(path.read_bytes())
+        content[rows[sample_id]["offset"] + 1000] ^= 1
+        path.write_bytes(content)
+
+
+def test_changed_samples_are_replaced_by_the_next_whole_one_and_counted_on_request(raw_dataset, tmp_path):
+    dataset = _copy(raw_dataset, tmp_path / "copy")
+    _spoil(dataset, [5, 6, 40])
+    whole, ranks = (
+        _loader(raw_dataset),
+        [_loader(dataset, rank=rank, world=2, on_bad_sample="skip-and-count") for rank in range(2)],
+    )
+    replaced = {5: 7, 6: 7, 40: 0}
+    for _ in range(5):  # 50 positions: an epoch of 41 and the first of the next
+        expected, batch = next(whole), _join([next(loader) for loader in ranks])
+        ids = [replaced.get(i, i) for i in expected.sample_ids.tolist()]
+        assert batch.sample_ids.tolist() == ids and torch.equal(batch.positions, expected.positions)
+        assert batch.labels.tolist() == ShardReader(raw_dataset, "train").class_indices[ids].tolist()
+        assert np.array_equal(batch.images.numpy(), _expected(raw_dataset, batch))
+    assert sum(loader.num_replaced_samples for loader in ranks) >= 3
+    for loader in (whole, *ranks):
+        loader.close()
+
+
+def test_a_dataset_without_a_single_whole_sample_is_given_up(raw_dataset, tmp_path):
+    dataset = _copy(raw_dataset, tmp_path / "copy")
+    _spoil(dataset, list(range(41)))
+    with pytest.raises(InputError, match="no sample is as it was written"):
+        next(_loader(dataset, on_bad_sample="skip-and-count"))
+
+
+def test_streams_read_every_epoch_whole_on_any_world(raw_dataset):
+    streams = StreamConfig(num_streams=3, window_size=4)
+    straight = _join(_take(_loader(raw_dataset, batch=12, streams=streams), 7))
+    assert np.array_equal(straight.images.numpy(), _expected(raw_dataset, straight))
+    order = straight.positions.argsort()
+    assert straight.positions[order].tolist() == list(range(84))
+    assert sorted(straight.sample_ids[order][:41].tolist()) == list(range(41))
+    ranks = [_take(_loader(raw_dataset, batch=12, rank=r, world=5, streams=streams), 7) for r in range(5)]
+    for step in range(7):
+        assert _equal(_join([batches[step] for batches in ranks]), _slice(straight, 12 * step, 12 * step + 12))
+    with pytest.raises(InputError, match="num_streams is 4; it must be 1 to 3"):
+        _loader(raw_dataset, streams=StreamConfig(num_streams=4))
+
+
+def test_a_loader_that_nobody_holds_ends_its_thread(raw_dataset):
+    before = threading.active_count()
+    loader = _loader(raw_dataset)
+    next(loader)
+    assert threading.active_count() > before
+    del loader
+    gc.collect()
+    deadline = time.monotonic() + 10
+    while any(thread.name == "loader" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+UNCLOSED = """
+import sys
+from pipeline.dataset import Dataset
+from pipeline.loader import TrainLoader
+loader = TrainLoader(Dataset.open(sys.argv[1]), global_batch_size=8)
+next(loader)
+if sys.argv[2] == "raise":
+    raise KeyboardInterrupt
+"""
+
+
+@pytest.mark.parametrize(("how", "status"), [("end", 0), ("raise", -signal.SIGINT)])
+def test_a_process_ends_though_its_loader_was_not_closed(raw_dataset, how, status):
+    command = [sys.executable, "-c", UNCLOSED, str(raw_dataset.path), how]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert answer.returncode == status, answer.stderr
+
+
 def test_a_missing_shard_is_named(raw_dataset, tmp_path):
     dataset = _copy(raw_dataset, tmp_path / "copy")
     (dataset.path / "train-000001.tar").unlink()
@@ -220,7 +377,9 @@ def test_a_crop_larger_than_the_pictures_is_refused(raw_dataset):
 
 @pytest.mark.gpu
 def test_the_gpu_graph_equals_the_reference(raw_dataset):
-    loader = TrainLoader(raw_dataset, global_batch_size=10, seed=SEED, augmentation=CONFIG, device="gpu")
+    loader = TrainLoader(
+        raw_dataset, global_batch_size=10, seed=SEED, augmentation=CONFIG, config=LoaderConfig(device="gpu")
+    )
     batch = next(loader)
     assert batch.images.is_cuda and batch.labels.is_cuda
     np.testing.assert_allclose(batch.images.cpu().numpy(), _expected(raw_dataset, batch), rtol=0, atol=1e-6)
