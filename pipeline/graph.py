@@ -71,7 +71,17 @@ class GraphConfig:
 
 
 def build_graph(feed: Feed, config: GraphConfig) -> Pipeline:
-    """Build the pipeline.
+    """Define the pipeline and build it, which needs the device; see `define_graph`."""
+    pipeline = define_graph(feed, config)
+    with warnings.catch_warnings():
+        # Ten crops have no use for the crop and the mirror that are fed.
+        warnings.filterwarnings("ignore", message="The external source node")
+        pipeline.build()
+    return pipeline
+
+
+def define_graph(feed: Feed, config: GraphConfig) -> Pipeline:
+    """Define the pipeline.
 
     Args:
         feed: Called once a batch; returns what the graph is fed with: a list of N arrays (uint8: a JPEG's bytes, or
@@ -81,7 +91,7 @@ def build_graph(feed: Feed, config: GraphConfig) -> Pipeline:
         config: See there.
 
     Returns:
-        A built pipeline with one output: (N, 3, crop_size, crop_size), or with ten crops (N, 10, ...), of the type and
+        A pipeline with one output: (N, 3, crop_size, crop_size), or with ten crops (N, 10, ...), of the type and
         layout asked for.
     """
     gpu = config.device == "gpu"
@@ -128,21 +138,14 @@ def build_graph(feed: Feed, config: GraphConfig) -> Pipeline:
                 interp_type=types.INTERP_CUBIC,
                 antialias=True,
             )
-        side = (config.crop_size, config.crop_size)
-        mean_image = None
         if config.mean_image_HWC is not None:
             mean_image = types.Constant(config.mean_image_HWC, layout="HWC", device=config.device)
+            pixels = fn.cast(pixels, dtype=types.FLOAT) - mean_image
 
         def normalised(x: Any, y: Any, mirrored: Any) -> Any:
-            window = pixels
-            if mean_image is not None:
-                window, subtrahend = (
-                    fn.crop(data, crop=side, crop_pos_x=x, crop_pos_y=y) for data in (pixels, mean_image)
-                )
-                window = fn.cast(window, dtype=types.FLOAT) - subtrahend
             return fn.crop_mirror_normalize(
-                window,
-                crop=side,
+                pixels,
+                crop=(config.crop_size, config.crop_size),
                 crop_pos_x=x,
                 crop_pos_y=y,
                 mirror=mirrored,
@@ -158,9 +161,4 @@ def build_graph(feed: Feed, config: GraphConfig) -> Pipeline:
         halves = [free * half // 2 / free for half in range(3)]
         return fn.stack(*(normalised(halves[x], halves[y], mirrored) for x, y, mirrored in TEN_CROPS))
 
-    pipeline = graph()
-    with warnings.catch_warnings():
-        # Ten crops have no use for the crop and the mirror that are fed.
-        warnings.filterwarnings("ignore", message="The external source node")
-        pipeline.build()
-    return pipeline
+    return graph()

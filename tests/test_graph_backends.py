@@ -1,0 +1,84 @@
+"""The graph for the GPU, defined where there is none: DALI's registry has each of its operators for its back end."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from nvidia.dali import ops
+
+from pipeline.graph import GraphConfig, define_graph
+
+PER_SAMPLE = {"CropMirrorNormalize": ("crop_pos_x", "crop_pos_y", "mirror", "mean"), "Resize": ("roi_start", "roi_end")}
+BASE = GraphConfig(
+    raw=False,
+    whole=False,
+    stored_size=256,
+    crop_size=224,
+    divisor_3=np.ones(3, dtype=np.float32),
+    mean_image_HWC=None,
+    ten_crops=False,
+    output_type="float32",
+    layout="NCHW",
+    max_batch_size=4,
+    device="cpu",
+    device_id=0,
+    num_threads=1,
+    prefetch_batches=2,
+)
+MEAN_IMAGE = np.zeros((256, 256, 3), dtype=np.float32)
+FORMS = {
+    " ".join([encoding, *(["mean image"] if subtract else []), *(["ten crops"] if ten_crops else [])]): {
+        "raw": encoding == "raw",
+        "whole": encoding == "original",
+        "mean_image_HWC": MEAN_IMAGE if subtract else None,
+        "ten_crops": ten_crops,
+    }
+    for encoding, subtract, ten_crops in itertools.product(("jpeg", "raw", "original"), (False, True), (False, True))
+}
+
+
+def _operators(config: GraphConfig) -> list:
+    """Return every operator that the graph's output depends on."""
+    found: dict[int, object] = {}
+
+    def walk(node) -> None:
+        instance = node.source
+        if instance is not None and id(instance) not in found:
+            found[id(instance)] = instance
+            for fed in instance.inputs:
+                for one in fed if isinstance(fed, list | tuple) else [fed]:
+                    walk(one)
+
+    for output in define_graph(lambda: None, config)._graph_out:
+        walk(output)
+    # What is fed is no operator with a back end.
+    return [instance._op for instance in found.values() if not isinstance(instance._op, ops.ExternalSource)]
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_every_operator_exists_for_its_back_end(device, form):
+    registry = {"cpu": ops.cpu_ops(), "gpu": ops.gpu_ops(), "mixed": ops.mixed_ops()}
+    operators = _operators(dataclasses.replace(BASE, device=device, **form))
+    names = {operator.schema_name for operator in operators}
+    assert "CropMirrorNormalize" in names
+    assert ("decoders__Image" in names) == (not form["raw"]) and ("Resize" in names) == form["whole"]
+    for operator in operators:
+        assert operator.schema_name in registry[operator.device], (operator.schema_name, operator.device)
+        for argument in PER_SAMPLE.get(operator.schema_name, ()):
+            assert operator.schema.IsTensorArgument(argument), (operator.schema_name, argument)
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_the_pictures_stay_on_the_gpu_once_they_are_there(form):
+    def devices(device: str) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for operator in _operators(dataclasses.replace(BASE, device=device, **form)):
+            found.setdefault(operator.schema_name, set()).add(operator.device)
+        return found
+
+    gpu, cpu = devices("gpu"), devices("cpu")
+    assert set().union(*cpu.values()) == {"cpu"}
+    assert gpu["CropMirrorNormalize"] == {"gpu"}
+    assert gpu.get("Resize", {"gpu"}) == {"gpu"} and gpu.get("decoders__Image", {"mixed"}) == {"mixed"}
