@@ -60,7 +60,8 @@ class LoaderConfig:
     Attributes:
         device: Where decoding and augmentation run, and where the batch lies: `cpu` or `gpu`.
         device_id: Of the GPU; ignored for `cpu`.
-        num_threads: DALI's; None: all cores that this process may use.
+        num_threads: DALI's; None: one more than the cores that this process may use, so that none idles while another
+            thread ends a batch.
         prefetch_batches: Finished batches that wait.
         output_type: Of the images.
         layout: Of the images in memory. Their shape is always (N, 3, H, W): NHWC is torch's channels-last format.
@@ -115,7 +116,7 @@ class _Loader(Iterator[Batch]):
             max_batch_size=max_batch_size,
             device=config.device,
             device_id=config.device_id,
-            num_threads=config.num_threads or len(os.sched_getaffinity(0)),
+            num_threads=config.num_threads or len(os.sched_getaffinity(0)) + 1,
             prefetch_batches=config.prefetch_batches,
         )
         self._feed: Feed | None = None

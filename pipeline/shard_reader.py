@@ -1,10 +1,11 @@
 """Samples by their ids: memory-mapped shards behind the manifest's columns."""
 
+import functools
 import mmap
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 import xxhash
 
 from pipeline.command import InputError
@@ -28,22 +29,23 @@ class ShardReader:
 
     def __init__(self, dataset: Dataset, split: str) -> None:
         """Read the manifest's columns; shards are mapped when first used."""
-        table = dataset.manifest(
-            split, ["key", "shard", "offset", "num_bytes", "class_index", "hash", "width", "height"]
-        )
+        self._dataset, self._split, self._folder = dataset, split, dataset.path
+        self._raw = dataset.member == "npy"
+        columns = ["shard", "offset", "num_bytes", "class_index", "hash", *(["width", "height"] if self._raw else [])]
+        table = dataset.manifest(split, columns)
         self.num_samples = table.num_rows
-        self._folder: Path = dataset.path
         shards = table["shard"].combine_chunks().dictionary_encode()
         self._shard_names: list[str] = shards.dictionary.to_pylist()
         self._shard_indices = shards.indices.to_numpy()
         self._offsets = table["offset"].to_numpy()
         self._lengths = table["num_bytes"].to_numpy()
         self._hashes = table["hash"].to_numpy()
-        self._sizes = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], axis=1)
-        self._keys = table["key"]
-        self._raw = dataset.member == "npy"
-        self._maps: dict[int, tuple[mmap.mmap, memoryview]] = {}
+        if self._raw:
+            self._sizes = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], axis=1)
         self.class_indices = table["class_index"].to_numpy().astype(np.int64)
+        del table, shards
+        pa.default_memory_pool().release_unused()  # else the names of a million shards would stay
+        self._maps: dict[int, tuple[mmap.mmap, memoryview]] = {}
 
     def read(self, sample_id: int) -> np.ndarray:
         """Return one picture, a view into the mapped shard: uint8, a JPEG's bytes (num_bytes,) or pixels (H, W, 3).
@@ -80,6 +82,11 @@ class ShardReader:
     def shard_lengths(self) -> list[int]:
         """Return the number of samples of each shard, in the order of their sample ids."""
         return np.bincount(self._shard_indices).tolist()
+
+    @functools.cached_property
+    def _keys(self) -> pa.ChunkedArray:
+        """Of all samples; read when the first is to be named."""
+        return self._dataset.manifest(self._split, ["key"])["key"]
 
     def _map(self, shard: int) -> tuple[mmap.mmap, memoryview]:
         if shard in self._maps:
