@@ -113,52 +113,60 @@ def define_graph(feed: Feed, config: GraphConfig) -> Pipeline:
             dtype=[types.UINT8, types.FLOAT, types.FLOAT, types.INT32, types.FLOAT],
             ndim=[3 if config.raw else 1, 0, 0, 0, 1],
         )
-        if config.raw:
-            pixels = content.gpu() if gpu else content  # differs by device
-        else:
-            # All decoder flags that change pixels are pinned; oriented files were turned upright by the offline stage.
-            pixels = fn.decoders.image(
-                content,
-                device="mixed" if gpu else "cpu",  # differs by device
-                output_type=types.RGB,
-                use_fast_idct=False,
-                jpeg_fancy_upsampling=True,
-                adjust_orientation=False,
-            )
-        if config.whole:
-            # The offline stage's rule: the centred square of the shorter side, antialiased.
-            height_width = fn.cast(fn.peek_image_shape(content, adjust_orientation=False), dtype=types.FLOAT)[0:2]
-            short = fn.reductions.min(height_width)
-            margins = math.floor((height_width - short) / 2)
-            pixels = fn.resize(
-                pixels,
-                size=(config.stored_size, config.stored_size),
-                roi_start=margins,
-                roi_end=margins + short,
-                interp_type=types.INTERP_CUBIC,
-                antialias=True,
-            )
+        pixels = decoded(content, config)
         if config.mean_image_HWC is not None:
             mean_image = types.Constant(config.mean_image_HWC, layout="HWC", device=config.device)
             pixels = fn.cast(pixels, dtype=types.FLOAT) - mean_image
-
-        def normalised(x: Any, y: Any, mirrored: Any) -> Any:
-            return fn.crop_mirror_normalize(
-                pixels,
-                crop=(config.crop_size, config.crop_size),
-                crop_pos_x=x,
-                crop_pos_y=y,
-                mirror=mirrored,
-                mean=mean,
-                std=config.divisor_3.tolist(),
-                dtype=_TYPES[config.output_type],
-                output_layout=config.layout[1:],
-            )
-
         if not config.ten_crops:
-            return normalised(crop_x, crop_y, mirror)
+            return normalised(pixels, crop_x, crop_y, mirror, mean, config)
         free = max(1, config.stored_size - config.crop_size)
         halves = [free * half // 2 / free for half in range(3)]
-        return fn.stack(*(normalised(halves[x], halves[y], mirrored) for x, y, mirrored in TEN_CROPS))
+        crops = (normalised(pixels, halves[x], halves[y], mirrored, mean, config) for x, y, mirrored in TEN_CROPS)
+        return fn.stack(*crops)
 
     return graph()
+
+
+def decoded(content: Any, config: GraphConfig) -> Any:
+    """Define the first half: bytes, or raw pixels, to uint8 pixels HWC of the stored size on the graph's device."""
+    gpu = config.device == "gpu"
+    if config.raw:
+        return content.gpu() if gpu else content  # differs by device
+    # All decoder flags that change pixels are pinned; oriented files were turned upright by the offline stage.
+    pixels = fn.decoders.image(
+        content,
+        device="mixed" if gpu else "cpu",  # differs by device
+        output_type=types.RGB,
+        use_fast_idct=False,
+        jpeg_fancy_upsampling=True,
+        adjust_orientation=False,
+    )
+    if not config.whole:
+        return pixels
+    # The offline stage's rule: the centred square of the shorter side, antialiased.
+    height_width = fn.cast(fn.peek_image_shape(content, adjust_orientation=False), dtype=types.FLOAT)[0:2]
+    short = fn.reductions.min(height_width)
+    margins = math.floor((height_width - short) / 2)
+    return fn.resize(
+        pixels,
+        size=(config.stored_size, config.stored_size),
+        roi_start=margins,
+        roi_end=margins + short,
+        interp_type=types.INTERP_CUBIC,
+        antialias=True,
+    )
+
+
+def normalised(pixels: Any, crop_x: Any, crop_y: Any, mirror: Any, mean: Any, config: GraphConfig) -> Any:
+    """Define the second half: crop, mirror, normalise and lay out, in one kernel."""
+    return fn.crop_mirror_normalize(
+        pixels,
+        crop=(config.crop_size, config.crop_size),
+        crop_pos_x=crop_x,
+        crop_pos_y=crop_y,
+        mirror=mirror,
+        mean=mean,
+        std=config.divisor_3.tolist(),
+        dtype=_TYPES[config.output_type],
+        output_layout=config.layout[1:],
+    )

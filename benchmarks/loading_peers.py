@@ -1,0 +1,252 @@
+"""What loading is measured against: each alternative in a process of its own, which prints one line of JSON.
+
+    python -m benchmarks.loading_peers ALTERNATIVE SOURCE BATCH_SIZE SECONDS [NUM_THREADS PREFETCH_BATCHES]
+
+SOURCE is a dataset folder, for torchvision a folder of class folders. A loader yields batches without end, normalised,
+with their labels; a ceiling does one step of the work and nothing else. Two threads or two workers each, unless it is
+said otherwise.
+"""
+
+import itertools
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import torch
+import torchvision
+import webdataset
+from nvidia.dali import fn, math, pipeline_def, types
+from torch.utils.data import DataLoader, RandomSampler
+from torchvision import transforms
+
+from pipeline.augmentation import AugmentationConfig, divisor
+from pipeline.dataset import Dataset
+from pipeline.loader import LoaderConfig, TrainLoader
+from pipeline.shard_reader import ShardReader
+
+_NUM_WORKERS = 2
+_SHUFFLE_BUFFER = 1000  # samples; of the peers that cannot shuffle a whole dataset
+_CROP_SIZE = 224
+_MAX_HELD = 2000  # pictures that a ceiling holds in memory
+_ENDLESS = 10**9
+
+
+def _ours(source: str, batch_size: int, options: dict[str, int]) -> Iterator[Any]:
+    return TrainLoader(Dataset.open(source), global_batch_size=batch_size, seed=0, config=LoaderConfig(**options))
+
+
+def _dali(source: str, batch_size: int, options: dict[str, int], noise: bool) -> Iterator[Any]:
+    """DALI's own reader and random numbers, the operators of `pipeline.graph`, its output used without a copy."""
+    dataset = Dataset.open(source)
+    shards = _shards(dataset)
+    config, basis, size = AugmentationConfig(), dataset.color_basis, dataset.stored_size
+    mean_3 = (basis.mean_3 * basis.pixel_scale).astype(np.float32)
+    # A row a colour: the shift of one unit of each coefficient, in grey levels.
+    shift_33 = (basis.eigenvectors_33 * basis.eigenvalues_3 * basis.pixel_scale).astype(np.float32)
+
+    @pipeline_def(
+        batch_size=batch_size,
+        num_threads=options.get("num_threads", _NUM_WORKERS),
+        device_id=None,
+        prefetch_queue_depth=options.get("prefetch_batches", LoaderConfig.prefetch_batches),
+        seed=0,
+    )
+    def graph() -> Any:
+        content, label = fn.readers.webdataset(
+            paths=shards,
+            index_paths=[str(Path(shard).with_suffix(".idx")) for shard in shards],
+            ext=[dataset.member, "cls"],
+            random_shuffle=True,
+            initial_fill=_SHUFFLE_BUFFER,
+        )
+        if dataset.member == "npy":
+            pixels = fn.reshape(fn.decoders.numpy(content), layout="HWC")
+        else:
+            pixels = fn.decoders.image(
+                content,
+                output_type=types.RGB,
+                use_fast_idct=False,
+                jpeg_fancy_upsampling=True,
+                adjust_orientation=False,
+            )
+        if dataset.stores_whole_pictures:
+            height_width = fn.cast(fn.peek_image_shape(content, adjust_orientation=False), dtype=types.FLOAT)[0:2]
+            short = fn.reductions.min(height_width)
+            margins = math.floor((height_width - short) / 2)
+            pixels = fn.resize(
+                pixels,
+                size=(size, size),
+                roi_start=margins,
+                roi_end=margins + short,
+                interp_type=types.INTERP_CUBIC,
+                antialias=True,
+            )
+        mean: Any = mean_3.tolist()
+        if noise:
+            alpha_3 = fn.random.normal(stddev=config.color_noise_sigma, shape=[3])
+            shift_3 = fn.reductions.sum(types.Constant(shift_33) * alpha_3, axes=[1])
+            mean = types.Constant(mean_3) - shift_3
+        images = fn.crop_mirror_normalize(
+            pixels,
+            crop=(config.crop_of(size),) * 2,
+            crop_pos_x=fn.random.uniform(range=(0.0, 1.0)),
+            crop_pos_y=fn.random.uniform(range=(0.0, 1.0)),
+            mirror=fn.random.coin_flip(),
+            mean=mean,
+            std=divisor(config, basis).tolist(),
+            dtype=types.FLOAT,
+            output_layout="CHW",
+        )
+        return images, label
+
+    pipeline = graph()
+    pipeline.build()
+    while True:
+        images, labels = pipeline.run()
+        yield torch.from_dlpack(images.as_tensor()), labels
+
+
+def _torchvision(source: str, batch_size: int, resize: bool) -> Iterator[Any]:
+    folder = torchvision.datasets.ImageFolder(source, _transform(resize))
+    # One sampler for many epochs, so that the workers never run dry at the end of one.
+    sampler = RandomSampler(folder, num_samples=_ENDLESS)
+    return iter(DataLoader(folder, batch_size, sampler=sampler, num_workers=_NUM_WORKERS))
+
+
+def _webdataset(source: str, batch_size: int, resize: bool) -> Iterator[Any]:
+    shards = _shards(Dataset.open(source))
+    samples = (
+        webdataset.WebDataset(shards, shardshuffle=len(shards))
+        .repeat()
+        .shuffle(_SHUFFLE_BUFFER)
+        .decode("pil")
+        .to_tuple("jpg", "cls")
+        .map_tuple(_transform(resize), int)
+    )
+    return iter(DataLoader(samples, batch_size, num_workers=_NUM_WORKERS))
+
+
+def _transform(resize: bool) -> Callable[[Any], torch.Tensor]:
+    return transforms.Compose(
+        [
+            *([transforms.Resize(256)] if resize else []),
+            transforms.RandomCrop(_CROP_SIZE),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+
+
+def _shards(dataset: Dataset) -> list[str]:
+    return [str(dataset.path / name) for name in dataset.manifest("train", ["shard"])["shard"].unique().to_pylist()]
+
+
+def _held(source: str) -> list[np.ndarray]:
+    dataset = Dataset.open(source)
+    reader = ShardReader(dataset, "train")
+    return [reader.read(sample_id) for sample_id in range(min(dataset.num_samples("train"), _MAX_HELD))]
+
+
+def _library_steps(source: str, batch_size: int) -> list[Callable[[], object]]:
+    """Decode to the full square, each thread into pixels of its own, by the fastest and least exact settings."""
+
+    def step_of(contents: list[np.ndarray]) -> Callable[[], object]:
+        upcoming, pixels_HWC = itertools.cycle(contents), np.empty((256, 256, 3), np.uint8)
+
+        def step() -> None:
+            for content in itertools.islice(upcoming, batch_size):
+                simplejpeg.decode_jpeg(content, fastdct=True, fastupsample=True, buffer=pixels_HWC, strict=False)
+
+        return step
+
+    contents = _held(source)
+    return [step_of(contents[first::_NUM_WORKERS]) for first in range(_NUM_WORKERS)]
+
+
+def _copy_steps(source: str, batch_size: int) -> list[Callable[[], object]]:
+    """Bring raw pixels' crops into a batch of float32, one batch a thread, which is never given away."""
+
+    def step_of(pictures: list[np.ndarray]) -> Callable[[], object]:
+        upcoming = itertools.cycle(pictures)
+        images_NHWC = np.empty((batch_size, _CROP_SIZE, _CROP_SIZE, 3), np.float32)
+
+        def step() -> None:
+            for image_HWC, pixels_HWC in zip(images_NHWC, upcoming, strict=False):
+                np.copyto(image_HWC, pixels_HWC[:_CROP_SIZE, :_CROP_SIZE])
+
+        return step
+
+    pictures = _held(source)
+    return [step_of(pictures[first::_NUM_WORKERS]) for first in range(_NUM_WORKERS)]
+
+
+_CEILINGS = {"libjpeg-turbo": _library_steps, "memory copy": _copy_steps}
+_LOADERS: dict[str, Callable[[str, int, dict[str, int]], Iterator[Any]]] = {
+    "ours": _ours,
+    "DALI's reader": lambda *arguments: _dali(*arguments, noise=False),
+    "DALI's reader, colour noise": lambda *arguments: _dali(*arguments, noise=True),
+    "torchvision": lambda source, batch_size, _: _torchvision(source, batch_size, resize=False),
+    "torchvision, resizing": lambda source, batch_size, _: _torchvision(source, batch_size, resize=True),
+    "webdataset": lambda source, batch_size, _: _webdataset(source, batch_size, resize=False),
+    "webdataset, resizing": lambda source, batch_size, _: _webdataset(source, batch_size, resize=True),
+}
+
+
+def _measure_loader(batches: Iterator[Any], num_warm_up: int, seconds: float) -> tuple[int, float]:
+    """Return the number of batches in a time, and that time, after a warm-up."""
+    for _ in range(num_warm_up):
+        next(batches)
+    num_batches, began = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - began) < seconds:
+        next(batches)
+        num_batches += 1
+    return num_batches, elapsed
+
+
+def _measure_ceiling(steps: list[Callable[[], object]], seconds: float) -> tuple[int, float]:
+    """Return the steps that threads made in a time, each repeating its own, and that time."""
+    counts, end = [0] * len(steps), 0.0
+
+    def repeat(index: int) -> None:
+        while time.perf_counter() < end:
+            steps[index]()
+            counts[index] += 1
+
+    for step in steps:
+        step()  # warms up
+    began = time.perf_counter()
+    end = began + seconds
+    threads = [threading.Thread(target=repeat, args=(index,)) for index in range(len(steps))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts), time.perf_counter() - began
+
+
+def _main(alternative: str, source: str, batch_size: int, seconds: float, *options: int) -> None:
+    figures = {}
+    if alternative in _CEILINGS:
+        num_batches, elapsed = _measure_ceiling(_CEILINGS[alternative](source, batch_size), seconds)
+    else:
+        named = dict(zip(("num_threads", "prefetch_batches"), options, strict=False))
+        began = time.perf_counter()
+        batches = _LOADERS[alternative](source, batch_size, named)
+        next(batches)
+        figures["start_seconds"] = time.perf_counter() - began
+        num_warm_up = 2 * named.get("prefetch_batches", LoaderConfig.prefetch_batches)
+        num_batches, elapsed = _measure_loader(batches, num_warm_up, seconds)
+    figures["images_per_second"] = num_batches * batch_size / elapsed
+    sys.stdout.write(json.dumps(figures) + "\n")
+
+
+if __name__ == "__main__":
+    name, folder, size, duration, *rest = sys.argv[1:]
+    _main(name, folder, int(size), float(duration), *map(int, rest))
