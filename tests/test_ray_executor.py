@@ -108,11 +108,13 @@ def test_a_killed_driver_is_followed_by_the_same_command(address, source, local,
     assert drivers
     for driver in drivers:
         driver.kill()
-    assert job.wait(timeout=60) != 0
+    job.communicate(timeout=60)
+    assert job.returncode != 0
     finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / ".partial").glob("*-??????.npz")}
     assert len(finished) < 17
     job = _shard(address, source, tmp_path / "out")
-    assert job.wait() == 0, job.stdout.read()
+    output = job.communicate()[0]
+    assert job.returncode == 0, output
     assert digest(tmp_path / "out") == local
 
 
