@@ -72,7 +72,7 @@ class LoaderConfig:
     device: Device = "cpu"
     device_id: int = 0
     num_threads: int | None = None
-    prefetch_batches: int = 2
+    prefetch_batches: int = 3
     output_type: OutputType = "float32"
     layout: Layout = "NCHW"
     on_bad_sample: OnBadSample = "error"
