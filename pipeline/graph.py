@@ -4,7 +4,7 @@
 
 The graph draws nothing by itself: crop, mirror and colour noise arrive as arguments. The colour noise is part of the
 per-sample `mean`, so normalising and jittering are one kernel. `device` is the only difference between the two back
-ends, in the three marked lines.
+ends, in the four marked lines.
 """
 
 import warnings
@@ -115,7 +115,11 @@ def define_graph(feed: Feed, config: GraphConfig) -> Pipeline:
         )
         pixels = decoded(content, config)
         if config.mean_image_HWC is not None:
-            mean_image = types.Constant(config.mean_image_HWC, layout="HWC", device=config.device)
+            mean_image = types.Constant(
+                config.mean_image_HWC,
+                layout="HWC",
+                device=config.device,  # differs by device
+            )
             pixels = fn.cast(pixels, dtype=types.FLOAT) - mean_image
         if not config.ten_crops:
             return normalised(pixels, crop_x, crop_y, mirror, mean, config)

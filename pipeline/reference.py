@@ -51,7 +51,10 @@ def ten_crops(
     divisor_3: np.ndarray,
     mean_image_HWC: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return `TEN_CROPS` of each picture, float32 (N, 10, 3, crop, crop); of the parameters, the mean alone is used."""
+    """Return `TEN_CROPS` of each picture, float32 (N, 10, 3, crop_size, crop_size).
+
+    The arguments are those of `augment`; of the parameters, the mean alone is used.
+    """
     free, ones_N = pixels_NHWC.shape[1] - crop_size, np.ones(len(pixels_NHWC), dtype=np.int64)
     crops = []
     for x, y, mirror in TEN_CROPS:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -328,16 +327,14 @@ def test_streams_read_every_epoch_whole_on_any_world(raw_dataset):
 
 
 def test_a_loader_that_nobody_holds_ends_its_thread(raw_dataset):
-    before = threading.active_count()
+    before = set(threading.enumerate())
     loader = _loader(raw_dataset)
     next(loader)
-    assert threading.active_count() > before
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "loader" and thread not in before]
     del loader
     gc.collect()
-    deadline = time.monotonic() + 10
-    while any(thread.name == "loader" for thread in threading.enumerate()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    thread.join(timeout=10)
+    assert not thread.is_alive()
 
 
 UNCLOSED = """
