@@ -6,8 +6,10 @@
 The resize is bicubic and antialiased, in integers: the same bits on every processor.
 """
 
+import functools
 import importlib.metadata
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -70,6 +72,11 @@ class EncodingConfig:
             return "native size"
         return f"centred square of the shorter side, resized to {self.size}x{self.size} (bicubic, antialiased)"
 
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """What is imported at the first picture, because it takes long."""
+        return () if self.size is None else ("torch",)
+
     def document(self) -> dict[str, Any]:
         """Return what `dataset.json` says about the encoding, with the versions of the libraries that did it."""
         # Without what follows a plus sign: a build for another GPU computes the same pictures.
@@ -95,7 +102,6 @@ class StoredPicture:
         height: Likewise.
         source_width: Of the upright picture as it came, in pixels.
         source_height: Likewise.
-        pixels_HWC: uint8 RGB after the resize rule, before encoding: what statistics count.
         notes: Names of the oddities found.
     """
 
@@ -104,8 +110,13 @@ class StoredPicture:
     height: int
     source_width: int
     source_height: int
-    pixels_HWC: np.ndarray
     notes: tuple[str, ...]
+    _square: Callable[[], np.ndarray]
+
+    @property
+    def pixels_HWC(self) -> np.ndarray:
+        """uint8 RGB after the resize rule, before encoding: what statistics count; resized where it is asked for."""
+        return self._square()
 
 
 def store_picture(content: bytes | np.ndarray, config: EncodingConfig) -> StoredPicture:
@@ -126,19 +137,23 @@ def store_picture(content: bytes | np.ndarray, config: EncodingConfig) -> Stored
         whole_HWC, notes = decoded.pixels_HWC, decoded.notes
         keep = decoded.is_jpeg and _REENCODE.isdisjoint(notes)
     size = config.size
-    counted_HWC = whole_HWC if size is None else _resize_shorter_side(_centre_square(whole_HWC), size)
+
+    @functools.cache
+    def square() -> np.ndarray:
+        return whole_HWC if size is None else _resize_shorter_side(_centre_square(whole_HWC), size)
+
     if config.encoding == "raw":
-        stored_HWC = counted_HWC
+        stored_HWC = square()
         data = _npy(stored_HWC)
     elif config.encoding == "jpeg":
         uncropped = config.crop == "none"
-        stored_HWC = _resize_shorter_side(whole_HWC, size) if size is not None and uncropped else counted_HWC
+        stored_HWC = _resize_shorter_side(whole_HWC, size) if size is not None and uncropped else square()
         data = _jpeg(stored_HWC, config.quality)
     else:
         stored_HWC = whole_HWC
         data = content if keep and isinstance(content, bytes) else _jpeg(whole_HWC, config.quality)
     height, width = stored_HWC.shape[:2]
-    return StoredPicture(data, width, height, whole_HWC.shape[1], whole_HWC.shape[0], counted_HWC, notes)
+    return StoredPicture(data, width, height, whole_HWC.shape[1], whole_HWC.shape[0], notes, square)
 
 
 def _resize_shorter_side(pixels_HWC: np.ndarray, size: int) -> np.ndarray:

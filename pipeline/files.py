@@ -19,13 +19,19 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
     It is flushed to disk before it is renamed; if the block raises, nothing remains.
     """
+    with renamed_at_end(path) as aside, open(aside, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def renamed_at_end(path: Path) -> Iterator[Path]:
+    """Give the path of a file to write and flush, renamed to `path` at the end; if the block raises, it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # of this writer alone, also on other hosts
     try:
-        with open(aside, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield aside
         os.replace(aside, path)
         _flush_folder(path.parent)
     finally:

@@ -2,8 +2,12 @@
 
 Each process has a pipe of its own. So the death of one is noticed at once, even in the middle of a result; readers of a
 queue that processes share would wait for the rest of it for ever.
+
+The processes are forked from a server that holds neither threads nor locks of this process and has loaded what they
+need, once for all of them.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -12,7 +16,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeAlias, TypeVar, cast
@@ -22,6 +26,16 @@ from pipeline.command import InputError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _Pipe: TypeAlias = "Connection[Any, Any]"
+
+
+def load_ahead(*modules: str) -> None:
+    """Begin to load modules for the processes of a later `ordered_map`; returns at once.
+
+    It is for what takes long to import; what is named after the first process was started has no effect.
+    """
+    multiprocessing.set_forkserver_preload(list(modules))
+    with _without_interrupts():
+        forkserver.ensure_running()
 
 
 @contextmanager
@@ -60,19 +74,24 @@ def ordered_map(
 
 
 def _start(function: Callable[[Item], Result]) -> tuple[_Pipe, BaseProcess]:
-    context = multiprocessing.get_context("spawn")  # not forked: this process may hold threads
+    context = multiprocessing.get_context("forkserver")
     pipe, far_end = context.Pipe()
     process = context.Process(target=_work, args=(function, far_end), daemon=True)
-    # The mask is inherited: Ctrl-C reaches this process alone, which ends the others. The tracker, which the first
-    # start would start too, would lift it.
-    resource_tracker.ensure_running()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    with _without_interrupts():
         process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     far_end.close()  # else the pipe of a dead process would seem open
     return pipe, process
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Start processes in the block that Ctrl-C does not reach: this one ends them."""
+    resource_tracker.ensure_running()  # the first start would start it too, and lift the mask, which is inherited
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _results(workers: dict[_Pipe, BaseProcess], chunks: list[Sequence[Item]]) -> Iterator[Any]:
@@ -120,6 +139,7 @@ def _work(function: Callable[[Item], Result], pipe: _Pipe) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+    gc.freeze()  # the collector need not look at all that was imported again and again
     while True:
         try:
             chunk = pipe.recv()

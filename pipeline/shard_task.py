@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +21,12 @@ import xxhash
 
 from pipeline.command import InputError
 from pipeline.decode import RejectedPicture
+from pipeline.direct_file import WrittenFile
 from pipeline.encode import EncodingConfig, store_picture
 from pipeline.files import atomic_file
 from pipeline.manifest import MANIFEST_SCHEMA, REJECTS_SCHEMA
 from pipeline.ordered_map import ordered_map
-from pipeline.shard_writer import ShardWriter, WrittenFile
+from pipeline.shard_writer import ShardWriter
 from pipeline.sources.base import Source
 from pipeline.statistics import PixelSums
 
@@ -129,43 +130,21 @@ def write_shard(task: ShardTask, source: Source, encoding: EncodingConfig, out: 
         raise InputError(f"node {socket.gethostname()} does not see {out}; write to a file system that all nodes share")
     rows, rejects, sums = [], [], PixelSums()
     writer = ShardWriter(out, task.name)
-    with contextlib.suppress(_NothingStored), writer:
-        for index, row in enumerate(task.rows.to_pylist(), start=task.first_index):
-            content = source.read(row["file"], row["offset"], row["num_bytes"])
+    with contextlib.suppress(_NothingStored), writer.open():
+        for index, sample in enumerate(task.rows.to_pylist(), start=task.first_index):
             try:
-                picture = store_picture(content, encoding)
+                row = _write_sample(sample, f"{index:08d}", source, encoding, writer, sums, task.split == "train")
             except RejectedPicture as rejected:
                 rejects.append(
                     {
                         "split": task.split,
-                        "source": row["source"],
+                        "source": sample["source"],
                         "reason": rejected.reason,
                         "detail": rejected.detail,
                     }
                 )
                 continue
-            if task.split == "train":
-                sums.add_picture(picture.pixels_HWC)
-            key, class_index = f"{index:08d}", row["class_index"]
-            members = {encoding.member: picture.data, "cls": str(class_index).encode()}
-            rows.append(
-                {
-                    "key": key,
-                    "shard": f"{task.name}.tar",
-                    "offset": writer.write(key, members),
-                    "num_bytes": len(picture.data),
-                    "class_index": class_index,
-                    "wnid": task.wnids[class_index],
-                    "source": row["source"],
-                    "width": picture.width,
-                    "height": picture.height,
-                    "hash": xxhash.xxh3_64_intdigest(picture.data),
-                    "notes": ",".join(picture.notes),
-                    "source_width": picture.source_width,
-                    "source_height": picture.source_height,
-                    "source_bytes": len(content) if isinstance(content, bytes) else content.nbytes,
-                }
-            )
+            rows.append(row | {"shard": f"{task.name}.tar", "wnid": task.wnids[row["class_index"]]})
         if not rows:
             raise _NothingStored
     record = ShardRecord(
@@ -176,6 +155,44 @@ def write_shard(task: ShardTask, source: Source, encoding: EncodingConfig, out: 
     )
     record.save(partial, task.name, sums)
     return sum(file.num_bytes for file in record.files.values())
+
+
+def _write_sample(
+    sample: dict[str, Any],
+    key: str,
+    source: Source,
+    encoding: EncodingConfig,
+    writer: ShardWriter,
+    sums: PixelSums,
+    counted: bool,
+) -> dict[str, Any]:
+    """Read, store, count and write one sample; return what its manifest row has of it.
+
+    All of its pixels are released at the end, so that the next sample's lie in the same memory, which the processor's
+    cache still holds.
+
+    Raises:
+        RejectedPicture: It is no whole picture.
+    """
+    content = source.read(sample["file"], sample["offset"], sample["num_bytes"])
+    picture = store_picture(content, encoding)
+    if counted:
+        sums.add_picture(picture.pixels_HWC)
+    label = str(sample["class_index"]).encode()
+    return {
+        "key": key,
+        "offset": writer.write(key, {encoding.member: picture.data, "cls": label}),
+        "num_bytes": len(picture.data),
+        "class_index": sample["class_index"],
+        "source": sample["source"],
+        "width": picture.width,
+        "height": picture.height,
+        "hash": xxhash.xxh3_64_intdigest(picture.data),
+        "notes": ",".join(picture.notes),
+        "source_width": picture.source_width,
+        "source_height": picture.source_height,
+        "source_bytes": len(content) if isinstance(content, bytes) else content.nbytes,
+    }
 
 
 def unfinished_tasks(tasks: list[ShardTask], out: Path, partial: Path) -> list[ShardTask]:

@@ -7,12 +7,12 @@ makes its headers: webdataset's own TarWriter ignores its `format` argument and 
 
 import hashlib
 import tarfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
-from pipeline.files import atomic_file
+from pipeline.direct_file import DirectFile, WrittenFile
+from pipeline.files import atomic_file, renamed_at_end
 
 _INDEX_VERSION = "v1.2"
 _BLANK_HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)  # made once: it takes longer than to write a sample
@@ -27,16 +27,12 @@ _BLANK_SUM = (
 IndexGroup = tuple[str, int, int, str]  # of one member: extension, offset of its bytes, their number, its name
 
 
-@dataclass(frozen=True)
-class WrittenFile:
-    """Size and SHA-256 of a finished file."""
-
-    num_bytes: int
-    sha256: str
-
-
 class ShardWriter:
-    """Writes samples into `NAME.tar` and `NAME.idx`; as a context manager, both appear only if the block succeeds."""
+    """Writes samples into `NAME.tar` and `NAME.idx`.
+
+    Attributes:
+        files: Name -> what was written, when the block of `open` has ended.
+    """
 
     def __init__(self, folder: Path, name: str) -> None:
         """Take the folder and the shard's name without an ending."""
@@ -44,12 +40,19 @@ class ShardWriter:
         self._index_lines: list[str] = []
         self.files: dict[str, WrittenFile] = {}
 
-    def __enter__(self) -> "ShardWriter":
-        """Open the tar under a temporary name."""
-        self._context = atomic_file(self._tar_path)
-        self._file = self._context.__enter__()
-        self._digest, self._num_bytes = hashlib.sha256(), 0
-        return self
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Take samples in the block; at its end both files appear, if it raises neither does."""
+        with renamed_at_end(self._tar_path) as aside, DirectFile(aside) as self._tar:
+            yield
+            end = self._tar.num_bytes + 2 * tarfile.BLOCKSIZE  # the mark of the end, then whole records
+            self._tar.write(bytes(-(-end // tarfile.RECORDSIZE) * tarfile.RECORDSIZE - self._tar.num_bytes))
+            written = self._tar.finish()
+        self.files[self._tar_path.name] = written
+        index = index_text(self._index_lines).encode()
+        with atomic_file(self._index_path) as file:
+            file.write(index)
+        self.files[self._index_path.name] = WrittenFile(len(index), hashlib.sha256(index).hexdigest())
 
     def write(self, key: str, members: dict[str, bytes]) -> int:
         """Append one sample.
@@ -62,37 +65,16 @@ class ShardWriter:
             Offset of the first member's bytes in the tar.
         """
         groups: list[IndexGroup] = []
-        blocks, end = [], self._num_bytes
+        blocks, end = [], self._tar.num_bytes
         for extension, data in members.items():
             name = f"{key}.{extension}"
             groups.append((extension, end + tarfile.BLOCKSIZE, len(data), name))
             padding = bytes(padded_length(len(data)) - len(data))
             blocks += [_header(name.encode("ascii"), len(data)), data, padding]
             end += tarfile.BLOCKSIZE + len(data) + len(padding)
-        self._append(b"".join(blocks))
+        self._tar.write(b"".join(blocks))
         self._index_lines.append(index_line(groups))
         return groups[0][1]
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Finish both files, or remove what was written."""
-        if kind is None:
-            end = self._num_bytes + 2 * tarfile.BLOCKSIZE  # the mark of the end, then whole records
-            self._append(bytes(-(-end // tarfile.RECORDSIZE) * tarfile.RECORDSIZE - self._num_bytes))
-        self._context.__exit__(kind, error, trace)
-        if kind is not None:
-            return
-        self.files[self._tar_path.name] = WrittenFile(self._num_bytes, self._digest.hexdigest())
-        index = index_text(self._index_lines).encode()
-        with atomic_file(self._index_path) as file:
-            file.write(index)
-        self.files[self._index_path.name] = WrittenFile(len(index), hashlib.sha256(index).hexdigest())
-
-    def _append(self, data: bytes) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-        self._num_bytes += len(data)
 
 
 def _header(name: bytes, num_bytes: int) -> bytes:

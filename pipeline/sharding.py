@@ -40,6 +40,7 @@ from pipeline.manifest import (
     manifest_path,
 )
 from pipeline.order import permutation
+from pipeline.ordered_map import load_ahead
 from pipeline.progress import progress_bar
 from pipeline.shard_task import PLAN_JSON, Executor, ShardRecord, ShardTask, run_tasks, unfinished_tasks
 from pipeline.sources.base import SPLITS, Listing, Source
@@ -108,6 +109,8 @@ def shard_dataset(
         raise InputError(_finished(out))
     if out.exists() and not partial.exists() and any(out.iterdir()):
         raise InputError(f"{out} exists, is not empty and holds no interrupted run; choose another folder")
+    if executor == "local" and num_workers != 1:
+        load_ahead(run_tasks.__module__, *config.encoding.modules)  # while the source is listed
     listing = source.list_samples()
     splits = split_validation(listing, config)
     partial.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.color import PIXEL_SCALE, ColorBasis
 
 _PAIRS = ((0, 1), (0, 2), (1, 2))  # of channels
-_UINT16_IMAGES = (2**16 - 1) // 255  # sums of so many bytes fit into uint16
+_FLOAT32_IMAGES = 2**24 // 255  # sums of so many bytes are whole numbers that float32 holds
 
 
 class PixelSums:
@@ -33,15 +33,18 @@ class PixelSums:
         self.num_pixels, self.num_images = 0, 0
         self.totals_9 = np.zeros(9, dtype=np.int64)
         self.deviations: list[list[float]] = []
-        # The pictures' sum at each pixel: whole numbers as float64, and the latest pictures, added in a quarter of the
-        # memory. No longer kept as soon as two sizes differ.
+        # The pictures' sum at each pixel: whole numbers as float64, and the latest pictures, added as float32. No
+        # longer kept as soon as two sizes differ.
         self._image_sum_HWC: np.ndarray | None = None
         self._latest_HWC: np.ndarray | None = None
         self._num_latest = 0
+        self._planes: list[np.ndarray] = []  # of the latest picture: their memory is used again
 
     def add_picture(self, pixels_HWC: np.ndarray) -> None:
         """Add one picture: uint8 (H, W, 3), contiguous."""
-        planes = cv2.split(pixels_HWC)
+        if not self._planes or self._planes[0].shape != pixels_HWC.shape[:2]:
+            self._planes = [np.empty(pixels_HWC.shape[:2], dtype=np.uint8) for _ in range(3)]
+        planes = cv2.split(pixels_HWC, self._planes)
         n = planes[0].size
         sums = [_exact(cv2.norm(plane, cv2.NORM_L1)) for plane in planes]
         squares = [_exact(cv2.norm(plane, cv2.NORM_L2SQR)) for plane in planes]
@@ -77,10 +80,10 @@ class PixelSums:
             self._image_sum_HWC = self._latest_HWC = None
             return
         if self._latest_HWC is None:
-            self._latest_HWC = np.zeros(pixels_HWC.shape, dtype=np.uint16)
-        np.add(self._latest_HWC, pixels_HWC, out=self._latest_HWC)
+            self._latest_HWC = np.zeros(pixels_HWC.shape, dtype=np.float32)
+        cv2.accumulate(pixels_HWC, self._latest_HWC)
         self._num_latest += 1
-        if self._num_latest == _UINT16_IMAGES:
+        if self._num_latest == _FLOAT32_IMAGES:
             self.image_sum_HWC()
 
     def image_sum_HWC(self) -> np.ndarray | None:

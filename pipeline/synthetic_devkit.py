@@ -10,7 +10,6 @@ import tarfile
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.io import savemat
 
 from pipeline.sources.official import DEVKIT_GROUND_TRUTH, DEVKIT_META
 from pipeline.synthetic_pictures import class_name
@@ -94,5 +93,7 @@ def _meta(num_train_images: Sequence[int]) -> bytes:
         synsets.append((number, wnid, words, gloss, len(children), np.array(children, np.uint16), height, 0))
     column = np.array(synsets, dtype=[(field, object) for field in _SYNSET_FIELDS])[:, None]
     buffer = io.BytesIO()
+    from scipy.io import savemat  # here: the offline stage imports this module, and seldom needs it
+
     savemat(buffer, {"synsets": column}, do_compression=True)
     return _MAT_HEADER.ljust(_MAT_TEXT_BYTES) + buffer.getvalue()[_MAT_TEXT_BYTES:]

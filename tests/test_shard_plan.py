@@ -70,7 +70,8 @@ def test_every_sample_has_one_place_in_one_shard_of_planned_length(
 @given(st.lists(st.tuples(st.binary(max_size=1500), st.integers(0, 10**6)), min_size=1, max_size=30))
 def test_the_index_leads_to_the_bytes_of_every_member(samples):
     with tempfile.TemporaryDirectory() as folder:
-        with ShardWriter(Path(folder), "s") as writer:
+        writer = ShardWriter(Path(folder), "s")
+        with writer.open():
             offsets = [
                 writer.write(f"{key:08d}", {"jpg": data, "cls": str(label).encode()})
                 for key, (data, label) in enumerate(samples)

@@ -4,13 +4,14 @@ import errno
 from pathlib import Path
 
 
-def read_whole_file(path: Path, num_bytes: int) -> bytes:
+def read_whole_file(path: str | Path, num_bytes: int) -> bytes:
     """Read a file that had `num_bytes` bytes when it was listed.
 
     Raises:
         OSError: The file can't be read or has another length by now.
     """
-    content = path.read_bytes()
+    with open(path, "rb", buffering=0) as file:
+        content = file.read()
     if len(content) != num_bytes:
         raise OSError(errno.EIO, f"has {len(content)} bytes, {num_bytes} when it was listed", str(path))
     return content

@@ -54,7 +54,7 @@ class ClassFolders:
 
     def read(self, file: str, offset: int, num_bytes: int) -> bytes:
         """Read one picture's bytes."""
-        return read_whole_file(self.root / file, num_bytes)
+        return read_whole_file(os.path.join(self.root, file), num_bytes)
 
     def _list_split(self, split_folder: Path, class_index: dict[str, int]) -> pa.Table:
         rows = []
