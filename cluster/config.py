@@ -25,6 +25,8 @@ class TrainingConfig:
         augmentation: From stored picture to input.
         streams: Shards read one after another, for slow disks.
         on_bad_sample: A training sample whose bytes have changed is an `error`, or replaced and counted.
+        synthetic_data: Train on noise of the right shape, which costs nothing to make: what a step takes is computation
+            alone. Nothing is learnt.
         global_batch_size: Samples of a step over all workers.
         num_epochs: Length of the run; may be a fraction.
         precision: `float32`, `bfloat16` (autocast; weights stay float32) or `float64`.
@@ -40,6 +42,7 @@ class TrainingConfig:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     streams: StreamConfig = field(default_factory=StreamConfig)
     on_bad_sample: OnBadSample = "error"
+    synthetic_data: bool = False
     global_batch_size: int
     num_epochs: float
     precision: Precision = "float32"

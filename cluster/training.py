@@ -29,6 +29,7 @@ from model.optim import build_optimizer, learning_rate, set_learning_rate
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.loader import Batch, TrainLoader
+from pipeline.synthetic_loader import SyntheticLoader
 
 _LINE_INTERVAL = 20
 _FIRST_LINES = (1, 2, 5, 10)  # so that a person soon sees that it runs
@@ -88,17 +89,7 @@ class Trainer:
         self._parallel: nn.Module = self._model
         if world.world_size > 1:
             self._parallel = DistributedDataParallel(self._model, gradient_as_bucket_view=True)
-        self._loader = TrainLoader(
-            dataset,
-            global_batch_size=config.global_batch_size,
-            rank=world.rank,
-            world_size=world.world_size,
-            seed=config.seed,
-            samples_seen=self._step * config.global_batch_size,
-            augmentation=config.augmentation,
-            streams=config.streams,
-            config=world.loader_config(config.on_bad_sample),
-        )
+        self._loader = self._open_loader()
         # Since the last line of the log: each step's mean loss and fraction of correct samples, as far as this rank
         # knows.
         self._pending: list[torch.Tensor] = []
@@ -123,6 +114,34 @@ class Trainer:
         self._loader.close()
         if self._log is not None:
             self._log.close()
+
+    def _open_loader(self) -> TrainLoader | SyntheticLoader:
+        config, dataset, world = self._config, self._dataset, self._world
+        samples_seen = self._step * config.global_batch_size
+        loader_config = world.loader_config(config.on_bad_sample)
+        if config.synthetic_data:
+            return SyntheticLoader(
+                num_samples=dataset.num_samples("train"),
+                num_classes=dataset.num_classes,
+                crop_size=config.augmentation.crop_of(dataset.stored_size),
+                global_batch_size=config.global_batch_size,
+                rank=world.rank,
+                world_size=world.world_size,
+                seed=config.seed,
+                samples_seen=samples_seen,
+                config=loader_config,
+            )
+        return TrainLoader(
+            dataset,
+            global_batch_size=config.global_batch_size,
+            rank=world.rank,
+            world_size=world.world_size,
+            seed=config.seed,
+            samples_seen=samples_seen,
+            augmentation=config.augmentation,
+            streams=config.streams,
+            config=loader_config,
+        )
 
     def _train_step(self, batch: Batch) -> None:
         config, global_batch_size = self._config, self._config.global_batch_size

@@ -1,11 +1,6 @@
 """The loader: the graph equals the reference, and no world, thread count or restart changes a bit."""
 
-import gc
 import io
-import signal
-import subprocess
-import sys
-import threading
 
 import numpy as np
 import pytest
@@ -324,35 +319,6 @@ def test_streams_read_every_epoch_whole_on_any_world(raw_dataset):
         assert _equal(_join([batches[step] for batches in ranks]), _slice(straight, 12 * step, 12 * step + 12))
     with pytest.raises(InputError, match="num_streams is 4; it must be 1 to 3"):
         _loader(raw_dataset, streams=StreamConfig(num_streams=4))
-
-
-def test_a_loader_that_nobody_holds_ends_its_thread(raw_dataset):
-    before = set(threading.enumerate())
-    loader = _loader(raw_dataset)
-    next(loader)
-    (thread,) = [thread for thread in threading.enumerate() if thread.name == "loader" and thread not in before]
-    del loader
-    gc.collect()
-    thread.join(timeout=10)
-    assert not thread.is_alive()
-
-
-UNCLOSED = """
-import sys
-from pipeline.dataset import Dataset
-from pipeline.loader import TrainLoader
-loader = TrainLoader(Dataset.open(sys.argv[1]), global_batch_size=8)
-next(loader)
-if sys.argv[2] == "raise":
-    raise KeyboardInterrupt
-"""
-
-
-@pytest.mark.parametrize(("how", "status"), [("end", 0), ("raise", -signal.SIGINT)])
-def test_a_process_ends_though_its_loader_was_not_closed(raw_dataset, how, status):
-    command = [sys.executable, "-c", UNCLOSED, str(raw_dataset.path), how]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert answer.returncode == status, answer.stderr
 
 
 def test_a_missing_shard_is_named(raw_dataset, tmp_path):

@@ -62,6 +62,20 @@ def test_a_run_logs_every_step_evaluates_and_finishes(straight, raw_dataset):
     assert straight.result["best_val_top1"] == best
 
 
+def test_synthetic_data_trains_without_reading_a_picture(raw_dataset, tmp_path, monkeypatch):
+    config = dataclasses.replace(CONFIG, synthetic_data=True, num_epochs=1, precision="float32")
+    read = []
+    monkeypatch.setattr("pipeline.shard_reader.ShardReader.read", lambda *arguments: read.append(arguments))
+    monkeypatch.setattr(Trainer, "_evaluate", lambda self: None)
+    run = RunFolder.create(tmp_path / "synthetic", config, raw_dataset)
+    trainer = Trainer(raw_dataset, run, ALONE)
+    trainer.run()
+    trainer.close()
+    assert len(_losses(run)) == config.total_steps(41) and np.isfinite(_losses(run)).all()
+    assert not read
+    assert _entries(run, "step")[-1]["data_wait_fraction"] == 0
+
+
 def test_a_resumed_run_has_the_same_losses_and_weights(straight, raw_dataset, tmp_path):
     run = RunFolder.create(tmp_path / "resumed", CONFIG, raw_dataset)
     interrupted = Trainer(raw_dataset, run, ALONE)
