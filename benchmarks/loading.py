@@ -82,7 +82,7 @@ class Arguments:
     """Photographs in class folders, train/CLASS/*.JPEG and val/CLASS/*.JPEG."""
     rounds: int = 3
     """Runs of each alternative."""
-    batch_size: int = 64
+    batch_size: int = 256
     """Pictures in a batch."""
     seconds: float = 6
     """Time of one measurement."""

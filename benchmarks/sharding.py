@@ -5,6 +5,7 @@ listing and writing included; so it takes many pictures. The statistics are time
 work on a picture.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -95,6 +96,7 @@ def _whole_command(
     command = [sys.executable, "-m", *(places.get(word, word) for word in module_and_options)]
 
     def run() -> dict[str, float]:
+        os.sync()  # else the disk would still be busy with what the alternative before wrote and removed
         start = time.perf_counter()
         answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         seconds = time.perf_counter() - start

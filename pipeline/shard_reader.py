@@ -45,7 +45,7 @@ class ShardReader:
         self.class_indices = table["class_index"].to_numpy().astype(np.int64)
         del table, shards
         pa.default_memory_pool().release_unused()  # else the names of a million shards would stay
-        self._maps: dict[int, tuple[mmap.mmap, memoryview]] = {}
+        self._maps: dict[int, tuple[mmap.mmap, np.ndarray]] = {}
 
     def read(self, sample_id: int) -> np.ndarray:
         """Return one picture, a view into the mapped shard: uint8, a JPEG's bytes (num_bytes,) or pixels (H, W, 3).
@@ -65,8 +65,8 @@ class ShardReader:
             )
         if self._raw:
             height, width = self._sizes[sample_id]
-            return np.frombuffer(data, dtype=np.uint8, offset=NPY_HEADER_BYTES).reshape(height, width, 3)
-        return np.frombuffer(data, dtype=np.uint8)
+            return data[NPY_HEADER_BYTES:].reshape(height, width, 3)
+        return data
 
     def prefetch(self, sample_ids: np.ndarray) -> None:
         """Ask the kernel to read these samples' bytes ahead; returns at once."""
@@ -88,7 +88,7 @@ class ShardReader:
         """Of all samples; read when the first is to be named."""
         return self._dataset.manifest(self._split, ["key"])["key"]
 
-    def _map(self, shard: int) -> tuple[mmap.mmap, memoryview]:
+    def _map(self, shard: int) -> tuple[mmap.mmap, np.ndarray]:
         if shard in self._maps:
             return self._maps[shard]
         path = self._folder / self._shard_names[shard]
@@ -98,5 +98,6 @@ class ShardReader:
         except (OSError, ValueError) as error:
             raise InputError(f"shard {path} can't be read: {error}; restore it, or shard again") from error
         mapped.madvise(mmap.MADV_RANDOM)  # what is read next is known: the kernel need not guess
-        self._maps[shard] = mapped, memoryview(mapped)
+        # Views of an array, unlike those of a memoryview, are nothing that the garbage collector has to follow.
+        self._maps[shard] = mapped, np.frombuffer(mapped, dtype=np.uint8)
         return self._maps[shard]
