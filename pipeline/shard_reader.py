@@ -58,7 +58,7 @@ class ShardReader:
         _, content = self._map(shard)
         first, length = int(self._offsets[sample_id]), int(self._lengths[sample_id])
         data = content[first : first + length]
-        if xxhash.xxh3_64_intdigest(data) != int(self._hashes[sample_id]):
+        if xxhash.xxh3_64_intdigest(data.data) != int(self._hashes[sample_id]):
             raise ChangedSample(
                 f"sample {self._keys[sample_id].as_py()} of {self._folder / self._shard_names[shard]} has changed "
                 f"since it was written; restore the file, or shard again"
