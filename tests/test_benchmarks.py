@@ -126,4 +126,4 @@ def test_a_benchmark_has_help(name):
 
 
 def test_the_benchmarks_are_found():
-    assert {"sharding", "decoders", "offline_scale"} <= set(COMMANDS)
+    assert {"sharding", "decoders", "offline_scale", "loading", "graphs", "mixing"} <= set(COMMANDS)
