@@ -71,7 +71,7 @@ _PACKAGES = [
     "torchvision",
     "webdataset",
 ]
-_SWEEP = {"batch size": (32, 64, 128, 256), "threads": (1, 2, 3, 4), "prefetch": (1, 2, 4)}
+_SWEEP = {"batch size": (64, 128, 256), "threads": (2, 3, 4), "prefetch": (1, 3)}
 
 
 @dataclass(frozen=True, kw_only=True)

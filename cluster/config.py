@@ -30,6 +30,8 @@ class TrainingConfig:
         global_batch_size: Samples of a step over all workers.
         num_epochs: Length of the run; may be a fraction.
         precision: `float32`, `bfloat16` (autocast; weights stay float32) or `float64`.
+        stuck_after_epochs: A run whose loss after so many epochs is still that of a guess, to within 1 %, is stopped;
+            at least 1.
         seed: Of weights, order, augmentation and dropout.
         evaluations_per_epoch: How often `val` is read; below 1, an evaluation lies several epochs apart.
         checkpoint_interval: Steps between checkpoints.
@@ -46,6 +48,7 @@ class TrainingConfig:
     global_batch_size: int
     num_epochs: float
     precision: Precision = "float32"
+    stuck_after_epochs: float = 1.0
     seed: int = 0
     evaluations_per_epoch: float = 1.0
     checkpoint_interval: int = 500
@@ -65,6 +68,8 @@ class TrainingConfig:
             raise ValueError(f"on_bad_sample={self.on_bad_sample!r}: must be one of {', '.join(get_args(OnBadSample))}")
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision={self.precision!r}: must be one of {', '.join(get_args(Precision))}")
+        if not self.stuck_after_epochs >= 1:
+            raise ValueError(f"stuck_after_epochs={self.stuck_after_epochs}: must be at least 1")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed}: must be 0 to 2**63 - 1")
         if not self.evaluations_per_epoch > 0:

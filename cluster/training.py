@@ -7,6 +7,7 @@ is the order of floating-point sums.
 """
 
 import dataclasses
+import math
 import time
 import warnings
 from pathlib import Path
@@ -32,6 +33,7 @@ from pipeline.loader import Batch, TrainLoader
 from pipeline.synthetic_loader import SyntheticLoader
 
 _LINE_INTERVAL = 20
+_STUCK = 0.01  # of the loss of a guess
 _FIRST_LINES = (1, 2, 5, 10)  # so that a person soon sees that it runs
 
 
@@ -170,6 +172,7 @@ class Trainer:
                 f"the loss is no number any more at step {self._step}; lower the rate: --optimizer.learning-rate "
                 f"(now {self._config.optimizer.learning_rate:g})"
             )
+        self._check_learning(losses.mean().item())
         now, waited = time.perf_counter(), self._loader.data_wait_seconds
         seconds, waited_seconds = now - self._line_began, waited - self._waited_before
         self._line_began, self._waited_before = now, waited
@@ -193,6 +196,19 @@ class Trainer:
             data_wait_fraction=waited_seconds / seconds,
             eta_seconds=seconds / len(losses) * (self._total_steps - self._step),
             losses=losses.tolist(),
+        )
+
+    def _check_learning(self, loss: float) -> None:
+        """Stop a run whose loss is still that of a guess among all classes."""
+        config, guess = self._config, math.log(self._dataset.num_classes)
+        epoch = self._step * config.global_batch_size / self._dataset.num_samples("train")
+        if config.synthetic_data or epoch < config.stuck_after_epochs or abs(loss - guess) > _STUCK * guess:
+            return
+        raise InputError(
+            f"the loss is {loss:.4f} after {epoch:.1f} epochs, that of a guess, ln {self._dataset.num_classes} = "
+            f"{guess:.4f}: nothing is learnt. Try another rate (--optimizer.learning-rate, now "
+            f"{config.optimizer.learning_rate:g}), other starting biases (--model.initial-bias 0.1) or weights "
+            f"(--model.initialization kaiming), and see with pipeline.preview whether the labels fit the pictures"
         )
 
     def _evaluate(self) -> None:

@@ -1,126 +1,27 @@
-"""AlexNet and its descendants, built from a small layer specification, each with its origin and its exact size.
+"""AlexNet and its descendants, built from the layer specifications of `model/variants.py`.
 
     model = build_model("alexnet_2012", num_classes=1000)
     logits = model(images, positions)
 
-Beside the layers stands the shape that leaves them, height x width x channels.
+Switches take one idea of a variant away, or put another in its place, so that its worth can be measured.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model.dropout import CountedDropout
 from model.initialization import INITIALIZATIONS, initialize
-from model.layers import (
-    AdaptivePooling,
-    Convolution,
-    Dense,
-    Dropout,
-    Layer,
-    MaxPooling,
-    Normalization,
-    ReLU,
-    build_layers,
-)
+from model.layers import ACTIVATIONS, Convolution, Dense, Layer, MaxPooling, Normalization, build_layers
+from model.lrn import CONVENTIONS
+from model.variants import VARIANTS
 
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """One architecture; its last dense layer, one unit a class, is added when it is built.
-
-    Attributes:
-        origin: Paper or code that it comes from, and how it departs from that.
-        features: From pictures to feature maps.
-        hidden: From feature maps to the last hidden layer.
-        initialization: How its weights start unless told otherwise.
-        image_size: Height and width of the pictures that the shapes are stated for.
-        num_parameters: At 1000 classes; asserted whenever the variant is built.
-    """
-
-    origin: str
-    features: tuple[Layer, ...]
-    hidden: tuple[Layer, ...]
-    initialization: str
-    image_size: int
-    num_parameters: int
-
-
-VARIANTS = {
-    "alexnet_2012": Variant(
-        origin="Krizhevsky, Sutskever, Hinton: ImageNet classification with deep convolutional neural networks, 2012. "
-        "The two towers are grouped convolutions; crops of 224 padded by 2 make 55x55, as cuda-convnet's did.",
-        features=(
-            Convolution(96, 11, stride=4, padding=2),  # 224x224x3 -> 55x55x96
-            ReLU(),
-            Normalization("printed"),
-            MaxPooling(3, 2),  # -> 27x27x96
-            Convolution(256, 5, padding=2, num_groups=2),  # -> 27x27x256
-            ReLU(),
-            Normalization("printed"),
-            MaxPooling(3, 2),  # -> 13x13x256
-            Convolution(384, 3, padding=1),  # -> 13x13x384
-            ReLU(),
-            Convolution(384, 3, padding=1, num_groups=2),  # -> 13x13x384
-            ReLU(),
-            Convolution(256, 3, padding=1, num_groups=2),  # -> 13x13x256
-            ReLU(),
-            MaxPooling(3, 2),  # -> 6x6x256
-        ),
-        hidden=(Dense(4096), ReLU(), Dropout(), Dense(4096), ReLU(), Dropout()),
-        initialization="paper",
-        image_size=224,
-        num_parameters=60_965_224,
-    ),
-    "alexnet_owt": Variant(
-        origin="Krizhevsky: One weird trick for parallelizing convolutional neural networks, 2014, as torchvision's "
-        "`alexnet` writes it, whose state dict loads without renaming: one tower, no normalisation, dropout first.",
-        features=(
-            Convolution(64, 11, stride=4, padding=2),  # 224x224x3 -> 55x55x64
-            ReLU(),
-            MaxPooling(3, 2),  # -> 27x27x64
-            Convolution(192, 5, padding=2),  # -> 27x27x192
-            ReLU(),
-            MaxPooling(3, 2),  # -> 13x13x192
-            Convolution(384, 3, padding=1),  # -> 13x13x384
-            ReLU(),
-            Convolution(256, 3, padding=1),  # -> 13x13x256
-            ReLU(),
-            Convolution(256, 3, padding=1),  # -> 13x13x256
-            ReLU(),
-            MaxPooling(3, 2),  # -> 6x6x256
-            AdaptivePooling(6),  # -> 6x6x256
-        ),
-        hidden=(Dropout(), Dense(4096), ReLU(), Dropout(), Dense(4096), ReLU()),
-        initialization="torch",
-        image_size=224,
-        num_parameters=61_100_840,
-    ),
-    "alexnet_small": Variant(
-        origin="Ours, for pictures of 24x24 and more: the paper's five convolutions, overlapping pooling and dense "
-        "layers with dropout, at the stride of small pictures.",
-        features=(
-            Convolution(32, 5, padding=2),  # 26x26x3 -> 26x26x32
-            ReLU(),
-            MaxPooling(3, 2),  # -> 12x12x32
-            Convolution(64, 3, padding=1),  # -> 12x12x64
-            ReLU(),
-            Convolution(96, 3, padding=1),  # -> 12x12x96
-            ReLU(),
-            Convolution(96, 3, padding=1),  # -> 12x12x96
-            ReLU(),
-            Convolution(96, 3, padding=1),  # -> 12x12x96
-            ReLU(),
-            MaxPooling(3, 2),  # -> 5x5x96
-            AdaptivePooling(5),  # -> 5x5x96
-        ),
-        hidden=(Dense(512), ReLU(), Dropout(), Dense(512), ReLU(), Dropout()),
-        initialization="kaiming",
-        image_size=26,
-        num_parameters=2_247_368,
-    ),
-}
+_NO_NORMALIZATION = "none"
+_GROUPED = (2, 4, 5)  # convolutions of which each tower sees its own half, in the paper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +31,22 @@ class ModelConfig:
     Attributes:
         name: A name of `VARIANTS`.
         initialization: A name of `model.initialization.INITIALIZATIONS`; None: the variant's own.
-        dropout: Probability of being dropped, in [0, 1).
+        dropout: Probability of being dropped, in [0, 1); 0 switches it off.
+        activation: `relu`, or `tanh`.
+        normalization: A convention of `model.lrn.CONVENTIONS` in place of the variant's, or `none`; None: its own.
+        overlapping_pooling: Windows of 3 at every second pixel; else of 2.
+        num_towers: 1 or 2, of the grouped convolutions: the second, fourth and fifth. None: the variant's.
+        initial_bias: Of the layers whose biases start above zero in the paper; None: as the initialisation has it.
     """
 
     name: str
     initialization: str | None = None
     dropout: float = 0.5
+    activation: str = "relu"
+    normalization: str | None = None
+    overlapping_pooling: bool = True
+    num_towers: int | None = None
+    initial_bias: float | None = None
 
     def __post_init__(self) -> None:
         if self.name not in VARIANTS:
@@ -144,6 +55,13 @@ class ModelConfig:
             raise ValueError(f"initialization={self.initialization!r}: must be one of {', '.join(INITIALIZATIONS)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}: must lie in [0, 1)")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation={self.activation!r}: must be one of {', '.join(ACTIVATIONS)}")
+        conventions = (_NO_NORMALIZATION, *CONVENTIONS)
+        if self.normalization is not None and self.normalization not in conventions:
+            raise ValueError(f"normalization={self.normalization!r}: must be one of {', '.join(conventions)}")
+        if self.num_towers not in (None, 1, 2):
+            raise ValueError(f"num_towers={self.num_towers}: must be 1 or 2")
 
 
 class AlexNet(nn.Module):
@@ -161,9 +79,11 @@ class AlexNet(nn.Module):
             raise ValueError(f"num_classes={num_classes}: must be at least 1")
         variant = VARIANTS[config.name]
         images = torch.empty(1, 3, variant.image_size, variant.image_size, device="meta")
-        self.features, maps = build_layers(variant.features, images, dropout=config.dropout, seed=seed)
-        dense = (*variant.hidden, Dense(num_classes))
-        self.classifier, _ = build_layers(dense, maps.flatten(1), dropout=config.dropout, seed=seed)
+        build = partial(build_layers, dropout=config.dropout, seed=seed, activation=config.activation)
+        self.features, maps = build(tuple(_switched(variant.features, config)), images)
+        self.classifier, _ = build((*variant.hidden, Dense(num_classes)), maps.flatten(1))
+        if config.num_towers is not None:  # another number of connections
+            return
         num_parameters = sum(parameter.numel() for parameter in self.parameters())
         per_class = sum(parameter[0].numel() for parameter in self.classifier[-1].parameters())
         assert num_parameters + (1000 - num_classes) * per_class == variant.num_parameters, (
@@ -190,34 +110,49 @@ class AlexNet(nn.Module):
         return activations
 
 
+def _switched(features: Sequence[Layer], config: ModelConfig) -> Iterator[Layer]:
+    """Yield a variant's layers with the switches of a configuration applied."""
+    num_convolutions = 0
+    for layer in features:
+        match layer:
+            case Normalization() if config.normalization == _NO_NORMALIZATION:
+                continue
+            case Normalization() if config.normalization is not None:
+                yield Normalization(config.normalization)
+            case MaxPooling(window=3, stride=2) if not config.overlapping_pooling:
+                yield MaxPooling(2, 2)
+            case Convolution():
+                num_convolutions += 1
+                if config.num_towers is not None and num_convolutions in _GROUPED:
+                    layer = replace(layer, num_groups=config.num_towers)
+                yield layer
+            case _:
+                yield layer
+
+
 def build_model(
-    name: str,
-    *,
-    num_classes: int,
-    image_size: int | None = None,
-    initialization: str | None = None,
-    dropout: float = 0.5,
-    seed: int = 0,
+    name: str, *, num_classes: int, image_size: int | None = None, seed: int = 0, **switches: Any
 ) -> AlexNet:
     """Build a variant with its starting weights, the same on every rank; float32 on the CPU.
 
     Args:
-        name: See `ModelConfig`, whose fields are arguments here: `build_model(**asdict(config), num_classes=10)`.
+        name: See `ModelConfig`.
         num_classes: Number of outputs.
         image_size: Height and width of the pictures to come; None leaves them unchecked.
-        initialization: See `ModelConfig`.
-        dropout: See `ModelConfig`.
         seed: Of the weights and of the dropout masks.
+        switches: The other fields of `ModelConfig`: `build_model(**asdict(config), num_classes=10)`.
 
     Raises:
         ValueError: An argument is out of its range, or pictures of this size don't fit the variant.
     """
-    config = ModelConfig(name=name, initialization=initialization, dropout=dropout)
+    config = ModelConfig(name=name, **switches)
     if image_size is not None:
         check_image_size(config, image_size)
     model = AlexNet(config, num_classes=num_classes, seed=seed)
     model.to_empty(device="cpu")
-    initialize(model, initialization or VARIANTS[name].initialization, seed=seed)
+    initialize(
+        model, config.initialization or VARIANTS[name].initialization, seed=seed, initial_bias=config.initial_bias
+    )
     return model
 
 

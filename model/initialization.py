@@ -14,13 +14,14 @@ from torch import Generator, nn
 Learned = nn.Conv2d | nn.Linear
 
 
-def initialize(model: nn.Module, name: str, *, seed: int) -> None:
+def initialize(model: nn.Module, name: str, *, seed: int, initial_bias: float | None = None) -> None:
     """Set all weights and biases of a model in place, layer by layer in the model's order.
 
     Args:
         model: Its convolutions and dense layers have biases; on the CPU.
         name: A name of `INITIALIZATIONS`.
         seed: Of the generator.
+        initial_bias: Of the layers that this module's header names; None: as the initialisation has it.
 
     Raises:
         ValueError: The name is unknown.
@@ -30,6 +31,9 @@ def initialize(model: nn.Module, name: str, *, seed: int) -> None:
     layers: list[Learned] = [layer for layer in model.modules() if isinstance(layer, Learned)]
     with torch.no_grad():
         INITIALIZATIONS[name](layers, torch.Generator().manual_seed(seed))
+        if initial_bias is not None:
+            for layer in _lifted(layers):
+                nn.init.constant_(layer.get_parameter("bias"), initial_bias)
 
 
 def _initialize_paper(layers: list[Learned], generator: Generator) -> None:

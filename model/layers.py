@@ -5,8 +5,9 @@ layer. Each new layer runs once on the meta device, so shapes come from the laye
 no memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +18,22 @@ from model.lrn import LocalResponseNorm
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution with biases; `num_groups=2` makes the paper's two towers, each seeing half of the channels."""
+    """A convolution with biases; `num_groups=2` makes the paper's two towers, each seeing half of the channels.
+
+    With padding `same`, as in TensorFlow, ceil(size / stride) windows begin at every `stride`-th pixel; where the zeros
+    that this takes are odd in number, the last row and column get the one more.
+    """
 
     num_filters: int
     kernel_size: int
     stride: int = 1
-    padding: int = 0
+    padding: int | Literal["same"] = 0
     num_groups: int = 1
 
 
 @dataclass(frozen=True)
-class ReLU:
-    """max(x, 0), in place."""
+class Activation:
+    """The model's nonlinearity, in place."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,20 @@ class AdaptivePooling:
 
 
 @dataclass(frozen=True)
+class Padding:
+    """Zeros around the picture."""
+
+    num_pixels: int
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """Bilinear interpolation to `size` x `size`."""
+
+    size: int
+
+
+@dataclass(frozen=True)
 class Dropout:
     """Counted dropout, with the model's probability and seed."""
 
@@ -65,11 +84,12 @@ class Dense:
     num_units: int
 
 
-Layer = Convolution | ReLU | Normalization | MaxPooling | AdaptivePooling | Dropout | Dense
+Layer = Convolution | Activation | Normalization | MaxPooling | AdaptivePooling | Padding | Resizing | Dropout | Dense
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": lambda: nn.ReLU(inplace=True), "tanh": nn.Tanh}
 
 
 def build_layers(
-    specification: Sequence[Layer], inputs: Tensor, *, dropout: float, seed: int
+    specification: Sequence[Layer], inputs: Tensor, *, dropout: float, seed: int, activation: str = "relu"
 ) -> tuple[nn.Sequential, Tensor]:
     """Build a chain of layers on the meta device.
 
@@ -78,6 +98,7 @@ def build_layers(
         inputs: What enters it, on the meta device: (1, C, H, W), or (1, units) for dense layers.
         dropout: Probability of being dropped.
         seed: Of the dropout masks; a layer's place in the chain tells its masks from the others'.
+        activation: A name of `ACTIVATIONS`.
 
     Returns:
         The layers, and what leaves them.
@@ -90,22 +111,19 @@ def build_layers(
         for place, layer in enumerate(specification):
             match layer:
                 case Convolution():
-                    module: nn.Module = nn.Conv2d(
-                        inputs.shape[1],
-                        layer.num_filters,
-                        layer.kernel_size,
-                        stride=layer.stride,
-                        padding=layer.padding,
-                        groups=layer.num_groups,
-                    )
-                case ReLU():
-                    module = nn.ReLU(inplace=True)
+                    module: nn.Module = _convolution(layer, inputs)
+                case Activation():
+                    module = ACTIVATIONS[activation]()
                 case Normalization():
                     module = LocalResponseNorm(layer.convention)
                 case MaxPooling():
                     module = nn.MaxPool2d(layer.window, layer.stride)
                 case AdaptivePooling():
                     module = nn.AdaptiveAvgPool2d(layer.size)
+                case Padding():
+                    module = nn.ZeroPad2d(layer.num_pixels)
+                case Resizing():
+                    module = nn.Upsample((layer.size, layer.size), mode="bilinear")
                 case Dropout():
                     module = CountedDropout(dropout, seed=seed, layer=place)
                 case Dense():
@@ -113,3 +131,25 @@ def build_layers(
             inputs = module(inputs)
             layers.append(module)
     return layers, inputs
+
+
+def _convolution(layer: Convolution, inputs: Tensor) -> nn.Module:
+    before, after = (layer.padding, layer.padding) if layer.padding != "same" else _same_padding(layer, inputs)
+    convolution = nn.Conv2d(
+        inputs.shape[1],
+        layer.num_filters,
+        layer.kernel_size,
+        stride=layer.stride,
+        padding=before,
+        groups=layer.num_groups,
+    )
+    # The one more at the end makes a layer of its own; the convolution pads the rest on all sides.
+    return convolution if after == before else nn.Sequential(nn.ZeroPad2d((0, after - before) * 2), convolution)
+
+
+def _same_padding(layer: Convolution, inputs: Tensor) -> tuple[int, int]:
+    """Return the zeros before and behind the pixels of a square picture."""
+    size = inputs.shape[-1]
+    num_windows = -(-size // layer.stride)
+    total = max((num_windows - 1) * layer.stride + layer.kernel_size - size, 0)
+    return total // 2, total - total // 2

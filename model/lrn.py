@@ -45,6 +45,10 @@ CONVENTIONS = {
     "printed": Convention(size=5, alpha=1e-4, beta=0.75, k=2.0),
     # Caffe's bvlc_alexnet, and ONNX: alpha is divided by n, k is 1.
     "caffe": Convention(size=5, alpha=1e-4 / 5, beta=0.75, k=1.0),
+    # The paper's constants handed to torch.nn.LocalResponseNorm(5, alpha=1e-4, k=2), which divides alpha by n.
+    "pytorch": Convention(size=5, alpha=1e-4 / 5, beta=0.75, k=2.0),
+    # The defaults of tf.nn.local_response_normalization: depth_radius 5, nothing divided.
+    "tensorflow": Convention(size=11, alpha=1.0, beta=0.5, k=1.0),
 }
 
 
@@ -134,8 +138,8 @@ def _energy(block: Tensor, band: Tensor, convention: Convention) -> Tensor:
 
 
 def _inverse_power(energy: Tensor, beta: float) -> Tensor:
-    """Compute energy^-beta; 0.75, which all conventions share, by two square roots, much faster than a power."""
-    if beta != 0.75:
+    """Compute energy^-beta; 0.75 and 0.5, which the conventions have, by square roots, much faster than a power."""
+    if beta not in (0.5, 0.75):
         return energy.pow(-beta)
     root = energy.rsqrt()
-    return root.sqrt().mul_(root)
+    return root if beta == 0.5 else root.sqrt().mul_(root)

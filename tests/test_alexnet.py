@@ -5,11 +5,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model import alexnet
-from model.alexnet import VARIANTS, AlexNet, ModelConfig, build_model
+from model.alexnet import AlexNet, ModelConfig, build_model
 from model.dropout import CountedDropout
 from model.initialization import initialize
+from model.layers import Convolution, build_layers
 from model.lrn import LocalResponseNorm
+from model.variants import VARIANTS
 
 
 def on_meta(name: str, num_classes: int = 1000) -> AlexNet:
@@ -72,6 +73,18 @@ def test_alexnet_owt_takes_torchvisions_state_dict() -> None:
             [(64, 55, 55), (192, 27, 27), (384, 13, 13), (256, 13, 13), (256, 13, 13)],
             [(64, 27, 27), (192, 13, 13), (256, 6, 6), (256, 6, 6)],
         ),
+        (
+            "caffenet",
+            227,
+            [(96, 55, 55), (256, 27, 27), (384, 13, 13), (384, 13, 13), (256, 13, 13)],
+            [(96, 27, 27), (256, 13, 13), (256, 6, 6)],
+        ),
+        (
+            "alexnet_single",
+            227,
+            [(96, 55, 55), (256, 27, 27), (384, 13, 13), (384, 13, 13), (256, 13, 13)],
+            [(96, 27, 27), (256, 13, 13), (256, 6, 6)],
+        ),
     ],
 )
 def test_shapes_are_the_papers(
@@ -120,6 +133,7 @@ def test_alexnet_2012_equals_two_towers_written_out() -> None:
     [
         ("alexnet_2012", "Linear ReLU CountedDropout Linear ReLU CountedDropout Linear"),
         ("alexnet_owt", "CountedDropout Linear ReLU CountedDropout Linear ReLU Linear"),
+        ("alexnet_single", "CountedDropout Linear CountedDropout Linear Linear"),
     ],
 )
 def test_dropout_stands_where_its_source_has_it(name: str, order: str) -> None:
@@ -128,6 +142,83 @@ def test_dropout_stands_where_its_source_has_it(name: str, order: str) -> None:
     dropouts = [layer for layer in classifier if isinstance(layer, CountedDropout)]
     assert [layer.probability for layer in dropouts] == [0.5, 0.5]
     assert dropouts[0].layer != dropouts[1].layer
+
+
+def test_caffenet_pools_before_it_normalises() -> None:
+    names = [type(layer).__name__ for layer in on_meta("caffenet").features[:8]]
+    assert names == ["Conv2d", "ReLU", "MaxPool2d", "LocalResponseNorm"] * 2
+
+
+def test_alexnet_stride4_has_the_tutorials_parameters_and_shapes() -> None:
+    model = on_meta("alexnet_stride4", 10)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 21_622_154
+    activations, shapes = torch.empty(1, 3, 28, 28, device="meta"), []
+    for layer in model.features:
+        activations = layer(activations)
+        shapes.append(tuple(activations.shape[1:]))
+    assert list(dict.fromkeys(shapes)) == [
+        (3, 32, 32),
+        (3, 224, 224),
+        (96, 56, 56),
+        (96, 27, 27),
+        (256, 7, 7),
+        (256, 3, 3),
+        (384, 1, 1),
+        (256, 1, 1),
+    ]
+    names = [type(layer).__name__ for layer in model.features]
+    assert names[3:6] == ["LocalResponseNorm", "ReLU", "MaxPool2d"] == names[7:10]
+
+
+@pytest.mark.parametrize(("size", "kernel_size", "stride"), [(224, 11, 4), (27, 5, 4), (3, 3, 4), (1, 3, 4), (9, 4, 1)])
+def test_same_padding_is_tensorflows(size: int, kernel_size: int, stride: int) -> None:
+    """Written out: window i covers the pixels from i * stride - before; the odd zero lies at the end."""
+    image = random_images(1, size)
+    layers, _ = build_layers(
+        [Convolution(2, kernel_size, stride=stride, padding="same")], image.to("meta"), dropout=0, seed=0
+    )
+    layers.to_empty(device="cpu")
+    initialize(layers, "kaiming", seed=1)
+    (convolution,) = [layer for layer in layers.modules() if isinstance(layer, nn.Conv2d)]
+    num_windows = -(-size // stride)
+    before = max((num_windows - 1) * stride + kernel_size - size, 0) // 2
+    wide = torch.zeros(1, 3, size + 2 * kernel_size, size + 2 * kernel_size)
+    wide[:, :, kernel_size : kernel_size + size, kernel_size : kernel_size + size] = image
+    starts = [kernel_size - before + i * stride for i in range(num_windows)]
+    windows = torch.stack(
+        [wide[0, :, y : y + kernel_size, x : x + kernel_size].flatten() for y in starts for x in starts]
+    )
+    with torch.no_grad():
+        expected = (windows @ convolution.weight.flatten(1).T + convolution.bias).T.reshape(
+            1, 2, num_windows, num_windows
+        )
+        torch.testing.assert_close(layers(image), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_switches_take_one_idea_away() -> None:
+    def layers(**switches: object) -> list[nn.Module]:
+        return list(AlexNet(ModelConfig(name="alexnet_2012", **switches), num_classes=1000, seed=0).modules())
+
+    def kinds(**switches: object) -> set[str]:
+        return {type(layer).__name__ for layer in layers(**switches)}
+
+    assert kinds() - kinds(normalization="none") == {"LocalResponseNorm"}
+    assert kinds(activation="tanh") ^ kinds() == {"Tanh", "ReLU"}
+    norms = [layer for layer in layers(normalization="caffe") if isinstance(layer, LocalResponseNorm)]
+    assert [norm.convention for norm in norms] == ["caffe", "caffe"]
+    pools = [layer for layer in layers(overlapping_pooling=False) if isinstance(layer, nn.MaxPool2d)]
+    assert {(pool.kernel_size, pool.stride) for pool in pools} == {(2, 2)}
+    for num_towers, total in ((1, 62_378_344), (2, 60_965_224)):
+        model = AlexNet(ModelConfig(name="alexnet_2012", num_towers=num_towers), num_classes=1000, seed=0)
+        assert sum(parameter.numel() for parameter in model.parameters()) == total
+        groups = [layer.groups for layer in model.features if isinstance(layer, nn.Conv2d)]
+        assert groups == [1, num_towers, 1, num_towers, num_towers]
+
+
+def test_the_bias_start_is_that_of_the_papers_layers() -> None:
+    model = build_model("alexnet_small", num_classes=5, initialization="caffe", initial_bias=0.7)
+    starts = [float(layer.bias[0].detach()) for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    assert starts == pytest.approx([0, 0.7, 0, 0.7, 0.7, 0.7, 0.7, 0])
 
 
 @pytest.mark.parametrize("image_size", [24, 26, 28, 32, 56, 64])
@@ -176,7 +267,7 @@ def test_any_number_of_classes_keeps_the_rest(name: str) -> None:
 
 def test_the_parameter_count_is_asserted(monkeypatch: pytest.MonkeyPatch) -> None:
     variant = VARIANTS["alexnet_2012"]
-    monkeypatch.setitem(alexnet.VARIANTS, "alexnet_2012", replace(variant, features=variant.features[:-1]))
+    monkeypatch.setitem(VARIANTS, "alexnet_2012", replace(variant, features=variant.features[:-1]))
     with pytest.raises(AssertionError, match=r"alexnet_2012 has \d+ parameters at 10 classes"):
         on_meta("alexnet_2012", 10)
 
@@ -191,9 +282,12 @@ def test_config_fields_are_arguments() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "alexnet"}, "name='alexnet': must be one of alexnet_2012, alexnet_owt, alexnet_small"),
+        ({"name": "alexnet"}, "name='alexnet': must be one of alexnet_2012, caffenet, alexnet_owt, "),
         ({"initialization": "xavier"}, "initialization='xavier': must be one of paper, caffe, torch, kaiming"),
         ({"dropout": 1.0}, "dropout=1.0: must lie in"),
+        ({"activation": "gelu"}, "activation='gelu': must be one of relu, tanh"),
+        ({"normalization": "batch"}, "normalization='batch': must be one of none, printed, caffe, pytorch, tensorflow"),
+        ({"num_towers": 3}, "num_towers=3: must be 1 or 2"),
     ],
 )
 def test_a_field_out_of_range_is_named(changes: dict, message: str) -> None:

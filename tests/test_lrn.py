@@ -28,6 +28,10 @@ def test_conventions_equal_the_literal_formula(num_channels: int) -> None:
     caffe = literal_formula(activations.numpy(), k=1, n=5, alpha=1e-4 / 5, beta=0.75)
     np.testing.assert_allclose(LocalResponseNorm("printed")(activations), printed, rtol=1e-12)
     np.testing.assert_allclose(LocalResponseNorm("caffe")(activations), caffe, rtol=1e-12)
+    pytorch = literal_formula(activations.numpy(), k=2, n=5, alpha=1e-4 / 5, beta=0.75)
+    np.testing.assert_allclose(LocalResponseNorm("pytorch")(activations), pytorch, rtol=1e-12)
+    tensorflow = literal_formula(activations.numpy(), k=1, n=11, alpha=1, beta=0.5)
+    np.testing.assert_allclose(LocalResponseNorm("tensorflow")(activations), tensorflow, rtol=1e-12)
 
 
 def test_equals_torch() -> None:
@@ -36,18 +40,20 @@ def test_equals_torch() -> None:
     torch.testing.assert_close(LocalResponseNorm("printed")(activations), peer(activations), rtol=1e-6, atol=1e-6)
     peer = torch.nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75, k=1)
     torch.testing.assert_close(LocalResponseNorm("caffe")(activations), peer(activations), rtol=1e-6, atol=1e-6)
+    peer = torch.nn.LocalResponseNorm(5, k=2)
+    torch.testing.assert_close(LocalResponseNorm("pytorch")(activations), peer(activations), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("convention", ["printed", "caffe"])
+@pytest.mark.parametrize("convention", lrn.CONVENTIONS)
 def test_backward_is_the_derivative(convention: str) -> None:
     activations = random_activations(2, 7, 1, 2).requires_grad_()
     assert torch.autograd.gradcheck(LocalResponseNorm(convention), activations)
 
 
 def test_other_exponents_use_a_power(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(lrn.CONVENTIONS, "odd", lrn.Convention(size=3, alpha=0.01, beta=0.5, k=1.5))
+    monkeypatch.setitem(lrn.CONVENTIONS, "odd", lrn.Convention(size=3, alpha=0.01, beta=0.6, k=1.5))
     activations = random_activations(2, 6, 1, 2).requires_grad_()
-    expected = literal_formula(activations.detach().numpy(), k=1.5, n=3, alpha=0.01, beta=0.5)
+    expected = literal_formula(activations.detach().numpy(), k=1.5, n=3, alpha=0.01, beta=0.6)
     np.testing.assert_allclose(LocalResponseNorm("odd")(activations).detach(), expected, rtol=1e-12)
     assert torch.autograd.gradcheck(LocalResponseNorm("odd"), activations)
 
@@ -108,5 +114,5 @@ def test_only_the_input_is_kept_for_backward() -> None:
 
 
 def test_an_unknown_convention_is_named() -> None:
-    with pytest.raises(ValueError, match="convention='pytorch': must be one of printed, caffe"):
-        LocalResponseNorm("pytorch")
+    with pytest.raises(ValueError, match="convention='onnx': must be one of printed, caffe, pytorch, tensorflow"):
+        LocalResponseNorm("onnx")

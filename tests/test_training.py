@@ -76,6 +76,18 @@ def test_synthetic_data_trains_without_reading_a_picture(raw_dataset, tmp_path, 
     assert _entries(run, "step")[-1]["data_wait_fraction"] == 0
 
 
+def test_a_run_that_learns_nothing_is_stopped_after_an_epoch_with_advice(raw_dataset, tmp_path):
+    model = dataclasses.replace(CONFIG.model, initialization="caffe")  # all logits begin near 0
+    config = dataclasses.replace(CONFIG, model=model, optimizer=OptimizerConfig(learning_rate=1e-12), num_epochs=20)
+    trainer = Trainer(raw_dataset, RunFolder.create(tmp_path / "stuck", config, raw_dataset), ALONE)
+    with pytest.raises(
+        InputError, match=r"is 1\.38\d+ after 1\.5 epochs, that of a guess, ln 4 = 1\.3863.*initial-bias"
+    ):
+        trainer.run()
+    trainer.close()
+    assert trainer._step == 5  # the first line of the log behind the first epoch of 41 samples
+
+
 def test_a_resumed_run_has_the_same_losses_and_weights(straight, raw_dataset, tmp_path):
     run = RunFolder.create(tmp_path / "resumed", CONFIG, raw_dataset)
     interrupted = Trainer(raw_dataset, run, ALONE)
