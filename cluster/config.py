@@ -24,6 +24,8 @@ class TrainingConfig:
         optimizer: The update and its learning rate.
         augmentation: From stored picture to input.
         streams: Shards read one after another, for slow disks.
+        decode: Where JPEGs are decoded: `cpu`, the same bits with and without a GPU; `mixed`, by the GPU too. None:
+            `mixed` where there is one.
         on_bad_sample: A training sample whose bytes have changed is an `error`, or replaced and counted.
         synthetic_data: Train on noise of the right shape, which costs nothing to make: what a step takes is computation
             alone. Nothing is learnt.
@@ -43,6 +45,7 @@ class TrainingConfig:
     optimizer: OptimizerConfig
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     streams: StreamConfig = field(default_factory=StreamConfig)
+    decode: Literal["cpu", "mixed"] | None = None
     on_bad_sample: OnBadSample = "error"
     synthetic_data: bool = False
     global_batch_size: int

@@ -58,7 +58,7 @@ def evaluate(model: nn.Module, dataset: Dataset, split: str, world: World, run: 
         augmentation=config.augmentation,
         color_basis=run.color_basis,
         mean_image_HWC=run.mean_image_HWC,
-        config=world.loader_config(),
+        config=world.loader_config(config.decode),
     )
     totals = torch.zeros(4, dtype=torch.float64)  # samples, sum of losses, top-1, top-5: counts are exact to 2**53
     was_training = model.training

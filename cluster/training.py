@@ -120,7 +120,7 @@ class Trainer:
     def _open_loader(self) -> TrainLoader | SyntheticLoader:
         config, dataset, world = self._config, self._dataset, self._world
         samples_seen = self._step * config.global_batch_size
-        loader_config = world.loader_config(config.on_bad_sample)
+        loader_config = world.loader_config(config.decode, config.on_bad_sample)
         if config.synthetic_data:
             return SyntheticLoader(
                 num_samples=dataset.num_samples("train"),

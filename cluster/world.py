@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from pipeline.command import InputError
+from pipeline.graph import Decode
 from pipeline.loader import LoaderConfig
 from pipeline.shard_reader import OnBadSample
 
@@ -34,10 +36,17 @@ class World:
         """Threads that this worker may use; the launcher says so by OMP_NUM_THREADS."""
         return int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0))
 
-    def loader_config(self, on_bad_sample: OnBadSample = "error") -> LoaderConfig:
-        """Return how this worker makes its batches: on its device, with its threads, channels last."""
+    def loader_config(self, decode: Decode | None, on_bad_sample: OnBadSample = "error") -> LoaderConfig:
+        """Return how this worker makes its batches: on its device, with its threads, channels last.
+
+        Raises:
+            InputError: A GPU is to decode, and this worker has none.
+        """
+        if decode == "mixed" and self.device.type != "cuda":
+            raise InputError("decode is `mixed`, but a worker has no GPU; train with --decode cpu")
         return LoaderConfig(
             device="gpu" if self.device.type == "cuda" else "cpu",
+            decode=decode,
             device_id=self.device.index or 0,
             num_threads=self.num_threads,
             layout="NHWC",

@@ -172,6 +172,7 @@ class _Stages:
             layout="NCHW",
             max_batch_size=self._batch_size,
             device="cpu",
+            decode="cpu",
             device_id=0,
             num_threads=self._num_threads,
             prefetch_batches=LoaderConfig().prefetch_batches,

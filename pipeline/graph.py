@@ -3,8 +3,8 @@
     feed (Python, order and parameters) -> decode -> [resize] -> crop + mirror + normalise + transpose
 
 The graph draws nothing by itself: crop, mirror and colour noise arrive as arguments. The colour noise is part of the
-per-sample `mean`, so normalising and jittering are one kernel. `device` is the only difference between the two back
-ends, in the four marked lines.
+per-sample `mean`, so normalising and jittering are one kernel. `device` and `decode` are the only differences between
+the back ends, in the four marked lines.
 """
 
 import warnings
@@ -27,6 +27,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 Device = Literal["cpu", "gpu"]
+Decode = Literal["cpu", "mixed"]
 OutputType = Literal["float32", "float16"]
 Layout = Literal["NCHW", "NHWC"]
 _TYPES = {"float32": types.FLOAT, "float16": types.FLOAT16}
@@ -48,7 +49,8 @@ class GraphConfig:
         output_type: Of the output.
         layout: Of the output in memory.
         max_batch_size: Largest number of samples that the feed gives at once.
-        device: `cpu` or `gpu`.
+        device: `cpu` or `gpu`: what crops, mirrors and normalises.
+        decode: What decodes JPEGs: `cpu`, or `mixed`: CPU and GPU of a graph for the GPU.
         device_id: Of the GPU; ignored for `cpu`.
         num_threads: DALI's worker threads.
         prefetch_batches: Batches prepared ahead of the one in use.
@@ -65,6 +67,7 @@ class GraphConfig:
     layout: Layout
     max_batch_size: int
     device: Device
+    decode: Decode
     device_id: int
     num_threads: int
     prefetch_batches: int
@@ -133,18 +136,19 @@ def define_graph(feed: Feed, config: GraphConfig) -> Pipeline:
 
 def decoded(content: Any, config: GraphConfig) -> Any:
     """Define the first half: bytes, or raw pixels, to uint8 pixels HWC of the stored size on the graph's device."""
-    gpu = config.device == "gpu"
-    if config.raw:
-        return content.gpu() if gpu else content  # differs by device
     # All decoder flags that change pixels are pinned; oriented files were turned upright by the offline stage.
-    pixels = fn.decoders.image(
-        content,
-        device="mixed" if gpu else "cpu",  # differs by device
-        output_type=types.RGB,
-        use_fast_idct=False,
-        jpeg_fancy_upsampling=True,
-        adjust_orientation=False,
-    )
+    pixels = content
+    if not config.raw:
+        pixels = fn.decoders.image(
+            content,
+            device=config.decode,  # differs by device
+            output_type=types.RGB,
+            use_fast_idct=False,
+            jpeg_fancy_upsampling=True,
+            adjust_orientation=False,
+        )
+    if config.device == "gpu" and (config.raw or config.decode == "cpu"):
+        pixels = pixels.gpu()  # differs by device
     if not config.whole:
         return pixels
     # The offline stage's rule: the centred square of the shorter side, antialiased.

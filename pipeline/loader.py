@@ -30,7 +30,7 @@ from pipeline.color import ColorBasis
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.feed import BatchThread, Draw, Feed
-from pipeline.graph import Device, GraphConfig, Layout, OutputType
+from pipeline.graph import Decode, Device, GraphConfig, Layout, OutputType
 from pipeline.order import SampleOrder, rank_slice
 from pipeline.shard_reader import OnBadSample, ShardReader
 from pipeline.stream_order import StreamConfig, StreamOrder
@@ -59,6 +59,8 @@ class LoaderConfig:
 
     Attributes:
         device: Where decoding and augmentation run, and where the batch lies: `cpu` or `gpu`.
+        decode: Where JPEGs are decoded: `cpu`, the same bits on either device, or `mixed`, by a GPU too, whose pixels
+            may differ by some grey levels. None: `mixed` where the device is a GPU.
         device_id: Of the GPU; ignored for `cpu`.
         num_threads: DALI's; None: one more than the cores that this process may use, so that none idles while another
             thread ends a batch.
@@ -70,12 +72,22 @@ class LoaderConfig:
     """
 
     device: Device = "cpu"
+    decode: Decode | None = None
     device_id: int = 0
     num_threads: int | None = None
     prefetch_batches: int = 3
     output_type: OutputType = "float32"
     layout: Layout = "NCHW"
     on_bad_sample: OnBadSample = "error"
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            ValueError: Only a GPU decodes `mixed`.
+        """
+        if self.decode == "mixed" and self.device != "gpu":
+            raise ValueError("decode='mixed': needs device='gpu'; a CPU decodes alone, decode='cpu'")
 
 
 class _Loader(Iterator[Batch]):
@@ -115,6 +127,7 @@ class _Loader(Iterator[Batch]):
             layout=config.layout,
             max_batch_size=max_batch_size,
             device=config.device,
+            decode=config.decode or ("mixed" if config.device == "gpu" else "cpu"),
             device_id=config.device_id,
             num_threads=config.num_threads or len(os.sched_getaffinity(0)) + 1,
             prefetch_batches=config.prefetch_batches,

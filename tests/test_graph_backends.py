@@ -22,6 +22,7 @@ BASE = GraphConfig(
     layout="NCHW",
     max_batch_size=4,
     device="cpu",
+    decode="cpu",
     device_id=0,
     num_threads=1,
     prefetch_batches=2,
@@ -56,11 +57,14 @@ def _operators(config: GraphConfig) -> list:
     return [instance._op for instance in found.values() if not isinstance(instance._op, ops.ExternalSource)]
 
 
-@pytest.mark.parametrize("device", ["cpu", "gpu"])
+BACK_ENDS = {"cpu": ("cpu", "cpu"), "gpu": ("gpu", "mixed"), "gpu, decoded by the cpu": ("gpu", "cpu")}
+
+
+@pytest.mark.parametrize(("device", "decode"), BACK_ENDS.values(), ids=BACK_ENDS)
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_every_operator_exists_for_its_back_end(device, form):
+def test_every_operator_exists_for_its_back_end(device, decode, form):
     registry = {"cpu": ops.cpu_ops(), "gpu": ops.gpu_ops(), "mixed": ops.mixed_ops()}
-    operators = _operators(dataclasses.replace(BASE, device=device, **form))
+    operators = _operators(dataclasses.replace(BASE, device=device, decode=decode, **form))
     names = {operator.schema_name for operator in operators}
     assert "CropMirrorNormalize" in names
     assert ("decoders__Image" in names) == (not form["raw"]) and ("Resize" in names) == form["whole"]
@@ -72,13 +76,17 @@ def test_every_operator_exists_for_its_back_end(device, form):
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def test_the_pictures_stay_on_the_gpu_once_they_are_there(form):
-    def devices(device: str) -> dict[str, set[str]]:
+    def devices(back_end: str) -> dict[str, set[str]]:
+        device, decode = BACK_ENDS[back_end]
         found: dict[str, set[str]] = {}
-        for operator in _operators(dataclasses.replace(BASE, device=device, **form)):
+        for operator in _operators(dataclasses.replace(BASE, device=device, decode=decode, **form)):
             found.setdefault(operator.schema_name, set()).add(operator.device)
         return found
 
-    gpu, cpu = devices("gpu"), devices("cpu")
-    assert set().union(*cpu.values()) == {"cpu"}
-    assert gpu["CropMirrorNormalize"] == {"gpu"}
-    assert gpu.get("Resize", {"gpu"}) == {"gpu"} and gpu.get("decoders__Image", {"mixed"}) == {"mixed"}
+    for back_end, (_, decode) in BACK_ENDS.items():
+        found = devices(back_end)
+        if back_end == "cpu":
+            assert set().union(*found.values()) == {"cpu"}
+            continue
+        assert found["CropMirrorNormalize"] == {"gpu"}
+        assert found.get("Resize", {"gpu"}) == {"gpu"} and found.get("decoders__Image", {decode}) == {decode}

@@ -8,6 +8,7 @@ import torch
 from coded_source import CodedSource, coded_pixels
 from PIL import Image
 
+from cluster.world import World
 from pipeline.augmentation import AugmentationConfig, center_parameters, divisor, draw_parameters
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
@@ -328,6 +329,14 @@ def test_a_missing_shard_is_named(raw_dataset, tmp_path):
         next(_loader(dataset, batch=41))
 
 
+def test_only_a_gpu_decodes_mixed():
+    with pytest.raises(ValueError, match="decode='mixed': needs device='gpu'"):
+        LoaderConfig(decode="mixed")
+    with pytest.raises(InputError, match="a worker has no GPU; train with --decode cpu"):
+        World(0, 1, torch.device("cpu")).loader_config("mixed")
+    assert World(0, 1, torch.device("cuda", 1)).loader_config("cpu").decode == "cpu"
+
+
 def test_more_workers_than_samples_in_a_batch_are_refused(raw_dataset):
     with pytest.raises(InputError, match="global batch of 2 can't be shared by 3 workers"):
         _loader(raw_dataset, batch=2, world=3)
@@ -347,3 +356,15 @@ def test_the_gpu_graph_equals_the_reference(raw_dataset):
     assert batch.images.is_cuda and batch.labels.is_cuda
     np.testing.assert_allclose(batch.images.cpu().numpy(), _expected(raw_dataset, batch), rtol=0, atol=1e-6)
     loader.close()
+
+
+@pytest.mark.gpu
+def test_a_gpu_gets_the_cpus_pixels_where_the_cpu_decodes(jpeg_dataset):
+    images = []
+    for options in ({"device": "cpu"}, {"device": "gpu", "decode": "cpu"}):
+        loader = TrainLoader(
+            jpeg_dataset, global_batch_size=10, seed=SEED, augmentation=CONFIG, config=LoaderConfig(**options)
+        )
+        images.append(next(loader).images.cpu().numpy())
+        loader.close()
+    np.testing.assert_allclose(images[0], images[1], rtol=0, atol=1e-6)
