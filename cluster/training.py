@@ -202,7 +202,9 @@ class Trainer:
         """Stop a run whose loss is still that of a guess among all classes."""
         config, guess = self._config, math.log(self._dataset.num_classes)
         epoch = self._step * config.global_batch_size / self._dataset.num_samples("train")
-        if config.synthetic_data or epoch < config.stuck_after_epochs or abs(loss - guess) > _STUCK * guess:
+        if config.synthetic_data or epoch < config.stuck_after_epochs:
+            return
+        if guess == 0 or abs(loss - guess) > _STUCK * guess:  # of one class a guess is all there is to learn
             return
         raise InputError(
             f"the loss is {loss:.4f} after {epoch:.1f} epochs, that of a guess, ln {self._dataset.num_classes} = "

@@ -33,7 +33,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Activation:
-    """The model's nonlinearity, in place."""
+    """The model's nonlinearity, a name of `ACTIVATIONS`."""
 
 
 @dataclass(frozen=True)

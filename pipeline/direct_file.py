@@ -49,7 +49,7 @@ class DirectFile:
             fcntl.fcntl(self._descriptor, fcntl.F_SETFL, os.O_DIRECT)
         self._digest = hashlib.sha256()
         self.num_bytes = 0
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self._free: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
         self._filled: queue.SimpleQueue[tuple[mmap.mmap, int] | None] = queue.SimpleQueue()
         for _ in range(_NUM_BUFFERS):
@@ -128,6 +128,8 @@ class DirectFile:
                     start += self._write_at(view[start:end], offset + start)
             except OSError as error:
                 self._error = OSError(error.errno, error.strerror, str(self._path))
+            except Exception as error:  # whatever it is: the writer waits for its buffer
+                self._error = error
 
     def _write_at(self, part: memoryview, offset: int) -> int:
         try:

@@ -58,7 +58,7 @@ class LoaderConfig:
     """How batches are made, which changes no sample of them.
 
     Attributes:
-        device: Where decoding and augmentation run, and where the batch lies: `cpu` or `gpu`.
+        device: Where augmentation runs, and where the batch lies: `cpu` or `gpu`.
         decode: Where JPEGs are decoded: `cpu`, the same bits on either device, or `mixed`, by a GPU too, whose pixels
             may differ by some grey levels. None: `mixed` where the device is a GPU.
         device_id: Of the GPU; ignored for `cpu`.

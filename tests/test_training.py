@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,6 +87,11 @@ def test_a_run_that_learns_nothing_is_stopped_after_an_epoch_with_advice(raw_dat
         trainer.run()
     trainer.close()
     assert trainer._step == 5  # the first line of the log behind the first epoch of 41 samples
+
+
+def test_one_class_is_learnt_from_the_start():
+    dataset = SimpleNamespace(num_classes=1, num_samples=lambda split: 41)
+    Trainer._check_learning(SimpleNamespace(_config=CONFIG, _dataset=dataset, _step=100), 0.0)
 
 
 def test_a_resumed_run_has_the_same_losses_and_weights(straight, raw_dataset, tmp_path):
