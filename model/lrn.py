@@ -8,12 +8,14 @@ and, for g = dL/db (the window is symmetric, so the same sum serves backward):
 
     dL/da_i = g_i / d_i^beta - 2 alpha beta a_i * sum_{|j - i| <= n/2} g_j b_j / d_j
 
-The windowed sum is a 1x1 convolution with a banded matrix of ones: the fastest plain form on a CPU, in either memory
-layout. Only the input is kept for backward, which computes d again: less memory for a little more arithmetic.
+Only the input is kept for backward, which computes d again: less memory for a little more arithmetic. Channels-last
+activations on a CPU go through the fused kernels of `model/lrn_kernel.py`. Elsewhere the windowed sum is a 1x1
+convolution with a banded matrix of ones, in torch's own operators.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -84,6 +86,9 @@ class _Normalize(torch.autograd.Function):
     def forward(ctx: Any, activations: Tensor, convention: Convention) -> Tensor:
         ctx.save_for_backward(activations)
         ctx.convention = convention
+        kernel = _kernel(activations)
+        if kernel is not None:
+            return kernel.normalize(activations, **asdict(convention))
         output = torch.empty_like(activations)
         band = _band(activations, convention.size)
         for rows in _blocks(activations):
@@ -96,6 +101,10 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (activations,) = ctx.saved_tensors
         convention: Convention = ctx.convention
+        kernel = _kernel(activations)
+        if kernel is not None:
+            gradient = gradient.to(activations.dtype).contiguous(memory_format=torch.channels_last)
+            return kernel.differentiate(activations, gradient, **asdict(convention)), None
         output = torch.empty_like(activations)
         band = _band(activations, convention.size)
         for rows in _blocks(activations):
@@ -105,6 +114,15 @@ class _Normalize(torch.autograd.Function):
             shared = _sum_neighbours((direct * block).div_(energy), band)
             output[rows] = direct.addcmul_(shared, block, value=-2 * convention.alpha * convention.beta)
         return output, None
+
+
+def _kernel(activations: Tensor) -> ModuleType | None:
+    """Return the fused kernels where they apply; imported late, since Numba is needed by these variants alone."""
+    if activations.device.type != "cpu":
+        return None
+    from model import lrn_kernel
+
+    return lrn_kernel if lrn_kernel.supports(activations) else None
 
 
 def _blocks(activations: Tensor) -> Iterator[slice]:

@@ -21,9 +21,13 @@ def random_activations(*shape: int, scale: float = 30.0) -> torch.Tensor:
     return scale * torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
 
 
-@pytest.mark.parametrize("num_channels", [1, 3, 5, 16])
-def test_conventions_equal_the_literal_formula(num_channels: int) -> None:
-    activations = random_activations(3, num_channels, 4, 5)
+both_layouts = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+
+
+@both_layouts
+@pytest.mark.parametrize("num_channels", [1, 3, 5, 16, 96])
+def test_conventions_equal_the_literal_formula(num_channels: int, layout: torch.memory_format) -> None:
+    activations = random_activations(3, num_channels, 4, 5).to(memory_format=layout)
     printed = literal_formula(activations.numpy(), k=2, n=5, alpha=1e-4, beta=0.75)
     caffe = literal_formula(activations.numpy(), k=1, n=5, alpha=1e-4 / 5, beta=0.75)
     np.testing.assert_allclose(LocalResponseNorm("printed")(activations), printed, rtol=1e-12)
@@ -44,15 +48,17 @@ def test_equals_torch() -> None:
     torch.testing.assert_close(LocalResponseNorm("pytorch")(activations), peer(activations), rtol=1e-6, atol=1e-6)
 
 
+@both_layouts
 @pytest.mark.parametrize("convention", lrn.CONVENTIONS)
-def test_backward_is_the_derivative(convention: str) -> None:
-    activations = random_activations(2, 7, 1, 2).requires_grad_()
+def test_backward_is_the_derivative(convention: str, layout: torch.memory_format) -> None:
+    activations = random_activations(2, 7, 3, 2).to(memory_format=layout).requires_grad_()
     assert torch.autograd.gradcheck(LocalResponseNorm(convention), activations)
 
 
-def test_other_exponents_use_a_power(monkeypatch: pytest.MonkeyPatch) -> None:
+@both_layouts
+def test_other_exponents_use_a_power(monkeypatch: pytest.MonkeyPatch, layout: torch.memory_format) -> None:
     monkeypatch.setitem(lrn.CONVENTIONS, "odd", lrn.Convention(size=3, alpha=0.01, beta=0.6, k=1.5))
-    activations = random_activations(2, 6, 1, 2).requires_grad_()
+    activations = random_activations(2, 6, 3, 2).to(memory_format=layout).requires_grad_()
     expected = literal_formula(activations.detach().numpy(), k=1.5, n=3, alpha=0.01, beta=0.6)
     np.testing.assert_allclose(LocalResponseNorm("odd")(activations).detach(), expected, rtol=1e-12)
     assert torch.autograd.gradcheck(LocalResponseNorm("odd"), activations)
@@ -82,9 +88,10 @@ def test_memory_format_and_dtype_are_kept() -> None:
         assert result.is_contiguous(memory_format=torch.channels_last)
 
 
+@both_layouts
 @pytest.mark.parametrize("autocast", [False, True])
-def test_low_precision_rounds_only_the_result(autocast: bool) -> None:
-    rounded = random_activations(2, 32, 5, 5).bfloat16()
+def test_low_precision_rounds_only_the_result(autocast: bool, layout: torch.memory_format) -> None:
+    rounded = random_activations(2, 32, 5, 5).bfloat16().to(memory_format=layout)
     leaf = rounded.clone().requires_grad_()
     exact_leaf = rounded.double().requires_grad_()
     upstream = random_activations(2, 32, 5, 5, scale=1.0).bfloat16()
@@ -96,6 +103,45 @@ def test_low_precision_rounds_only_the_result(autocast: bool) -> None:
     half_ulp = 2.0**-8  # bfloat16 has 8 significant bits; the relative error of one rounding is at most 2^-9
     torch.testing.assert_close(output.double(), exact, rtol=half_ulp, atol=0)
     torch.testing.assert_close(leaf.grad.double(), exact_leaf.grad, rtol=half_ulp, atol=1e-6)
+
+
+@both_layouts
+def test_what_is_no_number_is_kept(layout: torch.memory_format) -> None:
+    activations = random_activations(1, 32, 2, 2).bfloat16().to(memory_format=layout)
+    activations[0, 7, 0, 0] = torch.nan
+    missing = LocalResponseNorm()(activations).isnan()
+    assert missing[0, 5:10, 0, 0].all()  # its window's
+    assert not missing.flatten(2)[..., 1:].any()  # no other pixel's
+
+
+def test_the_kernel_rounds_as_torch_does() -> None:
+    exact = random_activations(4, 32, 9, 9).float().to(memory_format=torch.channels_last)
+    rounded = exact.bfloat16()
+    torch.testing.assert_close(
+        LocalResponseNorm()(rounded), LocalResponseNorm()(rounded.float()).bfloat16(), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_threads_change_no_bit(dtype: torch.dtype) -> None:
+    activations = random_activations(3, 24, 7, 5).to(dtype).to(memory_format=torch.channels_last)
+    before = torch.get_num_threads()
+    results = []
+    for num_threads in (1, 2, 3):
+        torch.set_num_threads(num_threads)
+        leaf = activations.clone().requires_grad_()
+        output = LocalResponseNorm()(leaf)
+        results.append([output, *torch.autograd.grad(output.sum(), leaf)])
+    torch.set_num_threads(before)
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=0, atol=0)
+
+
+def test_an_empty_batch_stays_empty() -> None:
+    activations = torch.empty(0, 8, 3, 3).to(memory_format=torch.channels_last).requires_grad_()
+    output = LocalResponseNorm()(activations)
+    output.sum().backward()
+    assert output.shape == activations.grad.shape == (0, 8, 3, 3)
 
 
 def test_autocast_leaves_float32_alone() -> None:
