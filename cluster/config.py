@@ -65,6 +65,11 @@ class TrainingConfig:
         """
         if self.global_batch_size < 1:
             raise ValueError(f"global_batch_size={self.global_batch_size}: must be at least 1")
+        if self.global_batch_size % self.model.group_size:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size}: must be a multiple of model.batch_norm_group, "
+                f"{self.model.group_size}"
+            )
         if not self.num_epochs > 0:
             raise ValueError(f"num_epochs={self.num_epochs}: must be above 0")
         if self.on_bad_sample not in get_args(OnBadSample):

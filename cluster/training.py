@@ -25,6 +25,7 @@ from cluster.precision import forward_context, input_dtype
 from cluster.run_folder import RunFolder
 from cluster.world import World
 from model.alexnet import build_model, check_image_size
+from model.batch_norm import update_running_statistics
 from model.metrics import count_correct
 from model.optim import build_optimizer, learning_rate, set_learning_rate
 from pipeline.command import InputError
@@ -43,9 +44,13 @@ def check_fits(config: TrainingConfig, dataset: Dataset, num_workers: int) -> No
     Raises:
         InputError: Names what does not.
     """
-    if config.global_batch_size < num_workers:
+    group_size = config.model.group_size
+    num_groups = config.global_batch_size // group_size
+    if num_groups < num_workers:
+        groups = f" in groups of {group_size}" if group_size > 1 else ""
         raise InputError(
-            f"{num_workers} workers can't share a global batch of {config.global_batch_size}; use fewer workers"
+            f"{num_workers} workers can't share a global batch of {config.global_batch_size}{groups}; use at most "
+            f"{num_groups} workers"
         )
     try:
         check_image_size(config.model, config.augmentation.crop_of(dataset.stored_size))
@@ -90,7 +95,8 @@ class Trainer:
         self._restore()
         self._parallel: nn.Module = self._model
         if world.world_size > 1:
-            self._parallel = DistributedDataParallel(self._model, gradient_as_bucket_view=True)
+            # Buffers are the same on all workers: update_running_statistics keeps them so.
+            self._parallel = DistributedDataParallel(self._model, gradient_as_bucket_view=True, broadcast_buffers=False)
         self._loader = self._open_loader()
         # Since the last line of the log: each step's mean loss and fraction of correct samples, as far as this rank
         # knows.
@@ -120,7 +126,7 @@ class Trainer:
     def _open_loader(self) -> TrainLoader | SyntheticLoader:
         config, dataset, world = self._config, self._dataset, self._world
         samples_seen = self._step * config.global_batch_size
-        loader_config = world.loader_config(config.decode, config.on_bad_sample)
+        loader_config = world.loader_config(config.decode, config.on_bad_sample, config.model.group_size)
         if config.synthetic_data:
             return SyntheticLoader(
                 num_samples=dataset.num_samples("train"),
@@ -159,6 +165,7 @@ class Trainer:
         # DistributedDataParallel divides the ranks' sum by world_size: what remains is the mean over the global batch.
         (loss_sum * (self._world.world_size / global_batch_size)).backward()
         self._optimizer.step()
+        update_running_statistics(self._model, self._world.sum)
         correct = count_correct(logits.detach(), batch.labels, ks=(1,))[0]
         self._pending.append(torch.stack([loss_sum.detach().double(), correct.double()]) / global_batch_size)
         self._step += 1

@@ -36,7 +36,9 @@ class World:
         """Threads that this worker may use; the launcher says so by OMP_NUM_THREADS."""
         return int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0))
 
-    def loader_config(self, decode: Decode | None, on_bad_sample: OnBadSample = "error") -> LoaderConfig:
+    def loader_config(
+        self, decode: Decode | None, on_bad_sample: OnBadSample = "error", group_size: int = 1
+    ) -> LoaderConfig:
         """Return how this worker makes its batches: on its device, with its threads, channels last.
 
         Raises:
@@ -51,6 +53,7 @@ class World:
             num_threads=self.num_threads,
             layout="NHWC",
             on_bad_sample=on_bad_sample,
+            group_size=group_size,
         )
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:

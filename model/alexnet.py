@@ -9,18 +9,20 @@ Switches take one idea of a variant away, or put another in its place, so that i
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from model.dropout import CountedDropout
 from model.initialization import INITIALIZATIONS, initialize
-from model.layers import ACTIVATIONS, Convolution, Dense, Layer, MaxPooling, Normalization, build_layers
+from model.layers import ACTIVATIONS, BATCH_NORM, Convolution, Dense, Layer, MaxPooling, Normalization, build_layers
 from model.lrn import CONVENTIONS
-from model.variants import VARIANTS
+from model.variants import VARIANTS, Variant
 
 _NO_NORMALIZATION = "none"
+ChannelOrder = Literal["rgb", "bgr"]
 _GROUPED = (2, 4, 5)  # convolutions of which each tower sees its own half, in the paper
 
 
@@ -33,10 +35,18 @@ class ModelConfig:
         initialization: A name of `model.initialization.INITIALIZATIONS`; None: the variant's own.
         dropout: Probability of being dropped, in [0, 1); 0 switches it off.
         activation: `relu`, or `tanh`.
-        normalization: A convention of `model.lrn.CONVENTIONS` in place of the variant's, or `none`; None: its own.
+        normalization: A convention of `model.lrn.CONVENTIONS` in place of the variant's normalisation, or `batch`, or
+            `none`; None: its own.
+        batch_norm_group: Consecutive samples that share the statistics of batch normalisation, at least 2; divides the
+            global batch.
         overlapping_pooling: Windows of 3 at every second pixel; else of 2.
         num_towers: 1 or 2, of the grouped convolutions: the second, fourth and fifth. None: the variant's.
         initial_bias: Of the layers whose biases start above zero in the paper; None: as the initialisation has it.
+        first_padding: Zeros around the picture in the first convolution; None: the variant's. With 0, `alexnet_2012`
+            takes pictures of 227.
+        resize_to: Height and width to which pictures are resized inside the model, bilinearly; None: not at all.
+        channel_order: Of the first convolution's weights: `rgb`, or `bgr` as OpenCV and Caffe have it. Pictures are
+            always RGB.
     """
 
     name: str
@@ -44,9 +54,13 @@ class ModelConfig:
     dropout: float = 0.5
     activation: str = "relu"
     normalization: str | None = None
+    batch_norm_group: int = 32
     overlapping_pooling: bool = True
     num_towers: int | None = None
     initial_bias: float | None = None
+    first_padding: int | None = None
+    resize_to: int | None = None
+    channel_order: ChannelOrder = "rgb"
 
     def __post_init__(self) -> None:
         if self.name not in VARIANTS:
@@ -57,11 +71,32 @@ class ModelConfig:
             raise ValueError(f"dropout={self.dropout}: must lie in [0, 1)")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation={self.activation!r}: must be one of {', '.join(ACTIVATIONS)}")
-        conventions = (_NO_NORMALIZATION, *CONVENTIONS)
+        conventions = (_NO_NORMALIZATION, BATCH_NORM, *CONVENTIONS)
         if self.normalization is not None and self.normalization not in conventions:
             raise ValueError(f"normalization={self.normalization!r}: must be one of {', '.join(conventions)}")
+        normalized = any(isinstance(layer, Normalization) for layer in VARIANTS[self.name].features)
+        if self.normalization not in (None, _NO_NORMALIZATION) and not normalized:
+            raise ValueError(f"normalization={self.normalization!r}: {self.name} has none that it could replace")
         if self.num_towers not in (None, 1, 2):
             raise ValueError(f"num_towers={self.num_towers}: must be 1 or 2")
+        if self.batch_norm_group < 2:
+            raise ValueError(f"batch_norm_group={self.batch_norm_group}: must be at least 2")
+        if self.first_padding is not None and self.first_padding < 0:
+            raise ValueError(f"first_padding={self.first_padding}: must not be negative")
+        if self.resize_to is not None and self.resize_to < 1:
+            raise ValueError(f"resize_to={self.resize_to}: must be at least 1")
+        if self.channel_order not in get_args(ChannelOrder):
+            raise ValueError(
+                f"channel_order={self.channel_order!r}: must be one of {', '.join(get_args(ChannelOrder))}"
+            )
+
+    @property
+    def group_size(self) -> int:
+        """Consecutive samples that must stay together on one worker: 1 where none need to."""
+        kinds = {
+            layer.kind for layer in _switched(VARIANTS[self.name].features, self) if isinstance(layer, Normalization)
+        }
+        return self.batch_norm_group if BATCH_NORM in kinds else 1
 
 
 class AlexNet(nn.Module):
@@ -78,11 +113,17 @@ class AlexNet(nn.Module):
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes}: must be at least 1")
         variant = VARIANTS[config.name]
-        images = torch.empty(1, 3, variant.image_size, variant.image_size, device="meta")
-        build = partial(build_layers, dropout=config.dropout, seed=seed, activation=config.activation)
-        self.features, maps = build(tuple(_switched(variant.features, config)), images)
+        self._resize_to, self._reversed = config.resize_to, config.channel_order == "bgr"
+        build = partial(
+            build_layers,
+            dropout=config.dropout,
+            seed=seed,
+            activation=config.activation,
+            batch_norm_group=config.batch_norm_group,
+        )
+        self.features, maps = build(tuple(_switched(variant.features, config)), _expected_images(variant, config))
         self.classifier, _ = build((*variant.hidden, Dense(num_classes)), maps.flatten(1))
-        if config.num_towers is not None:  # another number of connections
+        if config.num_towers is not None or config.normalization is not None:  # may have other parameters
             return
         num_parameters = sum(parameter.numel() for parameter in self.parameters())
         per_class = sum(parameter[0].numel() for parameter in self.classifier[-1].parameters())
@@ -101,6 +142,10 @@ class AlexNet(nn.Module):
         Returns:
             (B, num_classes).
         """
+        if self._resize_to is not None:
+            images = functional.interpolate(images, size=(self._resize_to, self._resize_to), mode="bilinear")
+        if self._reversed:
+            images = images.flip(1)
         activations = self.features(images).flatten(1)
         for layer in self.classifier:
             if isinstance(layer, CountedDropout):
@@ -108,6 +153,15 @@ class AlexNet(nn.Module):
             else:
                 activations = layer(activations)
         return activations
+
+
+def _expected_images(variant: Variant, config: ModelConfig) -> Tensor:
+    """Return a picture of the size that the variant's dense layers are made for, on the meta device."""
+    size = variant.image_size
+    first = next(layer for layer in variant.features if isinstance(layer, Convolution))
+    if config.first_padding is not None and isinstance(first.padding, int):
+        size += 2 * (first.padding - config.first_padding)
+    return torch.empty(1, 3, size, size, device="meta")
 
 
 def _switched(features: Sequence[Layer], config: ModelConfig) -> Iterator[Layer]:
@@ -125,6 +179,8 @@ def _switched(features: Sequence[Layer], config: ModelConfig) -> Iterator[Layer]
                 num_convolutions += 1
                 if config.num_towers is not None and num_convolutions in _GROUPED:
                     layer = replace(layer, num_groups=config.num_towers)
+                if config.first_padding is not None and num_convolutions == 1:
+                    layer = replace(layer, padding=config.first_padding)
                 yield layer
             case _:
                 yield layer

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Generator, nn
 
+from model.batch_norm import GhostBatchNorm
+
 Learned = nn.Conv2d | nn.Linear
 
 
@@ -18,7 +20,7 @@ def initialize(model: nn.Module, name: str, *, seed: int, initial_bias: float | 
     """Set all weights and biases of a model in place, layer by layer in the model's order.
 
     Args:
-        model: Its convolutions and dense layers have biases; on the CPU.
+        model: Its convolutions and dense layers have biases; on the CPU. Batch normalisation starts as the identity.
         name: A name of `INITIALIZATIONS`.
         seed: Of the generator.
         initial_bias: Of the layers that this module's header names; None: as the initialisation has it.
@@ -28,6 +30,9 @@ def initialize(model: nn.Module, name: str, *, seed: int, initial_bias: float | 
     """
     if name not in INITIALIZATIONS:
         raise ValueError(f"initialization={name!r}: must be one of {', '.join(INITIALIZATIONS)}")
+    for module in model.modules():
+        if isinstance(module, GhostBatchNorm):
+            module.reset_parameters()
     layers: list[Learned] = [layer for layer in model.modules() if isinstance(layer, Learned)]
     with torch.no_grad():
         INITIALIZATIONS[name](layers, torch.Generator().manual_seed(seed))

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from model.batch_norm import GhostBatchNorm
 from model.dropout import CountedDropout
 from model.lrn import LocalResponseNorm
 
@@ -38,9 +39,9 @@ class Activation:
 
 @dataclass(frozen=True)
 class Normalization:
-    """Local response normalisation by a named convention."""
+    """Local response normalisation by a named convention, or batch normalisation, `BATCH_NORM`."""
 
-    convention: str = "printed"
+    kind: str = "printed"
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,19 @@ class Dense:
     num_units: int
 
 
+BATCH_NORM = "batch"
 Layer = Convolution | Activation | Normalization | MaxPooling | AdaptivePooling | Padding | Resizing | Dropout | Dense
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": lambda: nn.ReLU(inplace=True), "tanh": nn.Tanh}
 
 
 def build_layers(
-    specification: Sequence[Layer], inputs: Tensor, *, dropout: float, seed: int, activation: str = "relu"
+    specification: Sequence[Layer],
+    inputs: Tensor,
+    *,
+    dropout: float,
+    seed: int,
+    activation: str = "relu",
+    batch_norm_group: int = 32,
 ) -> tuple[nn.Sequential, Tensor]:
     """Build a chain of layers on the meta device.
 
@@ -99,6 +107,7 @@ def build_layers(
         dropout: Probability of being dropped.
         seed: Of the dropout masks; a layer's place in the chain tells its masks from the others'.
         activation: A name of `ACTIVATIONS`.
+        batch_norm_group: Samples that share the statistics of batch normalisation.
 
     Returns:
         The layers, and what leaves them.
@@ -115,7 +124,10 @@ def build_layers(
                 case Activation():
                     module = ACTIVATIONS[activation]()
                 case Normalization():
-                    module = LocalResponseNorm(layer.convention)
+                    if layer.kind == BATCH_NORM:
+                        module = GhostBatchNorm(inputs.shape[1], batch_norm_group)
+                    else:
+                        module = LocalResponseNorm(layer.kind)
                 case MaxPooling():
                     module = nn.MaxPool2d(layer.window, layer.stride)
                 case AdaptivePooling():

@@ -6,6 +6,7 @@ Beside the layers stands the shape that leaves them, height x width x channels.
 from dataclasses import dataclass
 
 from model.layers import (
+    BATCH_NORM,
     Activation,
     AdaptivePooling,
     Convolution,
@@ -90,6 +91,32 @@ VARIANTS = {
         initialization="caffe",
         image_size=227,
         num_parameters=60_965_224,
+    ),
+    "alexnet_bn": Variant(
+        origin="AlexNet-BN, for large batches: the 2012 net with batch normalisation in place of local response "
+        "normalisation (You, Gitman, Ginsburg: Large batch training of convolutional networks, 2017). Departs from "
+        "it: statistics are those of groups of consecutive samples, so that they do not depend on the workers.",
+        features=(
+            Convolution(96, 11, stride=4, padding=2),  # 224x224x3 -> 55x55x96
+            Normalization(BATCH_NORM),
+            Activation(),
+            MaxPooling(3, 2),  # -> 27x27x96
+            Convolution(256, 5, padding=2, num_groups=2),  # -> 27x27x256
+            Normalization(BATCH_NORM),
+            Activation(),
+            MaxPooling(3, 2),  # -> 13x13x256
+            Convolution(384, 3, padding=1),  # -> 13x13x384
+            Activation(),
+            Convolution(384, 3, padding=1, num_groups=2),  # -> 13x13x384
+            Activation(),
+            Convolution(256, 3, padding=1, num_groups=2),  # -> 13x13x256
+            Activation(),
+            MaxPooling(3, 2),  # -> 6x6x256
+        ),
+        hidden=(Dense(4096), Activation(), Dropout(), Dense(4096), Activation(), Dropout()),
+        initialization="caffe",
+        image_size=224,
+        num_parameters=60_965_928,
     ),
     "alexnet_owt": Variant(
         origin="Krizhevsky: One weird trick for parallelizing convolutional neural networks, 2014, as torchvision's "

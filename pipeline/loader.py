@@ -69,6 +69,8 @@ class LoaderConfig:
         layout: Of the images in memory. Their shape is always (N, 3, H, W): NHWC is torch's channels-last format.
         on_bad_sample: A sample whose bytes have changed since they were written is an `error`, or is replaced by the
             next whole one and counted (`skip-and-count`).
+        group_size: Training samples that stay on one rank, as ghost batch normalisation wants it; divides the global
+            batch.
     """
 
     device: Device = "cpu"
@@ -79,13 +81,16 @@ class LoaderConfig:
     output_type: OutputType = "float32"
     layout: Layout = "NCHW"
     on_bad_sample: OnBadSample = "error"
+    group_size: int = 1
 
     def __post_init__(self) -> None:
         """Check the fields.
 
         Raises:
-            ValueError: Only a GPU decodes `mixed`.
+            ValueError: Names the field, its value and what would be right.
         """
+        if self.group_size < 1:
+            raise ValueError(f"group_size={self.group_size}: must be at least 1")
         if self.decode == "mixed" and self.device != "gpu":
             raise ValueError("decode='mixed': needs device='gpu'; a CPU decodes alone, decode='cpu'")
 
@@ -218,10 +223,18 @@ class TrainLoader(_Loader):
         Raises:
             InputError: Arguments that don't fit each other or the dataset.
         """
-        if global_batch_size < world_size:
+        config = config or LoaderConfig()
+        group_size = config.group_size
+        num_groups = global_batch_size // group_size
+        if global_batch_size % group_size:
+            raise InputError(
+                f"a global batch of {global_batch_size} is no whole number of groups of {group_size}; use "
+                f"{max(num_groups, 1) * group_size}"
+            )
+        if num_groups < world_size:
             raise InputError(
                 f"a global batch of {global_batch_size} can't be shared by {world_size} workers; use at most "
-                f"{global_batch_size} workers, or a larger batch"
+                f"{num_groups} workers, or a larger batch"
             )
         if not 0 <= rank < world_size:
             raise InputError(f"rank {rank} is not in a world of {world_size}")
@@ -230,10 +243,10 @@ class TrainLoader(_Loader):
             "train",
             augmentation or AugmentationConfig(),
             dataset.color_basis,
-            -(-global_batch_size // world_size),
-            config or LoaderConfig(),
+            -(-num_groups // world_size) * group_size,
+            config,
         )
-        self._shape = global_batch_size, rank, world_size
+        self._shape = global_batch_size, rank, world_size, group_size
         self._seed = seed
         self._order = SampleOrder(dataset.num_samples("train"), seed)
         if streams is not None and streams.num_streams:

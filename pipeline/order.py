@@ -40,15 +40,18 @@ def permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
 
 
-def rank_slice(first_position: int, global_batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
+def rank_slice(
+    first_position: int, global_batch_size: int, rank: int, world_size: int, group_size: int = 1
+) -> tuple[int, int]:
     """Return the half-open range of positions that a rank reads of the global batch that begins at `first_position`.
 
-    The ranges of all ranks join to [first_position, first_position + G) without gap or overlap; their lengths differ
-    by one at most.
+    The ranges of all ranks join to [first_position, first_position + G) without gap or overlap. They are whole groups
+    of `group_size` positions, which divides G, and differ by one group at most.
     """
+    num_groups = global_batch_size // group_size
     return (
-        first_position + rank * global_batch_size // world_size,
-        first_position + (rank + 1) * global_batch_size // world_size,
+        first_position + rank * num_groups // world_size * group_size,
+        first_position + (rank + 1) * num_groups // world_size * group_size,
     )
 
 
@@ -76,9 +79,11 @@ class SampleOrder:
             ids[chosen] = self._epoch(int(epoch))[places[chosen]]
         return ids
 
-    def rank_positions(self, first_position: int, global_batch_size: int, rank: int, world_size: int) -> np.ndarray:
+    def rank_positions(
+        self, first_position: int, global_batch_size: int, rank: int, world_size: int, group_size: int = 1
+    ) -> np.ndarray:
         """Return the int64 positions that a rank reads of the global batch that begins at `first_position`."""
-        first, end = rank_slice(first_position, global_batch_size, rank, world_size)
+        first, end = rank_slice(first_position, global_batch_size, rank, world_size, group_size)
         return np.arange(first, end, dtype=np.int64)
 
     def _epoch_order(self, epoch: int) -> np.ndarray:

@@ -76,11 +76,13 @@ class StreamOrder(SampleOrder):
         places = np.concatenate([(2 * np.arange(length) + 1) / (2 * length) for length in stream_lengths])
         self._interleaved = np.argsort(places, kind="stable")
 
-    def rank_positions(self, first_position: int, global_batch_size: int, rank: int, world_size: int) -> np.ndarray:
+    def rank_positions(
+        self, first_position: int, global_batch_size: int, rank: int, world_size: int, group_size: int = 1
+    ) -> np.ndarray:
         """Return a rank's part of the global batch's positions, which are sorted by stream; int64."""
         positions = np.arange(first_position, first_position + global_batch_size, dtype=np.int64)
         streams = self.stream_of_sample[self.sample_ids(positions)]
-        first, end = rank_slice(0, global_batch_size, rank, world_size)
+        first, end = rank_slice(0, global_batch_size, rank, world_size, group_size)
         return positions[np.argsort(streams, kind="stable")[first:end]]
 
     def _epoch_order(self, epoch: int) -> np.ndarray:

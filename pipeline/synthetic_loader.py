@@ -45,13 +45,14 @@ class SyntheticLoader(Iterator[Batch]):
         """
         config = config or LoaderConfig()
         device = torch.device("cuda", config.device_id) if config.device == "gpu" else torch.device("cpu")
-        longest = -(-global_batch_size // world_size)
+        group_size = config.group_size
+        longest = -(-global_batch_size // group_size // world_size) * group_size
         generator = torch.Generator().manual_seed(seed)
         images = torch.randn(longest, 3, crop_size, crop_size, generator=generator)
         memory_format = torch.channels_last if config.layout == "NHWC" else torch.contiguous_format
         self._images = images.to(device, _TYPES[config.output_type], memory_format=memory_format)
         self._shape, self._num_samples, self._num_classes = (
-            (global_batch_size, rank, world_size),
+            (global_batch_size, rank, world_size, group_size),
             num_samples,
             num_classes,
         )

@@ -282,11 +282,14 @@ def test_config_fields_are_arguments() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "alexnet"}, "name='alexnet': must be one of alexnet_2012, caffenet, alexnet_owt, "),
+        ({"name": "alexnet"}, "name='alexnet': must be one of alexnet_2012, caffenet, alexnet_bn, alexnet_owt, "),
         ({"initialization": "xavier"}, "initialization='xavier': must be one of paper, caffe, torch, kaiming"),
         ({"dropout": 1.0}, "dropout=1.0: must lie in"),
         ({"activation": "gelu"}, "activation='gelu': must be one of relu, tanh"),
-        ({"normalization": "batch"}, "normalization='batch': must be one of none, printed, caffe, pytorch, tensorflow"),
+        (
+            {"normalization": "layer"},
+            "normalization='layer': must be one of none, batch, printed, caffe, pytorch, tensorflow",
+        ),
         ({"num_towers": 3}, "num_towers=3: must be 1 or 2"),
     ],
 )
@@ -307,3 +310,31 @@ def test_a_field_out_of_range_is_named(changes: dict, message: str) -> None:
 def test_arguments_that_do_not_fit_are_named(name: str, changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_model(name, **{"num_classes": 10, **changes})
+
+
+def test_pictures_of_227_need_no_padding() -> None:
+    unpadded = build_model("alexnet_2012", num_classes=3, image_size=227, first_padding=0).eval()
+    padded = build_model("alexnet_2012", num_classes=3, image_size=224).eval()
+    assert parameter_shapes(unpadded) == parameter_shapes(padded)
+    images = random_images(1, 224)
+    # 224 with two zeros around it is 228, of which the windows of 11 at every fourth pixel see 227.
+    torch.testing.assert_close(unpadded(functional.pad(images, (2, 1, 2, 1))), padded(images))
+    with pytest.raises(ValueError, match="image_size=224: alexnet_2012"):
+        build_model("alexnet_2012", num_classes=3, image_size=224, first_padding=0)
+
+
+def test_pictures_are_resized_inside_the_model() -> None:
+    model = build_model("alexnet_small", num_classes=3, image_size=13, resize_to=26).eval()
+    plain = build_model("alexnet_small", num_classes=3).eval()
+    images = random_images(2, 13)
+    torch.testing.assert_close(model(images), plain(functional.interpolate(images, size=(26, 26), mode="bilinear")))
+
+
+def test_channel_order_is_that_of_the_first_weights() -> None:
+    rgb = build_model("alexnet_small", num_classes=3).eval()
+    bgr = build_model("alexnet_small", num_classes=3, channel_order="bgr").eval()
+    images = random_images(2, 26)
+    torch.testing.assert_close(bgr(images), rgb(images[:, [2, 1, 0]]), rtol=0, atol=0)
+    with torch.no_grad():
+        bgr.features[0].weight.copy_(rgb.features[0].weight.flip(1))
+    torch.testing.assert_close(bgr(images), rgb(images))

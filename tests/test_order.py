@@ -66,6 +66,17 @@ def test_the_ranks_cover_the_global_batch_exactly(first, world_size, extra):
     assert max(lengths) - min(lengths) <= 1
 
 
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(0, 40), st.integers(2, 33))
+def test_groups_stay_together(first, world_size, extra, group_size):
+    batch = (world_size + extra) * group_size
+    slices = [rank_slice(first * group_size, batch, rank, world_size, group_size) for rank in range(world_size)]
+    assert slices[0][0] == first * group_size and slices[-1][1] == first * group_size + batch
+    assert all(left[1] == right[0] for left, right in itertools.pairwise(slices))
+    lengths = [end - begin for begin, end in slices]
+    assert all(length % group_size == 0 for length in lengths)
+    assert max(lengths) - min(lengths) <= group_size
+
+
 @given(st.integers(1, 60), st.integers(1, 100), st.integers(0, 500))
 def test_positions_map_to_each_epochs_own_permutation(num_samples, count, first):
     positions = np.arange(first, first + count)

@@ -1,0 +1,94 @@
+"""Ghost batch normalisation: statistics of fixed groups of consecutive samples, whatever the number of workers.
+
+Ordinary batch normalisation takes its statistics over a worker's batch, so the training depends on how many workers
+share a global batch. Here a group of `group_size` consecutive samples has its own (Hoffer, Hubara, Soudry: "Train
+longer, generalize better", 2017); workers take whole groups (`pipeline.order.rank_slice`), so that each group is the
+same on any number of them.
+
+Evaluation uses running means, which must not depend on the workers either: a layer collects the statistics of its
+groups, and `update_running_statistics` folds the mean over all workers' groups in, once a step.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_MOMENTUM = 0.1  # PyTorch's: weight of the newest step in the running means
+_EPSILON = 1e-5
+
+
+class GhostBatchNorm(nn.Module):
+    """Batch normalisation over groups of consecutive samples.
+
+    Args:
+        num_channels: Of the activations.
+        group_size: Samples that share statistics, at least 2.
+    """
+
+    running_mean: Tensor
+    running_variance: Tensor
+    pending: Tensor
+
+    def __init__(self, num_channels: int, group_size: int) -> None:
+        super().__init__()
+        self.group_size = group_size
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+        self.register_buffer("running_mean", torch.zeros(num_channels))
+        self.register_buffer("running_variance", torch.ones(num_channels))
+        # Sums since the last update: of the groups' means, of their variances, and the number of groups.
+        self.register_buffer("pending", torch.zeros(2 * num_channels + 1), persistent=False)
+
+    def reset_parameters(self) -> None:
+        """Set scale 1, shift 0, running mean 0 and variance 1."""
+        with torch.no_grad():
+            for tensor, value in (
+                (self.weight, 1.0),
+                (self.bias, 0.0),
+                (self.running_mean, 0.0),
+                (self.running_variance, 1.0),
+                (self.pending, 0.0),
+            ):
+                tensor.fill_(value)
+
+    def forward(self, activations: Tensor) -> Tensor:
+        """Normalise (B, C, H, W) and keep dtype and memory format; a last group may be smaller while training."""
+        if not self.training:
+            return functional.batch_norm(
+                activations, self.running_mean, self.running_variance, self.weight, self.bias, eps=_EPSILON
+            )
+        outputs = []
+        for group in activations.split(self.group_size):
+            mean, variance = torch.empty_like(self.running_mean), torch.empty_like(self.running_variance)
+            # With momentum 1 the "running" statistics are those of this group.
+            outputs.append(
+                functional.batch_norm(
+                    group, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=_EPSILON
+                )
+            )
+            self.pending += torch.cat([mean, variance, mean.new_ones(1)])
+        return torch.cat(outputs)
+
+    def extra_repr(self) -> str:
+        """Show the settings in the model's printed form."""
+        return f"{len(self.weight)}, group_size={self.group_size}"
+
+
+def update_running_statistics(model: nn.Module, sum_over_workers: Callable[[Tensor], Tensor]) -> None:
+    """Fold the groups since the last call into the running means; every worker calls it after each step.
+
+    Args:
+        model: With any number of `GhostBatchNorm` layers; without any, nothing is exchanged.
+        sum_over_workers: Returns the sum of a tensor over all workers.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, GhostBatchNorm)]
+    if not layers:
+        return
+    totals = sum_over_workers(torch.cat([layer.pending for layer in layers]))
+    for layer, total in zip(layers, totals.split([len(layer.pending) for layer in layers]), strict=True):
+        mean, variance = (total[:-1] / total[-1]).to(layer.running_mean.device).chunk(2)
+        layer.running_mean.lerp_(mean, _MOMENTUM)
+        layer.running_variance.lerp_(variance, _MOMENTUM)
+        layer.pending.zero_()
