@@ -23,18 +23,11 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
+from cluster.allocator import ALLOCATOR_ENVIRONMENT
 from cluster.placement import Placement
 from cluster.training import train
 from cluster.world import World
 from pipeline.command import InputError, Terminated
-
-# glibc returns a model's large activations to the kernel after each step and faults them in again; kept, a step of the
-# grouped net on two cores is 1.4 to 1.7 times as fast.
-_WORKER_ENVIRONMENT = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(32 << 30),
-    "MALLOC_TOP_PAD_": str(256 << 20),
-}
 
 
 @contextlib.contextmanager
@@ -64,7 +57,7 @@ def launch(dataset_path: Path, run_path: Path, placement: Placement) -> None:
     Raises:
         InputError: A worker refused its input, or was lost.
     """
-    environment = _WORKER_ENVIRONMENT | {"OMP_NUM_THREADS": str(placement.num_threads)}
+    environment = ALLOCATOR_ENVIRONMENT | {"OMP_NUM_THREADS": str(placement.num_threads)}
     resources = {"CPU": placement.cpus_per_worker, "GPU": float(placement.gpus_per_worker)}
     with tempfile.TemporaryDirectory(prefix="alexnet-ray-") as storage:
         trainer = TorchTrainer(

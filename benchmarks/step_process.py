@@ -1,0 +1,135 @@
+"""One process of `benchmarks.training_step`: time a few training steps of one net, and print the figures as JSON.
+
+python -m benchmarks.step_process '{"model": "alexnet_2012", "precision": "bfloat16", ...}'
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cluster.precision import forward_context
+from model.alexnet import build_model
+from model.dropout import CountedDropout
+from model.lrn import CONVENTIONS, LocalResponseNorm
+from model.optim import OptimizerConfig, build_optimizer
+from model.variants import VARIANTS
+
+TORCHVISION = "torchvision"
+_NUM_CLASSES, _WARM_UP_STEPS = 1000, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is timed.
+
+    Attributes:
+        model: A name of `VARIANTS`, or torchvision's `alexnet`.
+        precision: As in a recipe.
+        channels_last: Memory layout of weights and images; else NCHW.
+        compiled: By torch.compile.
+        torch_lrn: PyTorch's own local response normalisation in place of ours.
+        dropout_alone: Nothing but the dropout layers, forward and backward.
+        switches: Of `ModelConfig`.
+        batch_size: Samples of a step.
+        num_steps: Timed, after two that are not.
+        num_threads: Torch's.
+    """
+
+    model: str
+    precision: str = "bfloat16"
+    channels_last: bool = True
+    compiled: bool = False
+    torch_lrn: bool = False
+    dropout_alone: bool = False
+    switches: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = 64
+    num_steps: int = 5
+    num_threads: int = 2
+
+
+def run(case: Case) -> dict[str, float]:
+    """Return the median time of a step and the process's largest memory."""
+    torch.set_num_threads(case.num_threads)
+    step = _dropout_step(case) if case.dropout_alone else _training_step(case)
+    seconds = []
+    for _ in range(_WARM_UP_STEPS + case.num_steps):
+        began = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - began)
+    return {
+        "milliseconds_per_step": 1000 * median(seconds[_WARM_UP_STEPS:]),
+        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def _training_step(case: Case) -> Callable[[], None]:
+    torch.manual_seed(0)
+    image_size = 224
+    if case.model == TORCHVISION:
+        model: nn.Module = torchvision.models.alexnet()
+        arguments: tuple[Tensor, ...] = ()
+    else:
+        model = build_model(case.model, num_classes=_NUM_CLASSES, **case.switches)
+        image_size = VARIANTS[case.model].image_size
+        arguments = (torch.arange(case.batch_size),)
+    if case.torch_lrn:
+        _replace_lrn(model)
+    layout = torch.channels_last if case.channels_last else torch.contiguous_format
+    model.to(memory_format=layout)
+    images = torch.randn(case.batch_size, 3, image_size, image_size).to(memory_format=layout)
+    labels = torch.arange(case.batch_size) % _NUM_CLASSES
+    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-4))
+    forward = torch.compile(model) if case.compiled else model
+
+    def step() -> None:
+        with forward_context(case.precision, torch.device("cpu")):
+            logits = forward(images, *arguments)
+        optimizer.zero_grad(set_to_none=True)
+        functional.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def _replace_lrn(model: nn.Module) -> None:
+    for parent in list(model.modules()):
+        for name, module in parent.named_children():
+            if isinstance(module, LocalResponseNorm):
+                c = CONVENTIONS[module.convention]
+                setattr(parent, name, nn.LocalResponseNorm(c.size, alpha=c.alpha * c.size, beta=c.beta, k=c.k))
+
+
+def _dropout_step(case: Case) -> Callable[[], None]:
+    """Return a step of the model's dropout layers alone, on activations of their sizes and of the step's dtype."""
+    model = build_model(case.model, num_classes=_NUM_CLASSES, **case.switches)
+    positions = torch.arange(case.batch_size)
+    layers = []
+    num_units = 0
+    for layer in model.classifier:
+        if isinstance(layer, nn.Linear):
+            num_units = layer.out_features
+        elif isinstance(layer, CountedDropout):
+            units = num_units or model.classifier[1].in_features
+            dtype = torch.bfloat16 if case.precision == "bfloat16" else torch.float32
+            layers.append((layer, torch.randn(case.batch_size, units).to(dtype).requires_grad_()))
+
+    def step() -> None:
+        for layer, activations in layers:
+            output = layer(activations, positions)
+            output.backward(output.detach())
+
+    return step
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(run(Case(**json.loads(sys.argv[1])))) + "\n")
