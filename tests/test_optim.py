@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from model.optim import OptimizerConfig, build_optimizer, learning_rate, set_learning_rate
+from model.optim import OptimizerConfig, build_optimizer, set_learning_rate
+from model.schedules import learning_rate
 
 
 @pytest.mark.parametrize(
