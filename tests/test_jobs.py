@@ -65,6 +65,7 @@ def test_evaluate_reads_the_split_it_is_told(trained, raw_dataset, capsys):
         (["--data", "{data}"], "--run is missing"),
         (["--data", "{data}", "--run", "{tmp}/r", "--recipe", "alexnet"], "no recipe 'alexnet'; there are small_demo"),
         (["--data", "{data}", "--run", "{tmp}/r", "--workers", "0"], "--workers is 0"),
+        (["--data", "{data}", "--run", "{tmp}/r", "--micro-batch-size", "0"], "--micro-batch-size is 0; .* at least 1"),
         (["--data", "{data}", "--run", "{tmp}/r", "--workers", "129"], "129 workers can't share a global batch of 128"),
         (["--data", "{data}", "--run", "{tmp}/r", "--recipe", "krizhevsky_2012"], "crop_size is 224"),
         (["--data", "{data}", "--run", "{tmp}/r", "--seed", "-1"], "seed=-1"),
