@@ -102,6 +102,15 @@ def test_overrides_reach_the_recipe():
     assert config == expected
 
 
+def test_an_optimizer_is_chosen_on_the_command_line():
+    chosen = "--optimizer.name adam --optimizer.betas 0.8 0.9 --optimizer.decay-biases False --optimizer.schedule poly"
+    arguments = ["--optimizer.no-nesterov", "--optimizer.reference-batch-size", "128", *chosen.split()]
+    _, config = train._parse(arguments)
+    found = config.optimizer
+    assert (found.name, found.betas, found.decay_biases, found.schedule) == ("adam", (0.8, 0.9), False, "poly")
+    assert found.reference_batch_size == 128
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_survive_the_run_folder(name, raw_dataset, tmp_path):
     assert RunFolder.create(tmp_path, get_recipe(name), raw_dataset).config == get_recipe(name)

@@ -118,6 +118,14 @@ def test_a_diverging_run_ends_with_advice(raw_dataset, tmp_path):
     trainer.close()
 
 
+def test_the_rate_follows_the_global_batch(raw_dataset, tmp_path):
+    config = dataclasses.replace(CONFIG, optimizer=OptimizerConfig(learning_rate=0.01, reference_batch_size=4))
+    trainer = Trainer(raw_dataset, RunFolder.create(tmp_path, config, raw_dataset), ALONE)
+    trainer._train_step(next(trainer._loader))
+    trainer.close()
+    assert trainer._optimizer.param_groups[0]["lr"] == pytest.approx(0.03, rel=1e-12)
+
+
 def test_two_trainers_of_one_run_are_refused(raw_dataset, tmp_path):
     run = RunFolder.create(tmp_path, CONFIG, raw_dataset)
     first = Trainer(raw_dataset, run, ALONE)
