@@ -6,6 +6,7 @@ keeps none of them).
     {"kind": "step", "step": 120, "samples_seen": 11520, "epoch": 0.2, "loss": .., "top1": .., "learning_rate": ..,
      "images_per_second": .., "data_wait_fraction": .., "eta_seconds": .., "losses": [one a step since the last line]}
     {"kind": "evaluation", "step": 594, "split": "val", "num_samples": 3000, "loss": .., "top1": .., "top5": ..}
+    {"kind": "plateau", "step": 1188, "num_reductions": 1, "is_over": false}      the schedule `plateau` met a stall
     {"kind": "warning", "message": ".."}
     {"kind": "resume", "step": 500}      lines of later steps before this one were rolled back
 """
@@ -69,6 +70,9 @@ def format_line(entry: dict[str, Any], total_steps: int) -> str | None:
             f"{step}  {entry['split']}: loss {entry['loss']:.4f}  top-1 {entry['top1']:.2%}  "
             f"top-5 {entry['top5']:.2%}  n={entry['num_samples']}"
         )
+    if entry["kind"] == "plateau":
+        effect = "training ends" if entry["is_over"] else f"learning rate reduced ({entry['num_reductions']})"
+        return f"{step}  the error on val no longer falls: {effect}"
     if entry["kind"] == "warning":
         return f"warning: {entry['message']}"
     if entry["kind"] == "resume":

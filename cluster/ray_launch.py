@@ -51,8 +51,14 @@ def alive_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def launch(dataset_path: Path, run_path: Path, placement: Placement) -> None:
+def launch(dataset_path: Path, run_path: Path, placement: Placement, micro_batch_size: int | None = None) -> None:
     """Run the worker loop on all workers and wait for its end.
+
+    Args:
+        dataset_path: As all workers see it.
+        run_path: As all workers see it.
+        placement: Of the workers.
+        micro_batch_size: See `World`.
 
     Raises:
         InputError: A worker refused its input, or was lost.
@@ -62,7 +68,11 @@ def launch(dataset_path: Path, run_path: Path, placement: Placement) -> None:
     with tempfile.TemporaryDirectory(prefix="alexnet-ray-") as storage:
         trainer = TorchTrainer(
             _worker,
-            train_loop_config={"dataset": str(dataset_path), "run": str(run_path)},
+            train_loop_config={
+                "dataset": str(dataset_path),
+                "run": str(run_path),
+                "micro_batch_size": micro_batch_size,
+            },
             scaling_config=ScalingConfig(
                 num_workers=placement.num_workers,
                 use_gpu=placement.gpus_per_worker > 0,
@@ -98,8 +108,8 @@ def _fit(trainer: TorchTrainer) -> None:
 
 def _worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
-    device = get_device()
-    world = World(context.get_world_rank(), context.get_world_size(), torch.device(device))
+    device = torch.device(get_device())
+    world = World(context.get_world_rank(), context.get_world_size(), device, config["micro_batch_size"])
     train(Path(config["dataset"]), Path(config["run"]), world)
 
 

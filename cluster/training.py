@@ -2,10 +2,12 @@
 
 A step takes this rank's slice of the global batch, scales its summed loss by world_size / global_batch_size, and lets
 DistributedDataParallel average over the ranks: the gradient is the mean over the global batch, also where slices are
-uneven. What a step does depends on (recipe, dataset, samples seen) alone; what remains between two world sizes
-is the order of floating-point sums.
+uneven or cut into pieces (`cluster/micro_batches.py`). What a step does depends on (recipe, dataset, samples seen)
+alone; with the schedule `plateau`, on the evaluations so far too. What remains between two world sizes is the order of
+floating-point sums.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -21,13 +23,15 @@ from torch.nn.parallel import DistributedDataParallel
 from cluster.config import TrainingConfig
 from cluster.evaluation import evaluate
 from cluster.metrics import MetricsLog
+from cluster.micro_batches import cut_into_micro_batches
 from cluster.precision import forward_context, input_dtype
 from cluster.run_folder import RunFolder
 from cluster.world import World
 from model.alexnet import build_model, check_image_size
 from model.batch_norm import update_running_statistics
 from model.metrics import count_correct
-from model.optim import build_optimizer, learning_rate, set_learning_rate
+from model.optim import build_optimizer, set_learning_rate
+from model.schedules import Plateau, learning_rate
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.loader import Batch, TrainLoader
@@ -52,6 +56,20 @@ def check_fits(config: TrainingConfig, dataset: Dataset, num_workers: int) -> No
             f"{num_workers} workers can't share a global batch of {config.global_batch_size}{groups}; use at most "
             f"{num_groups} workers"
         )
+    if config.optimizer.schedule == "plateau" and "val" not in dataset.splits:
+        raise InputError(
+            f"recipe {config.name} lowers its rate by the error on val, which {dataset.path} lacks; choose another "
+            "schedule (--optimizer.schedule cosine), or make the dataset with --val-fraction 0.05"
+        )
+    check_images_fit(config, dataset)
+
+
+def check_images_fit(config: TrainingConfig, dataset: Dataset) -> None:
+    """Check that the model takes the dataset's pictures.
+
+    Raises:
+        InputError: It does not.
+    """
     try:
         check_image_size(config.model, config.augmentation.crop_of(dataset.stored_size))
     except ValueError as error:
@@ -88,7 +106,9 @@ class Trainer:
         )
         self._model.to(world.device, input_dtype(config.precision))
         self._model.to(memory_format=torch.channels_last)
-        self._optimizer = build_optimizer(self._model, config.optimizer)
+        self._optimizer_config = config.optimizer.for_batch_size(config.global_batch_size)
+        self._optimizer = build_optimizer(self._model, self._optimizer_config)
+        self._plateau = Plateau(config.optimizer)
         self._step = 0
         self._best_top1: float | None = None
         self._log = MetricsLog(run.metrics_path) if world.is_first else None
@@ -105,23 +125,27 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the end; log, evaluate and checkpoint on the way."""
-        while self._step < self._total_steps:
+        while not self._is_last():
             self._train_step(next(self._loader))
-            last = self._step == self._total_steps
-            if last or self._step in _FIRST_LINES or self._step % _LINE_INTERVAL == 0:
+            if self._is_last() or self._step in _FIRST_LINES or self._step % _LINE_INTERVAL == 0:
                 self._write_line()
-            if last or self._step % self._evaluation_interval == 0:
+            if self._is_last() or self._step % self._evaluation_interval == 0:
                 self._evaluate()
-            if last or self._step % self._config.checkpoint_interval == 0:
+            if self._is_last() and self._pending:  # ended by this evaluation
+                self._write_line()
+            if self._is_last() or self._step % self._config.checkpoint_interval == 0:
                 self._save_checkpoint()
         if self._world.is_first:
-            self._run.finish({"num_steps": self._total_steps, "best_val_top1": self._best_top1})
+            self._run.finish({"num_steps": self._step, "best_val_top1": self._best_top1})
 
     def close(self) -> None:
         """Release the loader and the log."""
         self._loader.close()
         if self._log is not None:
             self._log.close()
+
+    def _is_last(self) -> bool:
+        return self._step == self._total_steps or self._plateau.is_over
 
     def _open_loader(self) -> TrainLoader | SyntheticLoader:
         config, dataset, world = self._config, self._dataset, self._world
@@ -152,23 +176,40 @@ class Trainer:
         )
 
     def _train_step(self, batch: Batch) -> None:
-        config, global_batch_size = self._config, self._config.global_batch_size
-        seen = self._step * global_batch_size
-        rate = learning_rate(config.optimizer, seen, self._total_steps * global_batch_size)
+        global_batch_size = self._config.global_batch_size
+        seen, total_samples = self._step * global_batch_size, self._total_steps * global_batch_size
+        rate = learning_rate(self._optimizer_config, seen, total_samples, self._plateau.num_reductions)
         set_learning_rate(self._optimizer, rate)
-        images = batch.images.to(input_dtype(config.precision)).contiguous(memory_format=torch.channels_last)
-        with forward_context(config.precision, self._world.device):
-            logits = self._parallel(images, batch.positions.to(self._world.device))
-        logits = logits if config.precision == "float64" else logits.float()
-        loss_sum = functional.cross_entropy(logits, batch.labels, reduction="sum")
         self._optimizer.zero_grad(set_to_none=True)
-        # DistributedDataParallel divides the ranks' sum by world_size: what remains is the mean over the global batch.
-        (loss_sum * (self._world.world_size / global_batch_size)).backward()
+        *others, last = cut_into_micro_batches(
+            len(batch.labels), self._world.micro_batch_size, self._config.model.group_size
+        )
+        with self._without_exchange():
+            sums = [self._forward_backward(batch, piece) for piece in others]
+        sums.append(self._forward_backward(batch, last))
         self._optimizer.step()
         update_running_statistics(self._model, self._world.sum)
-        correct = count_correct(logits.detach(), batch.labels, ks=(1,))[0]
-        self._pending.append(torch.stack([loss_sum.detach().double(), correct.double()]) / global_batch_size)
+        self._pending.append(torch.stack(sums).sum(0) / global_batch_size)
         self._step += 1
+
+    def _forward_backward(self, batch: Batch, piece: slice) -> torch.Tensor:
+        """Add a piece's share to the gradient; return its sum of losses and its number of correct samples, (2,)."""
+        config, labels = self._config, batch.labels[piece]
+        images = batch.images[piece].to(input_dtype(config.precision)).contiguous(memory_format=torch.channels_last)
+        with forward_context(config.precision, self._world.device):
+            logits = self._parallel(images, batch.positions[piece].to(self._world.device))
+        logits = logits if config.precision == "float64" else logits.float()
+        loss_sum = functional.cross_entropy(logits, labels, reduction="sum")
+        # DistributedDataParallel divides the ranks' sum by world_size: what remains is the mean over the global batch.
+        (loss_sum * (self._world.world_size / config.global_batch_size)).backward()
+        correct = count_correct(logits.detach(), labels, ks=(1,))[0]
+        return torch.stack([loss_sum.detach().double(), correct.double()])
+
+    def _without_exchange(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which a backward pass adds to this rank's gradient alone."""
+        if isinstance(self._parallel, DistributedDataParallel):
+            return self._parallel.no_sync()
+        return contextlib.nullcontext()
 
     def _write_line(self) -> None:
         """Log the steps since the last line; the sums over the ranks are exact per step."""
@@ -232,6 +273,9 @@ class Trainer:
             self._best_top1 = result.top1
             if self._world.is_first:
                 self._run.checkpoints.save_best(self._state(), self._step)
+        if self._config.optimizer.schedule == "plateau" and self._plateau.observe(1 - result.top1) and self._log:
+            num_reductions, is_over = self._plateau.num_reductions, self._plateau.is_over
+            self._log.write("plateau", step=self._step, num_reductions=num_reductions, is_over=is_over)
         self._line_began += time.perf_counter() - began  # evaluation is no part of the speed of training
 
     def _state(self) -> dict[str, Any]:
@@ -241,6 +285,7 @@ class Trainer:
             "step": self._step,
             "samples_seen": self._step * self._config.global_batch_size,
             "best_top1": self._best_top1,
+            "plateau": self._plateau.state_dict(),
         }
 
     def _save_checkpoint(self) -> None:
@@ -264,6 +309,7 @@ class Trainer:
             return
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
+        self._plateau.load_state_dict(state["plateau"])
         self._step, self._best_top1 = state["step"], state["best_top1"]
         if self._log is not None:
             self._log.write("resume", step=self._step)

@@ -20,11 +20,13 @@ class World:
         rank: Global, 0 <= rank < world_size.
         world_size: Number of workers.
         device: Of the model, e.g. `cpu` or `cuda:0`.
+        micro_batch_size: Most samples that pass through the model at once; None: the whole slice of the global batch.
     """
 
     rank: int
     world_size: int
     device: torch.device
+    micro_batch_size: int | None = None
 
     @property
     def is_first(self) -> bool:

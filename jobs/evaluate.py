@@ -25,7 +25,7 @@ import tyro
 from cluster.evaluation import evaluate
 from cluster.precision import input_dtype
 from cluster.run_folder import RunFolder
-from cluster.training import check_fits
+from cluster.training import check_images_fit
 from cluster.world import World
 from model.alexnet import build_model
 from pipeline import embedded
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = RunFolder.open(shared_path(arguments.run or embedded.run_folder(), "--run"))
     dataset = Dataset.open(data)
     run.check_classes(dataset)
-    check_fits(run.config, dataset, num_workers=1)
+    check_images_fit(run.config, dataset)
     split = arguments.split or ("test" if "test" in dataset.splits else "val")
     state = run.checkpoints.load_best() or run.checkpoints.load_latest()
     if state is None:

@@ -28,6 +28,7 @@ import tyro
 
 from cluster.config import TrainingConfig
 from cluster.metrics import Follower
+from cluster.micro_batches import check_micro_batch_size
 from cluster.placement import place_workers
 from cluster.ray_launch import alive_nodes, launch, training_session
 from cluster.run_folder import RunFolder
@@ -57,6 +58,9 @@ class Arguments:
     """Number of workers. Default: one per GPU; without GPUs one per node."""
     cpus_per_worker: float | None = None
     """CPUs of each worker. Default: as many as the nodes have."""
+    micro_batch_size: int | None = None
+    """Most samples that a worker takes through the model at once, where memory is short; gradients are added up.
+    Default: its whole share of the global batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, config = _parse(argv)
     if arguments.workers is not None and arguments.workers < 1:
         raise InputError(f"--workers is {arguments.workers}; it must be at least 1")
+    if arguments.micro_batch_size is not None:
+        check_micro_batch_size(arguments.micro_batch_size, config.model.group_size)
     data, run_path = _paths(arguments)
     dataset = Dataset.open(data)
     check_fits(config, dataset, arguments.workers or 1)
@@ -89,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         sys.stdout.flush()
         with Follower(run.metrics_path, total_steps):
-            launch(data, run_path, placement)
+            launch(data, run_path, placement, arguments.micro_batch_size)
     sys.stdout.write(f"finished: {_evaluate_hint(data, run_path)}\n")
     return 0
 

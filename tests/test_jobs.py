@@ -65,6 +65,7 @@ def test_evaluate_reads_the_split_it_is_told(trained, raw_dataset, capsys):
         (["--data", "{data}"], "--run is missing"),
         (["--data", "{data}", "--run", "{tmp}/r", "--recipe", "alexnet"], "no recipe 'alexnet'; there are small_demo"),
         (["--data", "{data}", "--run", "{tmp}/r", "--workers", "0"], "--workers is 0"),
+        (["--data", "{data}", "--run", "{tmp}/r", "--micro-batch-size", "0"], "--micro-batch-size is 0; .* at least 1"),
         (["--data", "{data}", "--run", "{tmp}/r", "--workers", "129"], "129 workers can't share a global batch of 128"),
         (["--data", "{data}", "--run", "{tmp}/r", "--recipe", "krizhevsky_2012"], "crop_size is 224"),
         (["--data", "{data}", "--run", "{tmp}/r", "--seed", "-1"], "seed=-1"),
@@ -99,6 +100,15 @@ def test_overrides_reach_the_recipe():
     base = get_recipe("krizhevsky_2012")
     expected = dataclasses.replace(base, seed=3, optimizer=dataclasses.replace(base.optimizer, learning_rate=0.5))
     assert config == expected
+
+
+def test_an_optimizer_is_chosen_on_the_command_line():
+    chosen = "--optimizer.name adam --optimizer.betas 0.8 0.9 --optimizer.decay-biases False --optimizer.schedule poly"
+    arguments = ["--optimizer.no-nesterov", "--optimizer.reference-batch-size", "128", *chosen.split()]
+    _, config = train._parse(arguments)
+    found = config.optimizer
+    assert (found.name, found.betas, found.decay_biases, found.schedule) == ("adam", (0.8, 0.9), False, "poly")
+    assert found.reference_batch_size == 128
 
 
 @pytest.mark.parametrize("name", RECIPES)

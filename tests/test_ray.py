@@ -55,6 +55,7 @@ def _error_line(answer: subprocess.CompletedProcess) -> str:
 def test_a_submitted_job_trains_with_two_workers(address, raw_dataset, tmp_path, working_dir):
     run = tmp_path / "run"
     arguments = ["--data", str(raw_dataset.path), "--run", str(run), "--workers", "2", *SHORT, *RATE]
+    arguments += ["--micro-batch-size", "3"]
     answer = _submit(address, "python", "jobs/train.py", *arguments, working_dir=working_dir)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "2 workers of 1 CPU on the cluster" in answer.stdout

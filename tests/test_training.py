@@ -1,47 +1,19 @@
 """The worker loop: the same numbers straight or resumed, alone or among others."""
 
 import dataclasses
-import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from runs import ALONE, CONFIG, entries, losses, train_with_processes
 
-from cluster.config import TrainingConfig
 from cluster.run_folder import RunFolder
 from cluster.training import Trainer, check_fits
-from cluster.world import World
 from model.alexnet import ModelConfig
 from model.optim import OptimizerConfig
 from pipeline.augmentation import AugmentationConfig
 from pipeline.command import InputError
-
-ALONE = World(0, 1, torch.device("cpu"))
-CONFIG = TrainingConfig(
-    name="test",
-    model=ModelConfig(name="alexnet_small"),
-    optimizer=OptimizerConfig(learning_rate=0.01, warmup=0.2, schedule="cosine"),
-    augmentation=AugmentationConfig(crop_size=28),
-    global_batch_size=12,
-    num_epochs=3,  # 10 steps of 12 over 41 samples, with batches that straddle epochs
-    precision="float64",
-    checkpoint_interval=4,
-)
-
-
-def _entries(run: RunFolder, kind: str) -> list[dict]:
-    lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
-
-
-def _losses(run: RunFolder) -> list[float]:
-    return [loss for line in _entries(run, "step") for loss in line["losses"]]
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +26,9 @@ def straight(raw_dataset, tmp_path_factory) -> RunFolder:
 
 
 def test_a_run_logs_every_step_evaluates_and_finishes(straight, raw_dataset):
-    assert len(_losses(straight)) == CONFIG.total_steps(41) == 10
+    assert len(losses(straight)) == CONFIG.total_steps(41) == 10
     assert straight.result["num_steps"] == 10
-    evaluations = _entries(straight, "evaluation")
+    evaluations = entries(straight, "evaluation")
     assert [entry["step"] for entry in evaluations] == [3, 6, 9, 10]
     assert {entry["num_samples"] for entry in evaluations} == {10}
     best = max(entry["top1"] for entry in evaluations)
@@ -72,9 +44,9 @@ def test_synthetic_data_trains_without_reading_a_picture(raw_dataset, tmp_path, 
     trainer = Trainer(raw_dataset, run, ALONE)
     trainer.run()
     trainer.close()
-    assert len(_losses(run)) == config.total_steps(41) and np.isfinite(_losses(run)).all()
+    assert len(losses(run)) == config.total_steps(41) and np.isfinite(losses(run)).all()
     assert not read
-    assert _entries(run, "step")[-1]["data_wait_fraction"] == 0
+    assert entries(run, "step")[-1]["data_wait_fraction"] == 0
 
 
 def test_a_run_that_learns_nothing_is_stopped_after_an_epoch_with_advice(raw_dataset, tmp_path):
@@ -106,33 +78,19 @@ def test_a_resumed_run_has_the_same_losses_and_weights(straight, raw_dataset, tm
     assert resumed._step == 4
     resumed.run()
     resumed.close()
-    assert _losses(run) == _losses(straight)[4:]
+    assert losses(run) == losses(straight)[4:]
     left, right = straight.checkpoints.load_latest(), run.checkpoints.load_latest()
     assert left["samples_seen"] == right["samples_seen"] == 120
     for name, weights in left["model"].items():
         assert torch.equal(weights, right["model"][name]), name
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.mark.parametrize("world_size", [2, 5])
 def test_several_workers_train_the_same_run(straight, raw_dataset, tmp_path, world_size):
     run = RunFolder.create(tmp_path / "run", CONFIG, raw_dataset)
-    script, port = Path(__file__).parent / "worker_process.py", _free_port()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, script, *map(str, (rank, world_size, port, raw_dataset.path, run.path))], env=environment
-        )
-        for rank in range(world_size)
-    ]
-    assert [worker.wait(timeout=120) for worker in workers] == [0] * world_size
-    np.testing.assert_allclose(_losses(run), _losses(straight), rtol=1e-8)
-    mine, theirs = _entries(run, "evaluation"), _entries(straight, "evaluation")
+    train_with_processes(raw_dataset, run, world_size)
+    np.testing.assert_allclose(losses(run), losses(straight), rtol=1e-8)
+    mine, theirs = entries(run, "evaluation"), entries(straight, "evaluation")
     assert [entry["num_samples"] for entry in mine] == [entry["num_samples"] for entry in theirs]
     np.testing.assert_allclose([e["loss"] for e in mine], [e["loss"] for e in theirs], rtol=1e-6)
     left, right = straight.checkpoints.load_latest()["model"], run.checkpoints.load_latest()["model"]
@@ -149,7 +107,7 @@ def test_the_other_precisions_train(raw_dataset, tmp_path, precision):
     trainer.close()
     weights = run.checkpoints.load_latest()["model"]
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
-    assert np.isfinite(_losses(run)).all()
+    assert np.isfinite(losses(run)).all()
 
 
 def test_a_diverging_run_ends_with_advice(raw_dataset, tmp_path):
@@ -158,6 +116,14 @@ def test_a_diverging_run_ends_with_advice(raw_dataset, tmp_path):
     with pytest.raises(InputError, match=r"lower the rate: --optimizer.learning-rate"):
         trainer.run()
     trainer.close()
+
+
+def test_the_rate_follows_the_global_batch(raw_dataset, tmp_path):
+    config = dataclasses.replace(CONFIG, optimizer=OptimizerConfig(learning_rate=0.01, reference_batch_size=4))
+    trainer = Trainer(raw_dataset, RunFolder.create(tmp_path, config, raw_dataset), ALONE)
+    trainer._train_step(next(trainer._loader))
+    trainer.close()
+    assert trainer._optimizer.param_groups[0]["lr"] == pytest.approx(0.03, rel=1e-12)
 
 
 def test_two_trainers_of_one_run_are_refused(raw_dataset, tmp_path):
