@@ -44,9 +44,10 @@ def test_equals_torch() -> None:
     torch.testing.assert_close(LocalResponseNorm("pytorch")(activations), peer(activations), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("convention", lrn.CONVENTIONS)
-def test_backward_is_the_derivative(convention: str) -> None:
-    activations = random_activations(2, 7, 1, 2).requires_grad_()
+def test_backward_is_the_derivative(convention: str, memory_format: torch.memory_format) -> None:
+    activations = random_activations(2, 7, 1, 2).to(memory_format=memory_format).requires_grad_()
     assert torch.autograd.gradcheck(LocalResponseNorm(convention), activations)
 
 
