@@ -66,7 +66,12 @@ def keep_mask(positions: Tensor, num_units: int, *, probability: float, seed: in
 class CountedDropout(nn.Module):
     """Inverted dropout: survivors are divided by the probability of survival, so evaluation is the identity.
 
-    The paper instead halves the outputs at test time; the two nets compute the same.
+    The paper (Krizhevsky et al., 2012, section 4.2) leaves the survivors as they are, and multiplies all outputs by
+    q = 1 - p at test time. That net and this one compute the same function of the same masks, in training and in
+    evaluation, where the weights W of the layer behind are q times the paper's. The gradient by W is then 1/q times the
+    paper's, all others are equal. So SGD takes both along the same path if for W the learning rate is q^2 times the
+    paper's, the weight decay 1/q^2 times, the momentum equal. With the paper's own numbers for W, as everywhere here,
+    W starts 1/q times as large as in the paper's net and learns 1/q^2 times as fast.
 
     Args:
         probability: Of being dropped, in [0, 1).

@@ -2,6 +2,7 @@
 
     bytes -> decode and audit -> centre square -> resize to SIZE x SIZE -> encode
              decode.py           (whole: --crop none)  (what statistics count)
+                                 (skipped: --crop squash)
 
 The resize is bicubic and antialiased, in integers: the same bits on every processor.
 """
@@ -19,7 +20,7 @@ import simplejpeg
 from pipeline.decode import MAX_PIXELS, RejectedPicture, decode_picture
 
 Encoding = Literal["jpeg", "raw", "original"]
-Crop = Literal["centre", "none"]
+Crop = Literal["centre", "none", "squash"]
 ENCODINGS, CROPS = get_args(Encoding), get_args(Crop)
 _MEMBER = {"jpeg": "jpg", "original": "jpg", "raw": "npy"}
 _REENCODE = {"cmyk", "exif_rotated", "alpha", "palette"}
@@ -32,9 +33,10 @@ class EncodingConfig:
 
     Attributes:
         encoding: `jpeg`, `raw` (uint8 pixels as npy), or `original` (bytes untouched unless their format is odd).
-        size: The shorter side is brought to so many pixels; None keeps the native size (sources of stored pixels
-            only).
-        crop: `centre`: the centre square of it is stored; `none`: all of it (`jpeg` only).
+        size: The shorter side is brought to so many pixels, or with `squash` both; None keeps the native size (sources
+            of stored pixels only).
+        crop: `centre`: the centre square of it is stored; `none`: all of it (`jpeg` only); `squash`: all of it in a
+            square, whatever its shape, as Caffe's ImageNet scripts do (`convert -resize 256x256!`).
         quality: Of JPEGs that we encode, 1 to 95.
     """
 
@@ -57,6 +59,8 @@ class EncodingConfig:
             raise ValueError(f"crop is {self.crop!r}; known: {', '.join(CROPS)}")
         if self.crop == "none" and (self.encoding != "jpeg" or self.size is None):
             raise ValueError("crop is 'none', which is for resized jpeg; raw pixels are squares, originals never cut")
+        if self.crop == "squash" and (self.encoding == "original" or self.size is None):
+            raise ValueError("crop is 'squash', which is for jpeg and raw with a size; originals keep their shape")
         if not 1 <= self.quality <= 95:
             raise ValueError(f"quality is {self.quality}; it must be 1 to 95")
 
@@ -70,6 +74,8 @@ class EncodingConfig:
         """What happens to a picture before its pixels are counted, in words."""
         if self.size is None:
             return "native size"
+        if self.crop == "squash":
+            return f"resized to {self.size}x{self.size}, whatever its shape (bicubic, antialiased)"
         return f"centred square of the shorter side, resized to {self.size}x{self.size} (bicubic, antialiased)"
 
     @property
@@ -140,7 +146,11 @@ def store_picture(content: bytes | np.ndarray, config: EncodingConfig) -> Stored
 
     @functools.cache
     def square() -> np.ndarray:
-        return whole_HWC if size is None else _resize_shorter_side(_centre_square(whole_HWC), size)
+        if size is None:
+            return whole_HWC
+        if config.crop == "squash":
+            return _resize(whole_HWC, size, size)
+        return _resize_shorter_side(_centre_square(whole_HWC), size)
 
     if config.encoding == "raw":
         stored_HWC = square()
@@ -157,14 +167,20 @@ def store_picture(content: bytes | np.ndarray, config: EncodingConfig) -> Stored
 
 
 def _resize_shorter_side(pixels_HWC: np.ndarray, size: int) -> np.ndarray:
-    """Return the picture with its shorter side brought to `size` pixels; uint8 (H, W, 3), contiguous."""
+    """Return the picture with its shorter side brought to `size` pixels."""
     height, width = pixels_HWC.shape[:2]
     short = min(height, width)
-    if short == size:
+    return _resize(pixels_HWC, round(height * size / short), round(width * size / short))
+
+
+def _resize(pixels_HWC: np.ndarray, new_height: int, new_width: int) -> np.ndarray:
+    """Return the picture of another size; uint8 (new_height, new_width, 3), contiguous."""
+    height, width = pixels_HWC.shape[:2]
+    if (height, width) == (new_height, new_width):
         return np.ascontiguousarray(pixels_HWC)
-    target = round(height * size / short), round(width * size / short)
-    if target[0] * target[1] > MAX_PIXELS:
-        raise RejectedPicture("too_large", f"{width}x{height} pixels would become {target[1]}x{target[0]}")
+    widest = max(width, new_width)  # of the picture between the two passes and behind them
+    if new_height * widest > MAX_PIXELS:
+        raise RejectedPicture("too_large", f"{width}x{height} pixels would become {widest}x{new_height}")
     import torch  # here: it takes seconds, which sources of stored pixels need not pay
     from torch.nn.functional import interpolate
 
@@ -174,7 +190,7 @@ def _resize_shorter_side(pixels_HWC: np.ndarray, size: int) -> np.ndarray:
     torch.set_num_threads(1)  # the processes share the cores already
     try:
         # Rows first, then columns: the slower pass, along rows, has the fewest of them.
-        for shape in ((target[0], width), target):
+        for shape in ((new_height, width), (new_height, new_width)):
             picture_1CHW = interpolate(picture_1CHW, shape, mode="bicubic", antialias=True)
     finally:
         torch.set_num_threads(num_threads)

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from pipeline.decode import RejectedPicture
 from pipeline.encode import store_picture
+from pipeline.shard_plan import ShardingConfig, plan_shards, plan_splits
 from pipeline.shard_writer import padded_length
-from pipeline.sharding import ShardingConfig, plan_shards, split_validation
 from pipeline.sources.base import Source
 from pipeline.statistics import PixelSums
 
@@ -56,7 +56,7 @@ def estimate(source: Source, config: ShardingConfig, num_workers: int | None) ->
         num_workers: That would share the work; by default as many as this machine has CPUs.
     """
     listing = source.list_samples()
-    splits = split_validation(listing, config)
+    splits = plan_splits(listing, config)
     tasks = plan_shards(listing, splits, config)
     rows = pa.concat_tables([task.rows for task in tasks])
     chosen = np.unique(np.linspace(0, rows.num_rows - 1, _NUM_PROBES).astype(np.int64))

@@ -21,7 +21,7 @@ def augment(
     """Crop, mirror and normalise decoded pictures.
 
     Args:
-        pixels_NHWC: uint8 RGB at the stored size.
+        pixels_NHWC: uint8 RGB squares of the stored size, made by the dataset's resize rule.
         parameters: One row a picture.
         crop_size: Side of the crop in pixels.
         divisor_3: float32 (3,), in grey levels.

@@ -23,8 +23,9 @@ from pipeline.encode import Crop, Encoding, EncodingConfig
 from pipeline.estimate import estimate
 from pipeline.manifest import DATASET_JSON, REJECTS_PARQUET
 from pipeline.paths import shared_path
+from pipeline.shard_plan import ShardingConfig
 from pipeline.shard_task import Executor
-from pipeline.sharding import ShardingConfig, reject_counts, shard_dataset
+from pipeline.sharding import reject_counts, shard_dataset
 from pipeline.sources.base import Source
 from pipeline.sources.detect import open_source
 from pipeline.sources.official import DEVKIT_ARCHIVE, OfficialArchives
@@ -47,9 +48,10 @@ class Arguments:
     encoding: Encoding | None = None
     """jpeg, raw (uint8 pixels), or original (bytes untouched). Default: jpeg; raw for sources of stored pixels."""
     size: int | None = None
-    """Pixels that the shorter side is brought to. Default: 256; native for sources of stored pixels."""
+    """Pixels that the shorter side is brought to (squash: both). Default: 256; native for sources of stored pixels."""
     crop: Crop = "centre"
-    """centre: the centre square is stored; none: all of the resized picture."""
+    """centre: the centre square is stored; none: all of the resized picture; squash: all of it, pressed into a square,
+    as Caffe's ImageNet scripts do."""
     quality: int = 95
     """JPEG quality, 1 to 95."""
     executor: Executor = "local"
@@ -57,9 +59,14 @@ class Arguments:
     workers: int | None = None
     """Processes, or Ray tasks at once. Default: as many as there are CPUs. Does not change the output."""
     seed: int = 0
-    """Of the global shuffle, and of the validation split where the source has none."""
-    val_fraction: float = 0.05
-    """Part of each training class that becomes `val` where the source has none."""
+    """Of the global shuffle, of the validation split where the source has none, and of --max-train-samples."""
+    val_fraction: float | None = None
+    """Part of each training class that becomes `val` where the source has none. Default: 0.05."""
+    val_last: int | None = None
+    """Instead: so many samples at the end of `train`, in the source's own order, become `val`. For IDX and CIFAR files,
+    whose order is random, as tutorials do."""
+    max_train_samples: int | None = None
+    """For trials: keep so many training samples, a random part of each class. `val` and `test` stay whole."""
     samples_per_shard: int = 1000
     """Planned samples of a shard."""
     max_rejects: float = 0.001
@@ -128,6 +135,8 @@ def _config(arguments: Arguments, source: Source, size: int | None) -> ShardingC
             ),
             seed=arguments.seed,
             val_fraction=arguments.val_fraction,
+            val_last=arguments.val_last,
+            max_train_samples=arguments.max_train_samples,
             samples_per_shard=arguments.samples_per_shard,
             max_rejects=arguments.max_rejects,
         )

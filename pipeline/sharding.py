@@ -4,18 +4,18 @@ One output shard is one task, described by its rows of a seeded global shuffle, 
 of workers. A finished shard leaves a record in `OUT/.partial/`; the same command run again skips it:
 
     source -> listing -> plan (tasks) -> workers: tar + idx + record -> merge: manifest, statistics, dataset.json
+                         shard_plan.py   shard_task.py
 
 `dataset.json` is written last; then `.partial` is removed, and neither time, host, worker count nor lock stays.
 """
 
 import fcntl
 import hashlib
-import itertools
 import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.command import InputError
-from pipeline.encode import EncodingConfig
 from pipeline.files import atomic_file, sha256_file, write_json, write_table
 from pipeline.histograms import histograms
 from pipeline.manifest import (
@@ -39,49 +38,14 @@ from pipeline.manifest import (
     REJECTS_PARQUET,
     manifest_path,
 )
-from pipeline.order import permutation
 from pipeline.ordered_map import load_ahead
 from pipeline.progress import progress_bar
+from pipeline.shard_plan import ShardingConfig, plan_shards, plan_splits
 from pipeline.shard_task import PLAN_JSON, Executor, ShardRecord, ShardTask, run_tasks, unfinished_tasks
-from pipeline.sources.base import SPLITS, Listing, Source
+from pipeline.sources.base import Listing, Source
 from pipeline.statistics import PixelSums, color_document
 
 _PARTIAL = ".partial"
-_SHUFFLE_STREAM, _VAL_STREAM = 1 << 32, (1 << 32) + 1  # "epochs" of the order's generator that no training reaches
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardingConfig:
-    """What the dataset will be; everything in it changes the bytes, nothing else does.
-
-    Attributes:
-        encoding: The stored form of pictures.
-        seed: Of the global shuffle and of the split into train and val.
-        val_fraction: Of each class of `train`, moved to `val` where the source has no `val`.
-        samples_per_shard: Planned; rejects make a shard shorter.
-        max_rejects: Largest tolerated fraction of rejected pictures.
-    """
-
-    encoding: EncodingConfig
-    seed: int = 0
-    val_fraction: float = 0.05
-    samples_per_shard: int = 1000
-    max_rejects: float = 0.001
-
-    def __post_init__(self) -> None:
-        """Check the fields.
-
-        Raises:
-            ValueError: Names the field, its value and what would be right.
-        """
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}; it must be 0 to 2**63 - 1")
-        if not 0 <= self.val_fraction < 1:
-            raise ValueError(f"val_fraction is {self.val_fraction}; it must be at least 0 and less than 1")
-        if self.samples_per_shard < 1:
-            raise ValueError(f"samples_per_shard is {self.samples_per_shard}; it must be at least 1")
-        if not 0 <= self.max_rejects <= 1:
-            raise ValueError(f"max_rejects is {self.max_rejects}; it is a fraction, 0 to 1")
 
 
 def shard_dataset(
@@ -112,7 +76,7 @@ def shard_dataset(
     if executor == "local" and num_workers != 1:
         load_ahead(run_tasks.__module__, *config.encoding.modules)  # while the source is listed
     listing = source.list_samples()
-    splits = split_validation(listing, config)
+    splits = plan_splits(listing, config)
     partial.mkdir(parents=True, exist_ok=True)
     with _exclusive(partial):
         if finished.exists() and not (partial / PLAN_JSON).exists():
@@ -142,42 +106,6 @@ def _finished(out: Path) -> str:
     return f"{out} already holds a finished dataset; remove it, or choose another folder"
 
 
-def split_validation(listing: Listing, config: ShardingConfig) -> dict[str, pa.Table]:
-    """Return the source's splits; without `val`, a seeded, stratified part of `train` becomes it."""
-    splits = {name: listing.splits[name] for name in SPLITS if name in listing.splits}
-    if "train" not in splits:
-        raise InputError("the source has no training pictures; a dataset needs a `train` split")
-    if "val" in splits or config.val_fraction == 0:
-        return splits
-    classes = splits["train"].column("class_index").to_numpy()
-    shuffled = permutation(config.seed, _VAL_STREAM, len(classes))
-    by_class = shuffled[np.argsort(classes[shuffled], kind="stable")]
-    counts = np.bincount(classes, minlength=len(listing.classes))
-    chosen = np.zeros(len(classes), dtype=bool)
-    for first, count in zip(np.cumsum(counts) - counts, counts, strict=True):
-        # At least one of a class that has two or more, so that no class is missing from model selection; never all.
-        num_val = min(max(round(count * config.val_fraction), 1), count - 1)
-        chosen[by_class[first : first + max(num_val, 0)]] = True
-    if not chosen.any():
-        return splits
-    train = splits.pop("train")
-    return {"train": train.filter(pa.array(~chosen)), "val": train.filter(pa.array(chosen)), **splits}
-
-
-def plan_shards(listing: Listing, splits: dict[str, pa.Table], config: ShardingConfig) -> list[ShardTask]:
-    """Cut each split's global shuffle into shards of equal planned length (to within one sample)."""
-    wnids = tuple(entry.wnid for entry in listing.classes)
-    tasks = []
-    for split, table in splits.items():
-        num_shards = -(-table.num_rows // config.samples_per_shard)
-        shuffle = permutation(config.seed, _SHUFFLE_STREAM, table.num_rows)
-        bounds = [table.num_rows * i // num_shards for i in range(num_shards + 1)]
-        for index, (first, end) in enumerate(itertools.pairwise(bounds)):
-            rows = table.take(pa.array(shuffle[first:end]))
-            tasks.append(ShardTask(f"{split}-{index:06d}", split, first, rows, wnids))
-    return tasks
-
-
 @contextmanager
 def _exclusive(partial: Path) -> Iterator[None]:
     """Hold the folder's lock; the kernel releases it when the process dies, however it dies."""
@@ -204,10 +132,7 @@ def _plan_document(
         "classes": [asdict(entry) for entry in listing.classes],
         "rows": {split: table.num_rows for split, table in splits.items()},
         "rows_sha256": digest.hexdigest(),
-        "encoding": config.encoding.document(),
-        "seed": config.seed,
-        "val_fraction": config.val_fraction,
-        "samples_per_shard": config.samples_per_shard,
+        **config.document(),
     }
 
 
@@ -279,11 +204,8 @@ def _publish(
     document = {
         "format": FORMAT_NAME,
         "format_version": FORMAT_VERSION,
-        "encoding": config.encoding.document(),
         "source_layout": source.layout,
-        "seed": config.seed,
-        "val_fraction": config.val_fraction,
-        "samples_per_shard": config.samples_per_shard,
+        **config.document(),
         "num_classes": len(listing.classes),
         "splits": counts,
         "num_rejects": rejects.num_rows,

@@ -8,7 +8,8 @@ from coded_source import CodedSource
 
 from pipeline.dataset import Dataset
 from pipeline.encode import EncodingConfig
-from pipeline.sharding import ShardingConfig, shard_dataset
+from pipeline.shard_plan import ShardingConfig
+from pipeline.sharding import shard_dataset
 
 # A shell that runs the tests in the background lets them ignore Ctrl-C, which the tested commands would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from pipeline.command import InputError
+from pipeline.encode import EncodingConfig
+from pipeline.shard_plan import ShardingConfig, plan_splits
 from pipeline.sources.detect import open_source
 
 PIXELS = np.random.Generator(np.random.Philox(key=7)).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
@@ -42,6 +44,12 @@ def test_pixels_and_labels_are_read_back(source):
     assert len({row["source"] for row in rows}) == 6
     for row, expected in zip(rows, PIXELS, strict=True):
         assert np.array_equal(source.read(row["file"], row["offset"], row["num_bytes"]), expected)
+
+
+def test_the_last_picture_of_the_last_training_file_becomes_val(source):
+    config = ShardingConfig(encoding=EncodingConfig(encoding="raw", size=None), val_last=1)
+    (row,) = plan_splits(source.list_samples(), config)["val"].to_pylist()
+    assert np.array_equal(source.read(row["file"], row["offset"], row["num_bytes"]), PIXELS[3])
 
 
 def test_a_cut_file_is_refused(source):

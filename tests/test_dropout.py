@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import Tensor, nn
 
 from model.dropout import CountedDropout, keep_mask, philox_4x32
 
@@ -113,11 +114,77 @@ def test_without_positions_torch_draws() -> None:
         assert torch.equal(layer(activations), expected)
 
 
-def test_a_paper_net_that_halves_at_test_time_computes_the_same() -> None:
-    """The mean over masks is the identity: what the paper gets by multiplying outputs by 0.5 instead."""
+def test_the_mean_over_masks_is_the_identity() -> None:
     output = CountedDropout(0.5, seed=3, layer=1)(torch.ones(4096, 64), torch.arange(4096))
     assert abs(output.mean() - 1) < 0.01
     assert set(output.unique().tolist()) == {0.0, 2.0}
+
+
+class PaperDropout(nn.Module):
+    """Section 4.2 of the paper: survivors are left as they are; at test time all outputs are multiplied by 1 - p."""
+
+    def __init__(self, inverted: CountedDropout) -> None:
+        super().__init__()
+        self.inverted = inverted
+
+    def forward(self, activations: Tensor, positions: Tensor) -> Tensor:
+        layer = self.inverted
+        if not self.training:
+            return activations * (1 - layer.probability)
+        settings = {"probability": layer.probability, "seed": layer.seed, "layer": layer.layer}
+        return activations * keep_mask(positions, activations.shape[1], **settings)
+
+
+class TwoLayers(nn.Module):
+    """Six inputs, 40 units that are dropped, five outputs; in float64."""
+
+    def __init__(self, dropout: nn.Module) -> None:
+        super().__init__()
+        self.hidden, self.dropout, self.output = nn.Linear(6, 40), dropout, nn.Linear(40, 5)
+        self.double()
+
+    def forward(self, inputs: Tensor, positions: Tensor) -> Tensor:
+        return self.output(self.dropout(self.hidden(inputs).tanh(), positions))
+
+
+@pytest.mark.parametrize("probability", [0.25, 0.5])
+def test_the_papers_dropout_is_the_same_net_with_larger_weights_behind_it(probability: float) -> None:
+    """Each statement of CountedDropout's docstring, over some steps of training."""
+    q = 1 - probability
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        inverted = TwoLayers(CountedDropout(probability, seed=3, layer=1))
+        inputs, upstream = torch.randn(64, 6, dtype=torch.float64), torch.randn(64, 5, dtype=torch.float64)
+    paper = TwoLayers(PaperDropout(inverted.dropout))
+    paper.load_state_dict(inverted.state_dict())
+    with torch.no_grad():
+        paper.output.weight.div_(q)
+    rate, decay = 0.01, 0.1
+    behind = inverted.output.weight
+    others = [parameter for parameter in inverted.parameters() if parameter is not behind]
+    groups = [{"params": others}, {"params": [behind], "lr": q**2 * rate, "weight_decay": decay / q**2}]
+    nets = (paper, inverted)
+    optimizers = [
+        torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=decay)
+        for parameters in (paper.parameters(), groups)
+    ]
+    start = behind.detach().clone()
+    for step in range(4):
+        evaluations = [net.eval()(inputs, POSITIONS) for net in nets]
+        outputs = [net.train()(inputs, POSITIONS + 64 * step) for net in nets]
+        assert (outputs[0] - evaluations[0]).abs().max() > 0.1
+        torch.testing.assert_close(evaluations[0], evaluations[1])
+        torch.testing.assert_close(outputs[0], outputs[1])
+        for output, optimizer in zip(outputs, optimizers, strict=True):
+            optimizer.zero_grad()
+            output.backward(upstream)
+        for name, parameter in paper.named_parameters():
+            scale = 1 / q if name == "output.weight" else 1.0
+            torch.testing.assert_close(inverted.get_parameter(name).grad, scale * parameter.grad)
+        for optimizer in optimizers:
+            optimizer.step()
+        torch.testing.assert_close(inverted.output.weight, q * paper.output.weight)
+    assert (behind - start).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("probability", [-0.1, 1.0, float("nan")])

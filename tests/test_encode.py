@@ -183,6 +183,21 @@ def test_without_a_crop_the_whole_resized_picture_is_stored_and_its_centre_count
     assert np.abs(centre - whole.pixels_HWC).mean() < 6
 
 
+@pytest.mark.parametrize("size", [(100, 64), (64, 100), (20, 61), (32, 50), (50, 32), (32, 32)])
+@pytest.mark.parametrize("encoding", ["raw", "jpeg"])
+def test_squashed_pictures_are_resized_as_pillow_does_and_counted_as_stored(size, encoding):
+    image = _photo_like(*size)
+    stored = store_picture(np.array(image), EncodingConfig(encoding=encoding, size=32, crop="squash"))
+    expected = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(stored.pixels_HWC - expected).max() <= 3  # as above
+    assert (stored.width, stored.height, stored.source_width, stored.source_height) == (32, 32, *size)
+    if encoding == "raw":
+        assert np.array_equal(np.load(io.BytesIO(stored.data)), stored.pixels_HWC)
+    else:
+        decoded = np.asarray(Image.open(io.BytesIO(stored.data))).astype(int)
+        assert decoded.shape == (32, 32, 3) and np.abs(decoded - stored.pixels_HWC).mean() < 10
+
+
 def test_a_strip_that_would_grow_beyond_all_bounds_is_rejected():
     with pytest.raises(RejectedPicture, match=r"too_large: 60000x1 pixels would become 15360000x256"):
         store_picture(_bytes(Image.new("RGB", (60_000, 1))), EncodingConfig(encoding="jpeg", size=256, crop="none"))
@@ -196,6 +211,11 @@ def test_a_strip_that_would_grow_beyond_all_bounds_is_rejected():
         ({"encoding": "jpeg", "size": 32, "quality": 100}, "quality is 100"),
         ({"encoding": "jpeg", "size": 32, "crop": "left"}, "crop is 'left'"),
         ({"encoding": "raw", "size": 32, "crop": "none"}, "crop is 'none', which is for resized jpeg"),
+        ({"encoding": "original", "size": 32, "crop": "squash"}, "crop is 'squash', which is for jpeg and raw"),
+        (
+            {"encoding": "raw", "size": None, "crop": "squash"},
+            "crop is 'squash', which is for jpeg and raw with a size",
+        ),
     ],
 )
 def test_wrong_fields_are_named(fields, message):

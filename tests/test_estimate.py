@@ -9,7 +9,8 @@ from pipeline import shard
 from pipeline.command import InputError
 from pipeline.encode import EncodingConfig
 from pipeline.estimate import estimate
-from pipeline.sharding import ShardingConfig, shard_dataset
+from pipeline.shard_plan import ShardingConfig
+from pipeline.sharding import shard_dataset
 
 
 @pytest.mark.parametrize(("encoding", "pixels"), [("raw", True), ("jpeg", False)])

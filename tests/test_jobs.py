@@ -18,7 +18,8 @@ from jobs.recipes import RECIPES, get_recipe
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.encode import EncodingConfig
-from pipeline.sharding import ShardingConfig, shard_dataset
+from pipeline.shard_plan import ShardingConfig
+from pipeline.sharding import shard_dataset
 
 ROOT = Path(__file__).parent.parent
 # A few steps on noise: the recipe's own learning rate would not be stable.

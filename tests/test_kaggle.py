@@ -5,7 +5,8 @@ from PIL import Image
 
 from pipeline.command import InputError
 from pipeline.encode import EncodingConfig
-from pipeline.sharding import ShardingConfig, shard_dataset
+from pipeline.shard_plan import ShardingConfig
+from pipeline.sharding import shard_dataset
 from pipeline.sources.detect import open_source
 
 WNIDS = ["n02", "n01", "n10"]

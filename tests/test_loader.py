@@ -15,8 +15,9 @@ from pipeline.dataset import Dataset
 from pipeline.encode import EncodingConfig, store_picture
 from pipeline.loader import Batch, EvalLoader, LoaderConfig, TrainLoader
 from pipeline.reference import augment, ten_crops
+from pipeline.shard_plan import ShardingConfig
 from pipeline.shard_reader import ShardReader
-from pipeline.sharding import ShardingConfig, shard_dataset
+from pipeline.sharding import shard_dataset
 from pipeline.sources.detect import open_source
 from pipeline.stream_order import StreamConfig
 

@@ -12,7 +12,8 @@ from test_sources import assert_sound
 
 from pipeline.command import InputError
 from pipeline.encode import EncodingConfig
-from pipeline.sharding import ShardingConfig, shard_dataset
+from pipeline.shard_plan import ShardingConfig
+from pipeline.sharding import shard_dataset
 from pipeline.sources import parquet
 from pipeline.sources.detect import open_source
 

@@ -21,8 +21,9 @@ from pipeline.encode import EncodingConfig, store_picture
 from pipeline.loader import TrainLoader
 from pipeline.order import permutation
 from pipeline.reference import augment
+from pipeline.shard_plan import ShardingConfig
 from pipeline.shard_reader import ShardReader
-from pipeline.sharding import ShardingConfig, shard_dataset
+from pipeline.sharding import shard_dataset
 
 CONFIG = AugmentationConfig()
 ENLARGED = 8  # pictures of 32x32 in cells of 256

@@ -4,16 +4,19 @@ import io
 import itertools
 import tarfile
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.command import InputError
 from pipeline.encode import EncodingConfig
+from pipeline.shard_plan import ShardingConfig, plan_shards, plan_splits
 from pipeline.shard_writer import ShardWriter
-from pipeline.sharding import ShardingConfig, plan_shards, split_validation
 from pipeline.sources.base import SAMPLE_SCHEMA, ClassEntry, Listing
 
 
@@ -27,6 +30,7 @@ def _listing(labels: list[int], num_val: int) -> Listing:
     return Listing([ClassEntry(f"n{i}", "") for i in range(5)], splits)
 
 
+@settings(deadline=None)  # the first example pays for libraries that load late
 @given(
     labels=st.lists(st.integers(0, 4), min_size=1, max_size=200),
     num_val=st.integers(0, 30),
@@ -44,7 +48,7 @@ def test_every_sample_has_one_place_in_one_shard_of_planned_length(
         val_fraction=val_fraction,
     )
     listing = _listing(labels, num_val)
-    splits = split_validation(listing, config)
+    splits = plan_splits(listing, config)
     tasks = plan_shards(listing, splits, config)
     planned = [source for task in tasks for source in task.rows["source"].to_pylist()]
     listed = [source for table in listing.splits.values() for source in table["source"].to_pylist()]
@@ -67,6 +71,60 @@ def test_every_sample_has_one_place_in_one_shard_of_planned_length(
         assert (after[before > 0] > 0).all()
 
 
+@settings(deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=200),
+    max_train_samples=st.integers(1, 220),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_a_subset_has_the_number_asked_for_and_the_share_of_each_class(labels, max_train_samples, seed):
+    config = ShardingConfig(
+        encoding=EncodingConfig(encoding="raw", size=None),
+        seed=seed,
+        val_fraction=0.2,
+        max_train_samples=max_train_samples,
+    )
+    listing = _listing(labels, num_val=0)
+    whole = plan_splits(listing, replace(config, max_train_samples=None))
+    before = np.bincount(whole["train"]["class_index"])
+    if max_train_samples < min(np.count_nonzero(before), before.sum()):
+        with pytest.raises(InputError, match=rf"is {max_train_samples}, but the training samples have \d classes"):
+            plan_splits(listing, config)
+        return
+    splits = plan_splits(listing, config)
+    assert {split: table for split, table in splits.items() if split != "train"} == {
+        split: table for split, table in whole.items() if split != "train"
+    }
+    kept = splits["train"]["source"].to_pylist()
+    assert kept == [source for source in whole["train"]["source"].to_pylist() if source in set(kept)]
+    after = np.bincount(splits["train"]["class_index"], minlength=len(before))
+    assert after.sum() == len(set(kept)) == min(max_train_samples, before.sum())
+    # One of each class, of the rest an equal part, to within the one sample that rounding moves.
+    first = np.minimum(before, 1)
+    part = (after.sum() - first.sum()) / max((before - first).sum(), 1)
+    assert (np.abs(after - first - part * (before - first)) < 1).all() and (after >= first).all()
+
+
+@settings(deadline=None)
+@given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=60), val_last=st.integers(1, 70))
+def test_the_last_samples_become_val(labels, val_last):
+    config = ShardingConfig(encoding=EncodingConfig(encoding="raw", size=None), val_last=val_last)
+    listing = _listing(labels, num_val=0)
+    sources = listing.splits["train"]["source"].to_pylist()
+    if val_last >= len(labels):
+        with pytest.raises(InputError, match=f"is {val_last}, but the source has {len(labels)} training samples"):
+            plan_splits(listing, config)
+    elif lost := set(labels) - set(labels[:-val_last]):
+        with pytest.raises(InputError, match=rf"no training sample of {len(lost)} classes \(the first is n{min(lost)}"):
+            plan_splits(listing, config)
+    else:
+        splits = plan_splits(listing, config)
+        assert list(splits) == ["train", "val"]
+        assert splits["train"]["source"].to_pylist() == sources[:-val_last]
+        assert splits["val"]["source"].to_pylist() == sources[-val_last:]
+
+
+@settings(deadline=None)  # it writes to a disk
 @given(st.lists(st.tuples(st.binary(max_size=1500), st.integers(0, 10**6)), min_size=1, max_size=30))
 def test_the_index_leads_to_the_bytes_of_every_member(samples):
     with tempfile.TemporaryDirectory() as folder:

@@ -19,9 +19,10 @@ from pipeline import sharding
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.encode import EncodingConfig
+from pipeline.shard_plan import ShardingConfig, plan_shards, plan_splits
 from pipeline.shard_reader import ShardReader
 from pipeline.shard_task import write_shard
-from pipeline.sharding import ShardingConfig, plan_shards, shard_dataset, split_validation
+from pipeline.sharding import shard_dataset
 
 RAW = ShardingConfig(encoding=EncodingConfig(encoding="raw", size=None), samples_per_shard=8)
 
@@ -283,14 +284,14 @@ def test_a_finished_shard_that_has_vanished_is_written_again(undisturbed, tmp_pa
 
 def test_val_never_takes_all_of_a_class_nor_stands_empty(tmp_path):
     config = ShardingConfig(encoding=RAW.encoding, val_fraction=0.9)
-    splits = split_validation(CodedSource(tmp_path, num_train=8, num_val=0).list_samples(), config)
+    splits = plan_splits(CodedSource(tmp_path, num_train=8, num_val=0).list_samples(), config)
     assert (splits["train"].num_rows, splits["val"].num_rows) == (4, 4)
-    assert list(split_validation(CodedSource(tmp_path, num_train=4, num_val=0).list_samples(), config)) == ["train"]
+    assert list(plan_splits(CodedSource(tmp_path, num_train=4, num_val=0).list_samples(), config)) == ["train"]
 
 
 def test_a_source_without_val_gives_a_stratified_part_of_train(tmp_path):
     listing = CodedSource(tmp_path, num_train=200, num_val=0).list_samples()
-    splits = split_validation(listing, ShardingConfig(encoding=RAW.encoding, val_fraction=0.1))
+    splits = plan_splits(listing, ShardingConfig(encoding=RAW.encoding, val_fraction=0.1))
     assert splits["train"].num_rows == 180
     assert np.bincount(splits["val"]["class_index"]).tolist() == [5] * NUM_CLASSES
     sources = splits["train"]["source"].to_pylist() + splits["val"]["source"].to_pylist()

@@ -12,7 +12,8 @@ from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.encode import EncodingConfig
 from pipeline.shard import main
-from pipeline.sharding import ShardingConfig, shard_dataset
+from pipeline.shard_plan import ShardingConfig
+from pipeline.sharding import shard_dataset
 from pipeline.sources.detect import open_source
 
 
