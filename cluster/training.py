@@ -218,11 +218,11 @@ class Trainer:
         if "val" not in self._dataset.splits:
             return
         began = time.perf_counter()
-        result = evaluate(self._model, self._dataset, "val", self._world, self._run)
+        result = evaluate(self._model, self._dataset, "val", self._world, self._run).summary()
         if self._log is not None:
-            self._log.write("evaluation", step=self._step, **dataclasses.asdict(result))
-        if self._best_top1 is None or result.top1 > self._best_top1:
-            self._best_top1 = result.top1
+            self._log.write("evaluation", step=self._step, **result)
+        if self._best_top1 is None or result["top1"] > self._best_top1:
+            self._best_top1 = result["top1"]
             if self._world.is_first:
                 self._run.checkpoints.save_best(self._state(), self._step)
         self._line_began += time.perf_counter() - began  # evaluation is no part of the speed of training
@@ -248,8 +248,7 @@ class Trainer:
             for warning in caught:
                 self._log.write("warning", message=str(warning.message))
         step = 0 if state is None else state["step"]
-        total, squares = self._world.sum(torch.tensor([step, step**2])).tolist()
-        if total**2 != squares * self._world.world_size:  # equal only if all steps are
+        if not self._world.agrees(step):
             raise InputError(f"the workers see different checkpoints in {self._run.path}; it must be a shared folder")
         if self._world.is_first:
             self._run.checkpoints.remove_leftovers()

@@ -60,3 +60,8 @@ class World:
         total = values.to(self.device, copy=True)
         dist.all_reduce(total)
         return total.cpu()
+
+    def agrees(self, value: int) -> bool:
+        """Return whether all workers give the same value; every worker calls it, and gets the same answer."""
+        total, squares = self.sum(torch.tensor([value, value**2])).tolist()
+        return bool(total**2 == squares * self.world_size)  # equal only if all values are

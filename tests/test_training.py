@@ -2,16 +2,12 @@
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from worker_process import run_workers
 
 from cluster.config import TrainingConfig
 from cluster.run_folder import RunFolder
@@ -113,24 +109,10 @@ def test_a_resumed_run_has_the_same_losses_and_weights(straight, raw_dataset, tm
         assert torch.equal(weights, right["model"][name]), name
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.mark.parametrize("world_size", [2, 5])
 def test_several_workers_train_the_same_run(straight, raw_dataset, tmp_path, world_size):
     run = RunFolder.create(tmp_path / "run", CONFIG, raw_dataset)
-    script, port = Path(__file__).parent / "worker_process.py", _free_port()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, script, *map(str, (rank, world_size, port, raw_dataset.path, run.path))], env=environment
-        )
-        for rank in range(world_size)
-    ]
-    assert [worker.wait(timeout=120) for worker in workers] == [0] * world_size
+    run_workers(world_size, "train", raw_dataset.path, run.path)
     np.testing.assert_allclose(_losses(run), _losses(straight), rtol=1e-8)
     mine, theirs = _entries(run, "evaluation"), _entries(straight, "evaluation")
     assert [entry["num_samples"] for entry in mine] == [entry["num_samples"] for entry in theirs]
