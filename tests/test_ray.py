@@ -65,11 +65,13 @@ def test_a_submitted_job_trains_with_two_workers(address, raw_dataset, tmp_path,
     alone = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     assert alone.stdout.splitlines()[-1].endswith("n=10")
     result = run / "evaluations" / "val-centre" / "result.json"
-    found = result.read_text()
+    found = json.loads(result.read_text())
     result.unlink()
     together = _submit(address, "python", *command, "--workers", "2", working_dir=working_dir)
     assert alone.stdout.splitlines()[-1] in together.stdout, together.stdout + together.stderr
-    assert json.loads(result.read_text()) == pytest.approx(json.loads(found), rel=1e-6)
+    again = json.loads(result.read_text())
+    assert again.pop("loss") == pytest.approx(found.pop("loss"), rel=1e-4)  # bfloat16, in batches of another size
+    assert again == found
 
 
 def test_what_the_cluster_cannot_hold_names_the_way_out(address, raw_dataset, tmp_path):
