@@ -3,10 +3,10 @@
     file -> decode, audit -> square or whole, resized -> encode -> decode -> square    (as the offline stage stores it)
          -> centre crop or ten crops, normalised                                       (reference.py)
 
-The same code stores a dataset's pictures and these, JPEG's loss included. Of encodings `raw` and `jpeg`, the images have
-the bits of `EvalLoader` on the CPU. Of `original`, DALI resizes in `EvalLoader` and torch here: they differ by less than
-half a grey level on average, by at most 4 in the tests' centre crops, and by more at the very edge of the square, behind
-which DALI's filter sees the rest of the picture. A GPU's JPEG decoder differs by some grey levels, see docs/architecture.md.
+The same code stores a dataset's pictures and these, JPEG's loss included. Of encodings `raw` and `jpeg`, the images
+have the bits of `EvalLoader` on the CPU. Of `original`, DALI resizes there and torch here: they differ by less
+than half a grey level on average, by at most 4 in the tests' centre crops, and by more at the very edge of the square,
+behind which DALI's filter sees the rest of the picture. A GPU's JPEG decoder differs by some grey levels.
 """
 
 from collections.abc import Sequence
