@@ -46,8 +46,8 @@ def _run(dataset, path, lines: list[str]) -> RunFolder:
 def test_a_resume_replaces_what_was_rolled_back(raw_dataset, tmp_path):
     lines = [
         _step(1, [9.0], 0.0),
-        _step(4, [8.0, 7.0, 6.0], 0.1),
-        _evaluation(4, 5.5, 0.2),
+        _step(5, [8.0, 7.0, 6.5, 6.0], 0.1),
+        _evaluation(5, 5.5, 0.2),
         '{"kind": "step", "ste',  # torn by a kill
         json.dumps({"kind": "resume", "step": 2}),
         _step(4, [5.0, 4.0], 0.5),

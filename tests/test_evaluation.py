@@ -154,13 +154,16 @@ def test_the_tables_agree_with_each_other_and_with_the_totals(raw_dataset, sampl
     evaluation = Evaluation("train", labels, predicted, np.full(41, 0.5), ranks, np.ones(41))
     summary, classes = evaluation.summary(), per_class_table(evaluation, raw_dataset).to_pylist()
     confusion, predictions = confusion_table(evaluation).to_pylist(), predictions_table(evaluation, raw_dataset)
-    for name in ("top1", "top5"):
+    for name, k in (("top1", 1), ("top5", 5)):
         hits = sum(round(row[name] * row["num_samples"]) for row in classes if row["num_samples"])
-        assert hits == round(summary[name] * 41)
+        assert hits == round(summary[name] * 41) == sum(0 <= rank < k for rank in ranks)
     assert sum(row["num_samples"] for row in classes) == sum(row["count"] for row in confusion) == 41
     diagonal = sum(row["count"] for row in confusion if row["class_index"] == row["predicted_class_index"])
     assert diagonal == round(summary["top1"] * 41)
     for row in classes:
+        for name, k in (("top1", 1), ("top5", 5)):
+            ranks_of_class = [rank for label, rank in zip(labels, ranks, strict=True) if label == row["class_index"]]
+            assert round((row[name] or 0) * row["num_samples"]) == sum(0 <= rank < k for rank in ranks_of_class)
         assert row["num_samples"] == sum(c["count"] for c in confusion if c["class_index"] == row["class_index"])
     assert min(row["count"] for row in confusion) > 0
     assert predictions["key"].equals(raw_dataset.manifest("train")["key"])
