@@ -11,6 +11,7 @@ keeps none of them).
     {"kind": "resume", "step": 500}      lines of later steps before this one were rolled back
 """
 
+import contextlib
 import datetime
 import fcntl
 import json
@@ -54,6 +55,15 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """Return a log's entries in their order; a line that a kill has torn is passed over."""
+    entries = []
+    for line in path.read_bytes().splitlines():
+        with contextlib.suppress(ValueError):
+            entries.append(json.loads(line))
+    return entries
 
 
 def format_line(entry: dict[str, Any], total_steps: int) -> str | None:

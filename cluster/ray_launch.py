@@ -1,4 +1,4 @@
-"""Launch the worker loop on Ray Train: on the cluster of a submitted job, or on a local Ray of its own.
+"""Launch workers on Ray Train, to train or evaluate: on the cluster of a submitted job, or on a local Ray of its own.
 
 Ray brings placement and process groups. It carries no images, no metrics and no checkpoints: the run folder, which all
 workers see, holds them. Nor does it carry the workers' output: what a person needs to know is in the run's log, and
@@ -10,9 +10,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from pipeline.ray_executor import ray_session  # first: it sets variables that ray reads as it is imported
 
@@ -25,7 +23,6 @@ from ray.train.torch import TorchTrainer, get_device
 
 from cluster.allocator import ALLOCATOR_ENVIRONMENT
 from cluster.placement import Placement
-from cluster.training import train
 from cluster.world import World
 from pipeline.command import InputError, Terminated
 
@@ -51,28 +48,32 @@ def alive_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def launch(dataset_path: Path, run_path: Path, placement: Placement, micro_batch_size: int | None = None) -> None:
-    """Run the worker loop on all workers and wait for its end.
+def launch(work: Callable[[World], None], placement: Placement, name: str) -> None:
+    """Run `work` on all workers and wait for its end.
+
+    Args:
+        work: What a worker does, given its place; it is pickled, with what it holds.
+        placement: Of the workers.
+        name: For Ray's logs.
 
     Args:
         dataset_path: As all workers see it.
         run_path: As all workers see it.
         placement: Of the workers.
-        micro_batch_size: See `World`.
 
     Raises:
         InputError: A worker refused its input, or was lost.
     """
+
+    def worker() -> None:
+        context = ray.train.get_context()
+        work(World(context.get_world_rank(), context.get_world_size(), torch.device(get_device())))
+
     environment = ALLOCATOR_ENVIRONMENT | {"OMP_NUM_THREADS": str(placement.num_threads)}
     resources = {"CPU": placement.cpus_per_worker, "GPU": float(placement.gpus_per_worker)}
     with tempfile.TemporaryDirectory(prefix="alexnet-ray-") as storage:
         trainer = TorchTrainer(
-            _worker,
-            train_loop_config={
-                "dataset": str(dataset_path),
-                "run": str(run_path),
-                "micro_batch_size": micro_batch_size,
-            },
+            worker,
             scaling_config=ScalingConfig(
                 num_workers=placement.num_workers,
                 use_gpu=placement.gpus_per_worker > 0,
@@ -80,7 +81,7 @@ def launch(dataset_path: Path, run_path: Path, placement: Placement, micro_batch
             ),
             # Ray's own storage holds nothing that we need: a run is resumed from its run folder.
             run_config=RunConfig(
-                name=run_path.name,
+                name=name,
                 storage_path=storage,
                 failure_config=FailureConfig(max_failures=0),
                 worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]  # of the v2 API
@@ -106,13 +107,6 @@ def _fit(trainer: TorchTrainer) -> None:
         raise _explained(failure[0])
 
 
-def _worker(config: dict[str, Any]) -> None:
-    context = ray.train.get_context()
-    device = torch.device(get_device())
-    world = World(context.get_world_rank(), context.get_world_size(), device, config["micro_batch_size"])
-    train(Path(config["dataset"]), Path(config["run"]), world)
-
-
 def _explained(error: BaseException) -> BaseException:
     """Return the InputError that a worker raised, or one that says that a worker was lost; else the error itself."""
     failures = list(error.worker_failures.values()) if isinstance(error, ray.train.WorkerGroupError) else []
@@ -122,5 +116,5 @@ def _explained(error: BaseException) -> BaseException:
     for failure in failures:
         if type(failure).__module__.partition(".")[0] == "ray":  # of Ray's own making: the process did not raise it
             cause = str(failure).strip().partition("\n")[0]
-            return InputError(f"a worker was lost ({cause}); the same command resumes the run")
+            return InputError(f"a worker was lost ({cause}); the same command tries again, and resumes a run")
     return error

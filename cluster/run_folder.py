@@ -2,12 +2,17 @@
 
 RUN/
   mean_image.npy    mean picture of the training set, where the recipe subtracts it
-  config.json       recipe, dataset, colour statistics, versions, git commit; written before all that follows
+  config.json       recipe, dataset (classes and form of its pictures too), colour statistics, versions, git commit;
+                    written before all that follows
   metrics.jsonl     one line a logged step, an evaluation or an event
   checkpoints/      see checkpoint.py
   result.json       written when the run is finished
+  evaluations/      a folder for each split and kind of crops that was evaluated, see evaluation_files.py
+
+So a run's model can be given new pictures without its dataset.
 """
 
+import functools
 import importlib.metadata
 import json
 import platform
@@ -22,6 +27,7 @@ from cluster.config import TrainingConfig
 from pipeline.color import ColorBasis
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
+from pipeline.encode import EncodingConfig
 from pipeline.files import atomic_file, write_json
 from pipeline.manifest import COLOR_JSON
 
@@ -88,7 +94,7 @@ class RunFolder:
         """Begin a run: write its `config.json`."""
         document = {
             "recipe": config.to_json(),
-            "dataset": {"path": str(dataset.path), "sha256": dataset.sha256, "wnids": dataset.wnids},
+            "dataset": _describe(dataset),
             "color": json.loads((dataset.path / COLOR_JSON).read_text()),
             "versions": _versions(),
             "git_commit": _git_commit(),
@@ -122,6 +128,33 @@ class RunFolder:
         return np.asarray(np.load(self.path / _MEAN_IMAGE))
 
     @property
+    def wnids(self) -> list[str]:
+        """Identifiers of the classes that the model tells apart, by class_index."""
+        return list(self.document["dataset"]["wnids"])
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes for people, by class_index."""
+        return list(self._dataset_description["class_names"])
+
+    @property
+    def encoding(self) -> EncodingConfig:
+        """The form in which the dataset stores its pictures."""
+        return EncodingConfig(**self._dataset_description["encoding"])
+
+    @functools.cached_property
+    def _dataset_description(self) -> dict[str, Any]:
+        described: dict[str, Any] = self.document["dataset"]
+        if "encoding" in described:
+            return described
+        return _describe(Dataset.open(described["path"]))  # a run of before names and form were noted
+
+    @property
+    def evaluations_path(self) -> Path:
+        """The folder of the run's evaluations."""
+        return self.path / "evaluations"
+
+    @property
     def result(self) -> dict[str, Any] | None:
         """The finished run's result, or None while it is not finished."""
         path = self.path / "result.json"
@@ -137,7 +170,7 @@ class RunFolder:
         Raises:
             InputError: It has others.
         """
-        trained = self.document["dataset"]["wnids"]
+        trained = self.wnids
         if dataset.wnids != trained:
             what = "other classes" if len(trained) == dataset.num_classes else f"{dataset.num_classes} classes"
             raise InputError(
@@ -157,6 +190,23 @@ class RunFolder:
             raise InputError(
                 f"{self.path} holds a run on another dataset ({self.document['dataset']['path']}); choose another --run"
             )
+
+
+def _describe(dataset: Dataset) -> dict[str, Any]:
+    """Return what `config.json` says of the dataset: its identity, its classes, and the form of its pictures."""
+    encoding = dataset.document["encoding"]
+    return {
+        "path": str(dataset.path),
+        "sha256": dataset.sha256,
+        "wnids": dataset.wnids,
+        "class_names": dataset.class_names,
+        "encoding": {
+            "encoding": encoding["name"],
+            "size": dataset.stored_size,
+            "crop": encoding.get("crop", "centre"),
+            "quality": encoding["quality"],
+        },
+    }
 
 
 def _flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:

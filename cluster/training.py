@@ -76,16 +76,17 @@ def check_images_fit(config: TrainingConfig, dataset: Dataset) -> None:
         raise InputError(f"recipe {config.name} does not fit {dataset.path}: {error}") from error
 
 
-def train(dataset_path: Path, run_path: Path, world: World) -> None:
+def train(dataset_path: Path, run_path: Path, world: World, micro_batch_size: int | None = None) -> None:
     """Train, or go on training, the run in `run_path`; every worker calls this.
 
     Args:
         dataset_path: The dataset folder, as this worker sees it.
         run_path: The run's folder with its `config.json`, as this worker sees it.
         world: Of this worker.
+        micro_batch_size: Most samples that pass through the model at once; None: the worker's whole slice.
     """
     torch.set_num_threads(world.num_threads)
-    trainer = Trainer(Dataset.open(dataset_path), RunFolder.open(run_path), world)
+    trainer = Trainer(Dataset.open(dataset_path), RunFolder.open(run_path), world, micro_batch_size)
     try:
         trainer.run()
     finally:
@@ -95,9 +96,10 @@ def train(dataset_path: Path, run_path: Path, world: World) -> None:
 class Trainer:
     """One worker's part of a run, from its latest checkpoint to its end."""
 
-    def __init__(self, dataset: Dataset, run: RunFolder, world: World) -> None:
+    def __init__(self, dataset: Dataset, run: RunFolder, world: World, micro_batch_size: int | None = None) -> None:
         """Build model, optimiser and loader, and restore the latest checkpoint."""
         self._dataset, self._run, self._world, self._config = dataset, run, world, run.config
+        self._micro_batch_size = micro_batch_size
         config, num_samples = self._config, dataset.num_samples("train")
         self._total_steps = config.total_steps(num_samples)
         self._evaluation_interval = config.evaluation_interval(num_samples)
@@ -181,9 +183,7 @@ class Trainer:
         rate = learning_rate(self._optimizer_config, seen, total_samples, self._plateau.num_reductions)
         set_learning_rate(self._optimizer, rate)
         self._optimizer.zero_grad(set_to_none=True)
-        *others, last = cut_into_micro_batches(
-            len(batch.labels), self._world.micro_batch_size, self._config.model.group_size
-        )
+        *others, last = cut_into_micro_batches(len(batch.labels), self._micro_batch_size, self._config.model.group_size)
         with self._without_exchange():
             sums = [self._forward_backward(batch, piece) for piece in others]
         sums.append(self._forward_backward(batch, last))
@@ -266,14 +266,14 @@ class Trainer:
         if "val" not in self._dataset.splits:
             return
         began = time.perf_counter()
-        result = evaluate(self._model, self._dataset, "val", self._world, self._run)
+        result = evaluate(self._model, self._dataset, "val", self._world, self._run).summary()
         if self._log is not None:
-            self._log.write("evaluation", step=self._step, **dataclasses.asdict(result))
-        if self._best_top1 is None or result.top1 > self._best_top1:
-            self._best_top1 = result.top1
+            self._log.write("evaluation", step=self._step, **result)
+        if self._best_top1 is None or result["top1"] > self._best_top1:
+            self._best_top1 = result["top1"]
             if self._world.is_first:
                 self._run.checkpoints.save_best(self._state(), self._step)
-        if self._config.optimizer.schedule == "plateau" and self._plateau.observe(1 - result.top1) and self._log:
+        if self._config.optimizer.schedule == "plateau" and self._plateau.observe(1 - result["top1"]) and self._log:
             num_reductions, is_over = self._plateau.num_reductions, self._plateau.is_over
             self._log.write("plateau", step=self._step, num_reductions=num_reductions, is_over=is_over)
         self._line_began += time.perf_counter() - began  # evaluation is no part of the speed of training
@@ -300,8 +300,7 @@ class Trainer:
             for warning in caught:
                 self._log.write("warning", message=str(warning.message))
         step = 0 if state is None else state["step"]
-        total, squares = self._world.sum(torch.tensor([step, step**2])).tolist()
-        if total**2 != squares * self._world.world_size:  # equal only if all steps are
+        if not self._world.agrees(step):
             raise InputError(f"the workers see different checkpoints in {self._run.path}; it must be a shared folder")
         if self._world.is_first:
             self._run.checkpoints.remove_leftovers()

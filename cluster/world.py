@@ -20,13 +20,11 @@ class World:
         rank: Global, 0 <= rank < world_size.
         world_size: Number of workers.
         device: Of the model, e.g. `cpu` or `cuda:0`.
-        micro_batch_size: Most samples that pass through the model at once; None: the whole slice of the global batch.
     """
 
     rank: int
     world_size: int
     device: torch.device
-    micro_batch_size: int | None = None
 
     @property
     def is_first(self) -> bool:
@@ -65,3 +63,8 @@ class World:
         total = values.to(self.device, copy=True)
         dist.all_reduce(total)
         return total.cpu()
+
+    def agrees(self, value: int) -> bool:
+        """Return whether all workers give the same value; every worker calls it, and gets the same answer."""
+        total, squares = self.sum(torch.tensor([value, value**2])).tolist()
+        return bool(total**2 == squares * self.world_size)  # equal only if all values are

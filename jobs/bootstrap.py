@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-_NEEDED = ("torch", "ray", "pyarrow", "tyro", "xxhash", "nvidia.dali")
+_NEEDED = ("torch", "ray", "pyarrow", "tyro", "xxhash", "matplotlib", "nvidia.dali")
 
 
 def check_interpreter() -> None:

@@ -1,9 +1,12 @@
-"""Evaluate a run's model: each picture of a split exactly once, centre crop.
+"""Evaluate a run's model: each picture of a split exactly once, by its centre crop or ten crops.
 
     python jobs/evaluate.py --data DATASET --run RUN
+    python jobs/evaluate.py --data DATASET --run RUN --crops ten --workers 8
 
-The model is the best by `val`, or the last where the dataset has no `val`. The last line gives the result:
-`top-1 92.34 %  top-5 99.80 %  n=10000`.
+The model is the best by `val`, or the last where the dataset has no `val`. With ten crops, as in the 2012 paper, the
+softmax is averaged over the corners, the centre and their mirror images. The figures, per class too, the confusions and
+the prediction of each picture are written to a folder. Several workers run on Ray, as those of jobs/train.py do, and
+find the same. The last line gives the result: `top-1 92.34 %  top-5 99.80 %  n=10000`.
 """
 
 import sys
@@ -14,24 +17,29 @@ if __name__ == "__main__":
     from jobs.bootstrap import check_interpreter
 
     check_interpreter()
+    from cluster.allocator import restart_with_tuned_allocator
 
-import dataclasses
-from collections.abc import Sequence
+    restart_with_tuned_allocator()
+
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 import tyro
 
-from cluster.evaluation import evaluate
-from cluster.precision import input_dtype
+from cluster.evaluation import Crops
+from cluster.evaluation_files import evaluate_run, read_evaluation
 from cluster.run_folder import RunFolder
+from cluster.trained_model import default_device
 from cluster.training import check_images_fit
 from cluster.world import World
-from model.alexnet import build_model
 from pipeline import embedded
 from pipeline.command import InputError, run_command
 from pipeline.dataset import Dataset
 from pipeline.paths import shared_path
+
+_NUM_WORST = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +52,14 @@ class Arguments:
     """Run folder. Default: that of the embedded default."""
     split: str | None = None
     """Split to evaluate on. Default: test where there is one, else val."""
+    crops: Crops = "centre"
+    """What the model sees of a picture: the centre crop, or ten crops whose probabilities are averaged."""
+    out: Path | None = None
+    """Folder to write to. Default: RUN/evaluations/SPLIT-CROPS."""
+    workers: int = 1
+    """Number of workers; 1 is this process, more run on Ray."""
+    cpus_per_worker: float | None = None
+    """CPUs of each of several workers. Default: as many as the nodes have."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,28 +67,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     if (arguments.data is None) != (arguments.run is None):
         raise InputError("--data and --run go together; without both, the embedded default is evaluated")
+    if arguments.workers < 1:
+        raise InputError(f"--workers is {arguments.workers}; it must be at least 1")
     data = shared_path(arguments.data or embedded.dataset_folder(), "--data")
     run = RunFolder.open(shared_path(arguments.run or embedded.run_folder(), "--run"))
     dataset = Dataset.open(data)
     run.check_classes(dataset)
     check_images_fit(run.config, dataset)
     split = arguments.split or ("test" if "test" in dataset.splits else "val")
-    state = run.checkpoints.load_best() or run.checkpoints.load_latest()
-    if state is None:
-        raise InputError(f"{run.path} has no checkpoint yet; train it first: jobs/train.py")
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    config = run.config
-    model = build_model(**dataclasses.asdict(config.model), num_classes=dataset.num_classes, seed=config.seed)
-    model.load_state_dict(state["model"])
-    model.to(device, input_dtype(config.precision))
-    model.to(memory_format=torch.channels_last)
-    result = evaluate(model, dataset, split, World(0, 1, device), run)
+    dataset.num_samples(split)  # refuses a split that is not there
+    out = shared_path(arguments.out or run.evaluations_path / f"{split}-{arguments.crops}", "--out")
+    _check_out(out)
+    work = functools.partial(evaluate_run, data, run.path, split, arguments.crops, out)
+    if arguments.workers == 1:
+        work(World(0, 1, default_device()))
+    else:
+        _launch(work, arguments, run)
+    result, classes = read_evaluation(out)
     sys.stdout.write(
-        f"{config.name} ({config.model.name}) after step {state['step']}, on {split} of {data}: "
-        f"loss {result.loss:.4f}\n"
-        f"top-1 {result.top1 * 100:.2f} %  top-5 {result.top5 * 100:.2f} %  n={result.num_samples}\n"
+        f"{run.config.name} ({run.config.model.name}) after step {result['step']}, on {split} of {data}, "
+        f"{arguments.crops} crop{'s' * (arguments.crops == 'ten')}: loss {result['loss']:.4f}\n"
+        f"{_worst_line(classes)}written to {out}\n"
+        f"top-1 {result['top1'] * 100:.2f} %  top-5 {result['top5'] * 100:.2f} %  n={result['num_samples']}\n"
     )
     return 0
+
+
+def _check_out(out: Path) -> None:
+    """Raise InputError where `result.json` would replace that of a run, or no folder can be."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; name a folder")
+    if (out / "config.json").exists() or (out / "dataset.json").exists():
+        raise InputError(f"--out {out} holds a run or a dataset; name a folder of its own")
+
+
+def _launch(work: Callable[[World], None], arguments: Arguments, run: RunFolder) -> None:
+    from cluster.placement import place_workers
+    from cluster.ray_launch import alive_nodes, launch, training_session  # here: one worker alone needs no Ray
+
+    with training_session():
+        placement = place_workers(alive_nodes(), arguments.workers, arguments.cpus_per_worker)
+        launch(work, placement, run.path.name)
+
+
+def _worst_line(classes: list[dict[str, Any]]) -> str:
+    """Return a line that names the classes of lowest top-1, or nothing where there is one class."""
+    seen = sorted((row for row in classes if row["num_samples"]), key=lambda row: row["top1"])
+    if len(seen) < 2:
+        return ""
+    # Of ImageNet's names, which are lists of synonyms, the first.
+    named = (f"{row['name'].partition(',')[0]} {row['top1']:.1%}" for row in seen[:_NUM_WORST])
+    return f"worst classes by top-1: {', '.join(named)}\n"
 
 
 if __name__ == "__main__":

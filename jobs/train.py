@@ -20,6 +20,7 @@ if __name__ == "__main__":
     check_interpreter()
 
 import argparse
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -32,7 +33,7 @@ from cluster.micro_batches import check_micro_batch_size
 from cluster.placement import place_workers
 from cluster.ray_launch import alive_nodes, launch, training_session
 from cluster.run_folder import RunFolder
-from cluster.training import check_fits
+from cluster.training import check_fits, train
 from jobs.recipes import get_recipe
 from pipeline import embedded
 from pipeline.command import InputError, run_command
@@ -95,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         sys.stdout.flush()
         with Follower(run.metrics_path, total_steps):
-            launch(data, run_path, placement, arguments.micro_batch_size)
+            work = functools.partial(train, data, run_path, micro_batch_size=arguments.micro_batch_size)
+            launch(work, placement, run_path.name)
     sys.stdout.write(f"finished: {_evaluate_hint(data, run_path)}\n")
     return 0
 

@@ -1,11 +1,6 @@
-"""Runs of the worker loop, for tests: a small recipe, several real processes, and what stands in a run's log."""
+"""Runs of the worker loop, for tests: a small recipe, and what stands in a run's log."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import torch
 
@@ -15,7 +10,6 @@ from cluster.world import World
 from model.alexnet import ModelConfig
 from model.optim import OptimizerConfig
 from pipeline.augmentation import AugmentationConfig
-from pipeline.dataset import Dataset
 
 ALONE = World(0, 1, torch.device("cpu"))
 CONFIG = TrainingConfig(
@@ -30,21 +24,6 @@ CONFIG = TrainingConfig(
 )
 
 
-def train_with_processes(dataset: Dataset, run: RunFolder, world_size: int, micro_batch_size: int | None = None):
-    """Train a run to its end with `world_size` processes that exchange gradients by gloo."""
-    script, port = Path(__file__).parent / "worker_process.py", _free_port()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    options = [] if micro_batch_size is None else [str(micro_batch_size)]
-    workers = [
-        subprocess.Popen(
-            [sys.executable, script, *map(str, (rank, world_size, port, dataset.path, run.path)), *options],
-            env=environment,
-        )
-        for rank in range(world_size)
-    ]
-    assert [worker.wait(timeout=120) for worker in workers] == [0] * world_size
-
-
 def entries(run: RunFolder, kind: str) -> list[dict]:
     """Return the log's entries of a kind."""
     lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
@@ -54,9 +33,3 @@ def entries(run: RunFolder, kind: str) -> list[dict]:
 def losses(run: RunFolder) -> list[float]:
     """Return each step's loss."""
     return [loss for line in entries(run, "step") for loss in line["losses"]]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -1,8 +1,5 @@
 """A slice that passes through the model in pieces gives the gradient of the whole."""
 
-import dataclasses
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import ALONE, CONFIG, losses
 
-from cluster import ray_launch
+from cluster import training
 from cluster.micro_batches import cut_into_micro_batches
 from cluster.run_folder import RunFolder
 from cluster.training import Trainer
@@ -42,7 +39,7 @@ def steps(raw_dataset, tmp_path_factory):
     found = {}
     for size in (None, 5, 1, 12):
         run = RunFolder.create(tmp_path_factory.mktemp("run") / str(size), CONFIG, raw_dataset)
-        trainer = Trainer(raw_dataset, run, dataclasses.replace(ALONE, micro_batch_size=size))
+        trainer = Trainer(raw_dataset, run, ALONE, micro_batch_size=size)
         trainer._train_step(next(trainer._loader))
         gradients = [parameter.grad.clone() for parameter in trainer._model.parameters()]
         trainer._train_step(next(trainer._loader))
@@ -64,11 +61,13 @@ def test_a_micro_batch_as_large_as_the_slice_changes_no_bit(steps) -> None:
     assert steps[12][1] == steps[None][1]
 
 
-def test_the_size_reaches_the_worker(monkeypatch) -> None:
-    worlds = []
-    context = SimpleNamespace(get_world_rank=lambda: 1, get_world_size=lambda: 3)
-    monkeypatch.setattr(ray_launch.ray.train, "get_context", lambda: context)
-    monkeypatch.setattr(ray_launch, "get_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(ray_launch, "train", lambda dataset, run, world: worlds.append(world))
-    ray_launch._worker({"dataset": "d", "run": "r", "micro_batch_size": 7})
-    assert [(world.rank, world.world_size, world.micro_batch_size) for world in worlds] == [(1, 3, 7)]
+def test_the_size_reaches_the_worker(raw_dataset, tmp_path, monkeypatch) -> None:
+    run = RunFolder.create(tmp_path, CONFIG, raw_dataset)
+    cut = []
+    monkeypatch.setattr(
+        training,
+        "cut_into_micro_batches",
+        lambda *arguments: cut.append(arguments) or cut_into_micro_batches(*arguments),
+    )
+    training.train(raw_dataset.path, run.path, ALONE, micro_batch_size=7)
+    assert set(cut) == {(12, 7, 1)}

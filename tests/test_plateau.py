@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from runs import ALONE, CONFIG, entries, losses, train_with_processes
+from runs import ALONE, CONFIG, entries, losses
+from worker_process import run_workers
 
 from cluster.run_folder import RunFolder
 from cluster.training import Trainer, check_fits, check_images_fit
@@ -89,7 +90,7 @@ def test_a_run_killed_before_it_was_marked_as_finished_takes_no_more_step(straig
 def test_two_workers_with_micro_batches_decide_the_same(straight, raw_dataset, tmp_path):
     run = RunFolder.create(tmp_path / "two", PLATEAU, raw_dataset)
     # Of the slices of 6 and 7 samples, only one is cut.
-    train_with_processes(raw_dataset, run, world_size=2, micro_batch_size=6)
+    run_workers(2, "train", raw_dataset.path, run.path, "6")
     assert _decisions(run) == _decisions(straight)
     np.testing.assert_allclose(losses(run), losses(straight), rtol=1e-8)
 

@@ -1,5 +1,6 @@
 """The main job on a real Ray: submitted, literal, embedded; refused in one line; ended by real signals."""
 
+import json
 import re
 import signal
 import subprocess
@@ -61,13 +62,17 @@ def test_a_submitted_job_trains_with_two_workers(address, raw_dataset, tmp_path,
     assert "2 workers of 1 CPU on the cluster" in answer.stdout
     assert "val: loss" in answer.stdout and "img/s" in answer.stdout and "ETA" in answer.stdout
     assert RunFolder.open(run).result["num_steps"] == 8
-    evaluated = subprocess.run(
-        [sys.executable, "jobs/evaluate.py", "--data", raw_dataset.path, "--run", run],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert evaluated.stdout.splitlines()[-1].endswith("n=10")
+    command = ["jobs/evaluate.py", "--data", str(raw_dataset.path), "--run", str(run)]
+    alone = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert alone.stdout.splitlines()[-1].endswith("n=10")
+    result = run / "evaluations" / "val-centre" / "result.json"
+    found = json.loads(result.read_text())
+    result.unlink()
+    together = _submit(address, "python", *command, "--workers", "2", working_dir=working_dir)
+    assert alone.stdout.splitlines()[-1] in together.stdout, together.stdout + together.stderr
+    again = json.loads(result.read_text())
+    assert again.pop("loss") == pytest.approx(found.pop("loss"), rel=1e-4)  # bfloat16, in batches of another size
+    assert again == found
 
 
 def test_what_the_cluster_cannot_hold_names_the_way_out(address, raw_dataset, tmp_path):

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from runs import ALONE, CONFIG, entries, losses, train_with_processes
+from runs import ALONE, CONFIG, entries, losses
+from worker_process import run_workers
 
 from cluster.run_folder import RunFolder
 from cluster.training import Trainer, check_fits
@@ -88,7 +89,7 @@ def test_a_resumed_run_has_the_same_losses_and_weights(straight, raw_dataset, tm
 @pytest.mark.parametrize("world_size", [2, 5])
 def test_several_workers_train_the_same_run(straight, raw_dataset, tmp_path, world_size):
     run = RunFolder.create(tmp_path / "run", CONFIG, raw_dataset)
-    train_with_processes(raw_dataset, run, world_size)
+    run_workers(world_size, "train", raw_dataset.path, run.path)
     np.testing.assert_allclose(losses(run), losses(straight), rtol=1e-8)
     mine, theirs = entries(run, "evaluation"), entries(straight, "evaluation")
     assert [entry["num_samples"] for entry in mine] == [entry["num_samples"] for entry in theirs]

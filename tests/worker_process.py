@@ -1,21 +1,49 @@
-"""One worker of a torch.distributed run, for tests.
+"""Workers of torch.distributed, for tests: processes that train or evaluate a run together on this machine.
 
-python worker_process.py RANK WORLD_SIZE PORT DATASET RUN [MICRO_BATCH_SIZE]
+Each is `python worker_process.py RANK WORLD_SIZE PORT train|evaluate ARGUMENT...`.
 """
 
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from cluster.evaluation_files import evaluate_run
 from cluster.training import train
 from cluster.world import World
 
-if __name__ == "__main__":
+
+def run_workers(world_size: int, *arguments: str | Path) -> None:
+    """Run that many workers to their end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    root = Path(__file__).parent.parent  # this checkout, wherever the package is installed from
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(root)}
+    commands = [
+        [sys.executable, __file__, *map(str, (rank, world_size, port, *arguments))] for rank in range(world_size)
+    ]
+    workers = [subprocess.Popen(command, env=environment) for command in commands]
+    assert [worker.wait(timeout=120) for worker in workers] == [0] * world_size
+
+
+def main() -> None:
     rank, world_size, port = (int(argument) for argument in sys.argv[1:4])
+    task, dataset, run, *rest = sys.argv[4:]
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
-    micro_batch_size = int(sys.argv[6]) if len(sys.argv) > 6 else None
-    world = World(rank, world_size, torch.device("cpu"), micro_batch_size)
-    train(Path(sys.argv[4]), Path(sys.argv[5]), world)
+    world = World(rank, world_size, torch.device("cpu"))
+    if task == "train":
+        micro_batch_size = int(rest[0]) if rest else None
+        train(Path(dataset), Path(run), world, micro_batch_size)
+    else:
+        split, crops, out = rest
+        evaluate_run(Path(dataset), Path(run), split, crops, Path(out), world)
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

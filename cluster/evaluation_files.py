@@ -1,0 +1,128 @@
+"""Evaluate a run into a folder of files.
+
+FOLDER/
+  predictions.parquet   one row a sample, in the manifest's order: its class, the predicted one, that one's probability,
+                        and the label's rank (0: predicted right)
+  per_class.parquet     one row a class: samples, top-1, top-5 (null for a class without samples)
+  confusion.parquet     how often a class was taken for another, or for itself; what never happened has no row
+  result.json           the figures, and of what; written last, removed first: with it, all files are of one evaluation
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from cluster.evaluation import Crops, Evaluation, evaluate
+from cluster.run_folder import RunFolder
+from cluster.trained_model import load_model
+from cluster.world import World
+from pipeline.command import InputError
+from pipeline.dataset import Dataset
+from pipeline.files import write_json, write_table
+
+RESULT_JSON, PER_CLASS_PARQUET = "result.json", "per_class.parquet"
+CONFUSION_PARQUET, PREDICTIONS_PARQUET = "confusion.parquet", "predictions.parquet"
+
+PER_CLASS_SCHEMA = pa.schema(
+    [
+        ("class_index", pa.int32()),
+        ("wnid", pa.string()),
+        ("name", pa.string()),
+        ("num_samples", pa.int64()),
+        ("top1", pa.float64()),
+        ("top5", pa.float64()),
+    ]
+)
+CONFUSION_SCHEMA = pa.schema(
+    [("class_index", pa.int32()), ("predicted_class_index", pa.int32()), ("count", pa.int64())]
+)
+PREDICTIONS_SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.int64()),
+        ("key", pa.string()),
+        ("class_index", pa.int32()),
+        ("predicted_class_index", pa.int32()),
+        ("probability", pa.float64()),
+        ("rank", pa.int32()),
+    ]
+)
+
+
+def evaluate_run(dataset_path: Path, run_path: Path, split: str, crops: Crops, out: Path, world: World) -> None:
+    """Evaluate a run's model; every worker calls this, the first one writes the files.
+
+    Args:
+        dataset_path: The dataset folder, as this worker sees it.
+        run_path: The run's folder, as this worker sees it.
+        split: To evaluate.
+        crops: See `cluster.evaluation`.
+        out: Folder of the files.
+        world: Of this worker.
+
+    Raises:
+        InputError: There is no checkpoint, the workers see different ones, or the model gives no numbers.
+    """
+    torch.set_num_threads(world.num_threads)
+    dataset, run = Dataset.open(dataset_path), RunFolder.open(run_path)
+    model, step = load_model(run, world.device)
+    if not world.agrees(step):
+        raise InputError(f"the workers see different checkpoints in {run.path}; is it a shared folder, still training?")
+    evaluation = evaluate(model, dataset, split, world, run, crops)
+    num_broken = int((~np.isfinite(evaluation.losses_N)).sum())
+    if num_broken:
+        raise InputError(f"the model of {run.path} gives no number for {num_broken} samples: its training diverged")
+    if world.is_first:
+        document = {"crops": crops, "step": step, "recipe": run.config.name, "dataset_sha256": dataset.sha256}
+        write_evaluation(out, evaluation, dataset, document)
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation, dataset: Dataset, document: dict[str, Any]) -> None:
+    """Write the files; `document` is added to the figures of `result.json`."""
+    (folder / RESULT_JSON).unlink(missing_ok=True)
+    write_table(folder / PREDICTIONS_PARQUET, predictions_table(evaluation, dataset))
+    write_table(folder / PER_CLASS_PARQUET, per_class_table(evaluation, dataset))
+    write_table(folder / CONFUSION_PARQUET, confusion_table(evaluation))
+    write_json(folder / RESULT_JSON, evaluation.summary() | document)
+
+
+def read_evaluation(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return `result.json` and the rows of `per_class.parquet`."""
+    return json.loads((folder / RESULT_JSON).read_text()), pq.read_table(folder / PER_CLASS_PARQUET).to_pylist()
+
+
+def predictions_table(evaluation: Evaluation, dataset: Dataset) -> pa.Table:
+    """Return one row a sample, of `PREDICTIONS_SCHEMA`."""
+    columns = [
+        np.arange(evaluation.num_samples),
+        dataset.manifest(evaluation.split, ["key"])["key"],
+        evaluation.labels_N,
+        evaluation.predicted_N,
+        evaluation.probabilities_N,
+        evaluation.ranks_N,
+    ]
+    return _table(columns, PREDICTIONS_SCHEMA)
+
+
+def per_class_table(evaluation: Evaluation, dataset: Dataset) -> pa.Table:
+    """Return one row a class, of `PER_CLASS_SCHEMA`."""
+    labels_N, num_classes = evaluation.labels_N, dataset.num_classes
+    counts = np.bincount(labels_N, minlength=num_classes)
+    correct = (np.bincount(labels_N[evaluation.is_correct_N(k)], minlength=num_classes) for k in (1, 5))
+    fractions = (pa.array(c / np.maximum(counts, 1), mask=counts == 0) for c in correct)
+    return _table([np.arange(num_classes), dataset.wnids, dataset.class_names, counts, *fractions], PER_CLASS_SCHEMA)
+
+
+def confusion_table(evaluation: Evaluation) -> pa.Table:
+    """Return one row a pair of classes that occurred, of `CONFUSION_SCHEMA`, in the order of the pairs."""
+    pairs_N2 = np.stack([evaluation.labels_N, evaluation.predicted_N], axis=1)
+    pairs, counts = np.unique(pairs_N2, axis=0, return_counts=True)
+    return _table([pairs[:, 0], pairs[:, 1], counts], CONFUSION_SCHEMA)
+
+
+def _table(columns: list[Any], schema: pa.Schema) -> pa.Table:
+    return pa.table(dict(zip(schema.names, columns, strict=True))).cast(schema)

@@ -1,0 +1,67 @@
+"""A run's model on pictures that are in no dataset."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cluster.evaluation import BATCH_SIZE, NUM_CROPS, Crops, log_probabilities
+from cluster.run_folder import RunFolder
+from cluster.trained_model import load_model
+from pipeline.command import InputError
+from pipeline.picture_files import evaluation_images, read_square
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of a picture.
+
+    Attributes:
+        path: Of the picture.
+        square_HWC: The picture before it was cropped, uint8 RGB.
+        class_indices: Of the first five classes, or of all where there are fewer.
+        probabilities: Of these.
+        true_class_index: Of the class whose wnid or name is that of the file's folder, or None.
+    """
+
+    path: Path
+    square_HWC: np.ndarray
+    class_indices: list[int]
+    probabilities: list[float]
+    true_class_index: int | None
+
+
+def predict(paths: Sequence[Path], run: RunFolder, crops: Crops, device: torch.device) -> Iterator[Prediction]:
+    """Yield a prediction for each picture file, in their order.
+
+    Of equal probabilities the lower class index ranks first.
+
+    Raises:
+        InputError: The run has no checkpoint, or a file is no picture.
+    """
+    model, _ = load_model(run, device)
+    classes_by_folder = _classes_by_folder(run.wnids, run.class_names)
+    batch_size, encoding = BATCH_SIZE // NUM_CROPS[crops], run.encoding
+    for first in range(0, len(paths), batch_size):
+        chunk = paths[first : first + batch_size]
+        squares = [read_square(path, encoding) for path in chunk]
+        images = evaluation_images(
+            squares, run.config.augmentation, run.color_basis, run.mean_image_HWC, ten_crops=crops == "ten"
+        )
+        scores = log_probabilities(model, torch.from_numpy(images).to(device), run.config, device)
+        if not scores.isfinite().all():
+            raise InputError(f"the model of {run.path} gives no numbers: its training diverged")
+        ordered, indices = scores.exp().sort(dim=1, descending=True, stable=True)
+        for path, square_HWC, probabilities, classes in zip(
+            chunk, squares, ordered[:, :5].tolist(), indices[:, :5].tolist(), strict=True
+        ):
+            true_class = classes_by_folder.get(path.absolute().parent.name)
+            yield Prediction(path, square_HWC, classes, probabilities, true_class)
+
+
+def _classes_by_folder(wnids: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    """Return class indices by what a class's folder may be called; a name that two classes share says nothing."""
+    by_name: dict[str, int] = {name: index for index, name in enumerate(names) if names.count(name) == 1}
+    return by_name | {wnid: index for index, wnid in enumerate(wnids)}

@@ -1,0 +1,107 @@
+"""Name what is on pictures: the five best classes of a run's model, with their probabilities.
+
+    python jobs/predict.py photo.jpg other.png --run RUN
+    python jobs/predict.py val/n01440764/*.JPEG --run RUN --figure OUT.png
+
+Any file that the offline stage reads will do, of any format and size. It is brought to the form in which the run's
+dataset stores its pictures, then cropped and normalised as in evaluation. The run folder is all that is needed. Where a
+file lies in a folder that has a class's wnid or name, that class is taken for the true one, and marked.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from jobs.bootstrap import check_interpreter
+
+    check_interpreter()
+    from cluster.allocator import restart_with_tuned_allocator
+
+    restart_with_tuned_allocator()
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from cluster.evaluation import Crops
+from cluster.prediction import Prediction, predict
+from cluster.run_folder import RunFolder
+from cluster.trained_model import default_device
+from jobs.figures import check_figure_path, write_figure
+from jobs.prediction_figure import draw_pages
+from pipeline import embedded
+from pipeline.command import InputError, run_command
+from pipeline.files import write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Command line of `jobs/predict.py`."""
+
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
+    """Picture files."""
+    run: Path | None = None
+    """Run folder. Default: that of the embedded default."""
+    crops: Crops = "centre"
+    """What the model sees of a picture: the centre crop, or ten crops whose probabilities are averaged."""
+    figure: Path | None = None
+    """PNG to draw: each picture beside its classes. Beyond 30 pictures, further pages are OUT-2.png, ..."""
+    json: Path | None = None
+    """File to write the predictions to, for machines."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see the module."""
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    if not arguments.images:
+        raise InputError("no picture is named: jobs/predict.py IMAGE... --run RUN")
+    if arguments.figure is not None:
+        check_figure_path(arguments.figure, "--figure")
+    run = RunFolder.open((arguments.run or embedded.run_folder()).absolute())
+    predictions = list(predict(arguments.images, run, arguments.crops, default_device()))
+    for prediction in predictions:
+        sys.stdout.write("\n".join(_lines(prediction, run)) + "\n")
+    if arguments.json is not None:
+        write_json(arguments.json, _document(predictions, run, arguments.crops))
+        sys.stdout.write(f"predictions: {arguments.json}\n")
+    if arguments.figure is not None:
+        for number, page in enumerate(draw_pages(predictions, run.class_names), start=1):
+            path = arguments.figure if number == 1 else arguments.figure.with_stem(f"{arguments.figure.stem}-{number}")
+            write_figure(page, path)
+            sys.stdout.write(f"figure: {path}\n")
+    return 0
+
+
+def _lines(prediction: Prediction, run: RunFolder) -> Iterator[str]:
+    yield str(prediction.path)
+    for index, probability in zip(prediction.class_indices, prediction.probabilities, strict=True):
+        mark = "  <- its folder" if index == prediction.true_class_index else ""
+        yield f"  {probability:6.1%}  {run.wnids[index]}  {run.class_names[index]}{mark}"
+
+
+def _document(predictions: Sequence[Prediction], run: RunFolder, crops: Crops) -> dict[str, Any]:
+    def class_document(index: int) -> dict[str, Any]:
+        return {"class_index": index, "wnid": run.wnids[index], "name": run.class_names[index]}
+
+    return {
+        "run": str(run.path),
+        "crops": crops,
+        "predictions": [
+            {
+                "path": str(p.path),
+                "true_class": None if p.true_class_index is None else class_document(p.true_class_index),
+                "classes": [
+                    class_document(index) | {"probability": probability}
+                    for index, probability in zip(p.class_indices, p.probabilities, strict=True)
+                ],
+            }
+            for p in predictions
+        ],
+    }
+
+
+if __name__ == "__main__":
+    run_command(main)
