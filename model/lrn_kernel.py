@@ -35,18 +35,24 @@ def supports(activations: Tensor) -> bool:
     )
 
 
-def normalize(activations: Tensor, *, size: int, alpha: float, beta: float, k: float) -> Tensor:
+@torch.library.custom_op("alexnet::local_response_norm", mutates_args=())  # opaque to torch.compile
+def normalize(activations: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
     """Compute the normalised activations; the constants are those of `model.lrn.Convention`."""
     output = torch.empty_like(activations)
     _over_rows(_forward, (activations, output), size, (alpha, beta, k))
     return output
 
 
-def differentiate(activations: Tensor, gradient: Tensor, *, size: int, alpha: float, beta: float, k: float) -> Tensor:
+@torch.library.custom_op("alexnet::local_response_norm_backward", mutates_args=())
+def differentiate(activations: Tensor, gradient: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
     """Compute the gradient of the activations from that of the result, which has their dtype and layout."""
     output = torch.empty_like(activations)
     _over_rows(_backward, (activations, gradient, output), size, (alpha, beta, k))
     return output
+
+
+for _operator in (normalize, differentiate):
+    _operator.register_fake(lambda activations, *_: torch.empty_like(activations))
 
 
 def _over_rows(
