@@ -1,0 +1,121 @@
+"""Time a training step of every variant on two cores: memory layout, dtype, compilation; what LRN and dropout cost.
+
+Each figure comes from a process of its own (`benchmarks.step_process`), started with the allocator's settings that the
+commands use, but for the one that shows what they are worth. Batches of 64, noise as pictures, 1,000 classes, SGD with
+momentum; torchvision's `alexnet` in the same rounds.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+import tyro
+
+from benchmarks.record import ROOT, Comparison, publish, record_document, run_rounds
+from benchmarks.step_process import TORCHVISION, Case
+from cluster.allocator import ALLOCATOR_ENVIRONMENT
+from model.variants import VARIANTS
+from pipeline.command import run_command
+
+_QUANTITY, _MEMORY = "milliseconds_per_step", "peak_megabytes"
+_QUANTITIES = {
+    _QUANTITY: "forward, loss, backward and update of one batch; median of the timed steps of a process",
+    _MEMORY: "largest resident memory of the process, libraries and weights included",
+}
+_MODES = {
+    "float32": {"precision": "float32", "channels_last": False},
+    "float32, channels last": {"precision": "float32"},
+    "bfloat16, channels last": {},
+    "bfloat16, channels last, compiled": {"compiled": True},
+}
+_MODELS = (*VARIANTS, TORCHVISION)
+_BEST = "bfloat16, channels last"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Command line of `python -m benchmarks.training_step`."""
+
+    rounds: int = 3
+    """Runs of each alternative."""
+    batch_size: int = 64
+    """Samples of a step."""
+    steps: int = 4
+    """Timed steps of a process."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see the module."""
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    base = Case(model="alexnet_2012", batch_size=arguments.batch_size, num_steps=arguments.steps)
+    cases = {
+        f"{model}, {mode}": replace(base, model=model, **fields) for model in _MODELS for mode, fields in _MODES.items()
+    }
+    no_lrn, torch_lrn = f"alexnet_2012 without LRN, {_BEST}", f"alexnet_2012 with PyTorch's LRN, {_BEST}"
+    dropout = {name: f"dropout of {name} alone" for name in ("alexnet_2012", "alexnet_owt")}
+    cases |= {
+        no_lrn: replace(base, switches={"normalization": "none"}),
+        torch_lrn: replace(base, torch_lrn=True),
+        **{label: replace(base, model=name, dropout_alone=True) for name, label in dropout.items()},
+    }
+    untuned = f"alexnet_2012, {_BEST}, glibc's own settings"
+    alternatives: dict[str, Callable[[], Mapping[str, float]]] = {
+        **{name: partial(_run, case, ALLOCATOR_ENVIRONMENT) for name, case in cases.items()},
+        untuned: partial(_run, base, {}),
+    }
+    own = f"alexnet_2012, {_BEST}"
+    publish(
+        record_document(
+            name="training_step",
+            command=f"python -m benchmarks.training_step --rounds {arguments.rounds} --batch-size "
+            f"{arguments.batch_size} --steps {arguments.steps}",
+            corpus="noise",
+            quantities=_QUANTITIES,
+            values=run_rounds(alternatives, arguments.rounds),
+            comparisons=[
+                Comparison(of=own, quantity=_QUANTITY, to=no_lrn, at_most=1.15),
+                Comparison(of=torch_lrn, quantity=_QUANTITY, to=no_lrn),
+                Comparison(of=own, quantity=_MEMORY, to=torch_lrn, at_most=1.0),
+                *(
+                    Comparison(of=label, quantity=_QUANTITY, to=f"{name}, {_BEST}", at_most=0.02)
+                    for name, label in dropout.items()
+                ),
+                Comparison(of=untuned, quantity=_QUANTITY, to=own),
+                *(
+                    Comparison(of=f"{model}, {mode}", quantity=_QUANTITY, to=f"{model}, {_BEST}")
+                    for model in _MODELS
+                    for mode in _MODES
+                    if mode != _BEST
+                ),
+                *(
+                    Comparison(of=f"{model}, {_BEST}", quantity=_QUANTITY, to=f"{TORCHVISION}, {_BEST}")
+                    for model in _MODELS
+                    if model != TORCHVISION
+                ),
+            ],
+            packages=["torch", "torchvision", "numba"],
+        )
+    )
+    return 0
+
+
+def _run(case: Case, environment: Mapping[str, str]) -> Mapping[str, float]:
+    inherited = {name: value for name, value in os.environ.items() if name not in ALLOCATOR_ENVIRONMENT}
+    answer = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.step_process", json.dumps(asdict(case))],
+        env=inherited | environment | {"OMP_NUM_THREADS": str(case.num_threads)},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    figures: dict[str, float] = json.loads(answer.stdout)
+    return figures
+
+
+if __name__ == "__main__":
+    run_command(main)
