@@ -42,13 +42,12 @@ def krizhevsky_2012() -> TrainingConfig:
 
     Source: Krizhevsky, Sutskever, Hinton: ImageNet classification with deep convolutional neural networks, 2012.
     Error: one net, ten crops, ILSVRC-2012's validation set: top-1 40.7 %, top-5 18.2 %. The paper's rate fell three
-    times in about 90 epochs; the patience of 5 evaluations is ours. Its dropout scales at test time: see
-    `model.dropout.CountedDropout` for what that means for the last two layers' rates.
+    times in about 90 epochs; the patience of 5 evaluations is ours.
     Cost: 90 x 1,281,167 samples, 5.5e17 operations.
     """
     return TrainingConfig(
         name="krizhevsky_2012",
-        model=ModelConfig(name="alexnet_2012", initialization="paper"),
+        model=ModelConfig(name="alexnet_2012", initialization="paper", dropout_scaling="test"),
         optimizer=OptimizerConfig(name="sgd_paper", learning_rate=0.01, schedule="plateau", patience=5),
         augmentation=AugmentationConfig(crop_size=224, subtract="mean_image", divide_by_std=False),
         global_batch_size=128,
@@ -124,7 +123,7 @@ def owt_2014() -> TrainingConfig:
 
     Source: Krizhevsky: One weird trick for parallelizing convolutional neural networks, 2014; its starting weights are
     not printed, PyTorch's are taken. A larger `--global-batch-size` raises the rate in proportion.
-    Error: centre crop, validation set, batch 128: top-1 42.33 %.
+    Error: validation set, batch 128: top-1 42.33 %.
     Cost: 90 x 1,281,167 samples, 4.9e17 operations.
     """
     return TrainingConfig(

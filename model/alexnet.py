@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.dropout import CountedDropout
+from model.dropout import CountedDropout, Scaling
 from model.initialization import INITIALIZATIONS, initialize
 from model.layers import ACTIVATIONS, BATCH_NORM, Convolution, Dense, Layer, MaxPooling, Normalization, build_layers
 from model.lrn import CONVENTIONS
@@ -34,6 +34,8 @@ class ModelConfig:
         name: A name of `VARIANTS`.
         initialization: A name of `model.initialization.INITIALIZATIONS`; None: the variant's own.
         dropout: Probability of being dropped, in [0, 1); 0 switches it off.
+        dropout_scaling: When units are scaled for it: in `training` (inverted dropout), or at the `test`, as in the
+            paper. The same net but for the scale of the weights behind: see `model.dropout.CountedDropout`.
         activation: `relu`, or `tanh`.
         normalization: A convention of `model.lrn.CONVENTIONS` in place of the variant's normalisation, or `batch`, or
             `none`; None: its own.
@@ -52,6 +54,7 @@ class ModelConfig:
     name: str
     initialization: str | None = None
     dropout: float = 0.5
+    dropout_scaling: Scaling = "training"
     activation: str = "relu"
     normalization: str | None = None
     batch_norm_group: int = 32
@@ -69,6 +72,8 @@ class ModelConfig:
             raise ValueError(f"initialization={self.initialization!r}: must be one of {', '.join(INITIALIZATIONS)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}: must lie in [0, 1)")
+        if self.dropout_scaling not in get_args(Scaling):
+            raise ValueError(f"dropout_scaling={self.dropout_scaling!r}: must be one of {', '.join(get_args(Scaling))}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation={self.activation!r}: must be one of {', '.join(ACTIVATIONS)}")
         conventions = (_NO_NORMALIZATION, BATCH_NORM, *CONVENTIONS)
@@ -117,6 +122,7 @@ class AlexNet(nn.Module):
         build = partial(
             build_layers,
             dropout=config.dropout,
+            dropout_scaling=config.dropout_scaling,
             seed=seed,
             activation=config.activation,
             batch_norm_group=config.batch_norm_group,

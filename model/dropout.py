@@ -10,8 +10,12 @@ counter is
 One block of output is 128 bits: 16 for each of 8 units. Probabilities are thereby multiples of 2^-16.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
+
+Scaling = Literal["training", "test"]
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -67,31 +71,33 @@ class CountedDropout(nn.Module):
     """Inverted dropout: survivors are divided by the probability of survival, so evaluation is the identity.
 
     The paper (Krizhevsky et al., 2012, section 4.2) leaves the survivors as they are, and multiplies all outputs by
-    q = 1 - p at test time. That net and this one compute the same function of the same masks, in training and in
-    evaluation, where the weights W of the layer behind are q times the paper's. The gradient by W is then 1/q times the
-    paper's, all others are equal. So SGD takes both along the same path if for W the learning rate is q^2 times the
-    paper's, the weight decay 1/q^2 times, the momentum equal. With the paper's own numbers for W, as everywhere here,
-    W starts 1/q times as large as in the paper's net and learns 1/q^2 times as fast.
+    q = 1 - p at test time: `scaling="test"`. That net and the inverted one compute the same function of the same masks,
+    in training and in evaluation, where the inverted net's weights W of the layer behind are q times the paper's. The
+    gradient by W is then 1/q times the paper's, all others are equal. So SGD takes both along the same path if for W
+    the learning rate is q^2 times the paper's, the weight decay 1/q^2 times, the momentum equal. With the paper's own
+    numbers for W, the inverted net's W starts 1/q times as large as the paper's and learns 1/q^2 times as fast.
 
     Args:
         probability: Of being dropped, in [0, 1).
         seed: Selects the family of masks.
         layer: Number of this dropout layer within the model.
+        scaling: When units are scaled: in `training` (inverted), or at the `test` (the paper's).
 
     Raises:
         ValueError: The probability lies outside [0, 1).
     """
 
-    def __init__(self, probability: float, *, seed: int, layer: int) -> None:
+    def __init__(self, probability: float, *, seed: int, layer: int, scaling: Scaling = "training") -> None:
         super().__init__()
         if not 0 <= probability < 1:
             raise ValueError(f"probability={probability}: must lie in [0, 1)")
         self.probability = probability
         self.seed = seed
         self.layer = layer
+        self.scaling = scaling
 
     def forward(self, activations: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Drop units while training.
+        """Drop units while training; scale those that are left, or all at the test.
 
         Args:
             activations: (B, ...), floating.
@@ -100,10 +106,12 @@ class CountedDropout(nn.Module):
         Raises:
             ValueError: `positions` is not one int64 for each sample.
         """
+        survival = 1 - int(self.probability * 2**16) / 2**16
+        scale = survival if self.scaling == "test" else 1.0  # of what inverted dropout gives
         if not self.training or self.probability == 0:
-            return activations
+            return activations if scale == 1 else activations * scale
         if positions is None:
-            return nn.functional.dropout(activations, self.probability)
+            return nn.functional.dropout(activations, self.probability) * scale
         if positions.dtype != torch.int64 or positions.shape != activations.shape[:1]:
             raise ValueError(
                 f"positions: {positions.dtype} {tuple(positions.shape)}; must be int64 ({len(activations)},)"
@@ -115,9 +123,8 @@ class CountedDropout(nn.Module):
             seed=self.seed,
             layer=self.layer,
         )
-        survival = 1 - int(self.probability * 2**16) / 2**16
-        return activations * kept.view_as(activations).to(activations.dtype).div_(survival)
+        return activations * kept.view_as(activations).to(activations.dtype).mul_(scale / survival)
 
     def extra_repr(self) -> str:
         """Show the settings in the model's printed form."""
-        return f"{self.probability}, seed={self.seed}, layer={self.layer}"
+        return f"{self.probability}, seed={self.seed}, layer={self.layer}, scaling={self.scaling!r}"

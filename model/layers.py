@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.batch_norm import GhostBatchNorm
-from model.dropout import CountedDropout
+from model.dropout import CountedDropout, Scaling
 from model.lrn import LocalResponseNorm
 
 
@@ -97,6 +97,7 @@ def build_layers(
     dropout: float,
     seed: int,
     activation: str = "relu",
+    dropout_scaling: Scaling = "training",
     batch_norm_group: int = 32,
 ) -> tuple[nn.Sequential, Tensor]:
     """Build a chain of layers on the meta device.
@@ -107,6 +108,7 @@ def build_layers(
         dropout: Probability of being dropped.
         seed: Of the dropout masks; a layer's place in the chain tells its masks from the others'.
         activation: A name of `ACTIVATIONS`.
+        dropout_scaling: When units are scaled, see `CountedDropout`.
         batch_norm_group: Samples that share the statistics of batch normalisation.
 
     Returns:
@@ -137,7 +139,7 @@ def build_layers(
                 case Resizing():
                     module = nn.Upsample((layer.size, layer.size), mode="bilinear")
                 case Dropout():
-                    module = CountedDropout(dropout, seed=seed, layer=place)
+                    module = CountedDropout(dropout, seed=seed, layer=place, scaling=dropout_scaling)
                 case Dense():
                     module = nn.Linear(inputs.shape[1], layer.num_units)
             inputs = module(inputs)

@@ -285,6 +285,7 @@ def test_config_fields_are_arguments() -> None:
         ({"name": "alexnet"}, "name='alexnet': must be one of alexnet_2012, caffenet, alexnet_bn, alexnet_owt, "),
         ({"initialization": "xavier"}, "initialization='xavier': must be one of paper, caffe, torch, kaiming"),
         ({"dropout": 1.0}, "dropout=1.0: must lie in"),
+        ({"dropout_scaling": "never"}, "dropout_scaling='never': must be one of training, test"),
         ({"activation": "gelu"}, "activation='gelu': must be one of relu, tanh"),
         (
             {"normalization": "layer"},

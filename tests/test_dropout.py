@@ -187,6 +187,22 @@ def test_the_papers_dropout_is_the_same_net_with_larger_weights_behind_it(probab
     assert (behind - start).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("probability", [0.25, 0.5])
+def test_scaling_at_the_test_is_the_papers_rule(probability: float) -> None:
+    layer = CountedDropout(probability, seed=3, layer=1, scaling="test")
+    literal = PaperDropout(layer)
+    activations = torch.randn(len(POSITIONS), 40, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for training in (True, False):
+        expected = literal.train(training)(activations, POSITIONS)
+        torch.testing.assert_close(layer.train(training)(activations, POSITIONS), expected, rtol=1e-15, atol=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        drawn = layer.train()(activations)
+    kept = drawn != 0
+    torch.testing.assert_close(drawn[kept], activations[kept], rtol=1e-15, atol=0)
+    assert kept.double().mean().item() == pytest.approx(1 - probability, abs=0.05)
+
+
 @pytest.mark.parametrize("probability", [-0.1, 1.0, float("nan")])
 def test_an_impossible_probability_is_named(probability: float) -> None:
     with pytest.raises(ValueError, match=f"probability={probability}: must lie in"):
