@@ -12,7 +12,7 @@ for activation in relu tanh; do
     for rate in 0.02 0.005; do
         python jobs/train.py --data "$out/dataset" --run "$out/$activation-$rate" --recipe small_demo --workers 1 \
             --model.activation "$activation" --model.dropout 0 --optimizer.learning-rate "$rate" \
-            --optimizer.schedule constant --optimizer.warmup 0 --num-epochs 2
+            --optimizer.schedule constant --num-epochs 2
     done
 done
 python jobs/curves.py "$out"/{relu,tanh}-{0.02,0.005} --x samples --smoothing-samples 6400 --samples-to-error 0.15 \
