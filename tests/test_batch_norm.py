@@ -1,11 +1,19 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from runs import CONFIG, losses
 from torch import Tensor, nn
+from worker_process import run_workers
 
 from cluster.config import TrainingConfig
+from cluster.run_folder import RunFolder
 from model.alexnet import ModelConfig, build_model
 from model.batch_norm import GhostBatchNorm, update_running_statistics
 from model.optim import OptimizerConfig
+from pipeline.dataset import Dataset
 
 
 def random_activations(num_samples: int, num_channels: int = 5) -> Tensor:
@@ -118,3 +126,24 @@ def test_a_global_batch_is_whole_groups() -> None:
         ModelConfig(name="alexnet_bn", batch_norm_group=1)
     with pytest.raises(ValueError, match="normalization='batch': alexnet_small has none that it could replace"):
         ModelConfig(name="alexnet_small", normalization="batch")
+
+
+@pytest.mark.slow
+def test_several_workers_train_the_same_run(raw_dataset: Dataset, tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        CONFIG,
+        model=ModelConfig(name="alexnet_bn", batch_norm_group=2, resize_to=224),
+        optimizer=OptimizerConfig(learning_rate=0.001),
+        global_batch_size=8,
+        num_epochs=0.6,  # 3 steps
+    )
+    runs = []
+    for world_size in (1, 3):  # four groups: one, one and two of them
+        runs.append(RunFolder.create(tmp_path / str(world_size), config, raw_dataset))
+        run_workers(world_size, "train", raw_dataset.path, runs[-1].path)
+    alone, together = (run.checkpoints.load_latest()["model"] for run in runs)
+    np.testing.assert_allclose(losses(runs[1]), losses(runs[0]), rtol=1e-8)
+    assert len(losses(runs[0])) == 3
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, rtol=1e-6, atol=1e-9)
+    assert alone["features.1.running_mean"].abs().max() > 0.01
