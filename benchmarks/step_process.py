@@ -25,7 +25,7 @@ from model.optim import OptimizerConfig, build_optimizer
 from model.variants import VARIANTS
 
 TORCHVISION = "torchvision"
-_NUM_CLASSES, _WARM_UP_STEPS = 1000, 2
+_NUM_CLASSES, _WARM_UP_STEPS = 1000, 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Case:
         dropout_alone: Nothing but the dropout layers, forward and backward.
         switches: Of `ModelConfig`.
         batch_size: Samples of a step.
-        num_steps: Timed, after two that are not.
+        num_steps: Timed, after one that is not.
         num_threads: Torch's.
     """
 
@@ -53,7 +53,7 @@ class Case:
     dropout_alone: bool = False
     switches: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 64
-    num_steps: int = 5
+    num_steps: int = 3
     num_threads: int = 2
 
 

@@ -44,7 +44,7 @@ class Arguments:
     """Runs of each alternative."""
     batch_size: int = 64
     """Samples of a step."""
-    steps: int = 4
+    steps: int = 3
     """Timed steps of a process."""
 
 
