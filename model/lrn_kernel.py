@@ -20,10 +20,17 @@ from torch import Tensor
 Array = np.ndarray[Any, Any]
 # No division raises, and a product may be fused with a sum: both let the loops be vectorised.
 _OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-_compiled = numba.njit(cache=True, **_OPTIONS)
 _CHUNKS_PER_THREAD = 4  # so that a core which other work holds up does not hold up the rest
 _STORED = {torch.bfloat16: torch.uint16, torch.float32: torch.float32, torch.float64: torch.float64}
-_NUM_BUFFERS = 5  # of a tile
+_NUM_BUFFERS = 5  # of a pixel's row
+
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile at the first call, and keep the result where there is a folder for it."""
+    try:
+        return numba.njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # neither this folder nor the user's cache can be written to
+        return numba.njit(**_OPTIONS)(function)
 
 
 def supports(activations: Tensor) -> bool:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from model import lrn
+from model import lrn, lrn_kernel
 from model.lrn import LocalResponseNorm
 
 
@@ -135,6 +135,11 @@ def test_threads_change_no_bit(dtype: torch.dtype) -> None:
     torch.set_num_threads(before)
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=0, atol=0)
+
+
+def test_without_a_folder_for_what_is_compiled_it_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
+    assert lrn_kernel._compiled(lambda number: number + 1)(2) == 3
 
 
 def test_an_empty_batch_stays_empty() -> None:
