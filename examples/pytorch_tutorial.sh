@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The one-tower net of PyTorch's tutorials, ten epochs of 10,000 pictures resized to 227 inside the model. About 35
+# The one-tower net of PyTorch's tutorials, ten epochs of 10,000 pictures resized to 227 inside the model. About 40
 # minutes on two cores.
 #
 #   examples/pytorch_tutorial.sh OUT               10,000 pictures of Fashion-MNIST, fetched
