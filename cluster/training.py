@@ -117,8 +117,7 @@ class Trainer:
         self._restore()
         self._parallel: nn.Module = self._model
         if world.world_size > 1:
-            # Buffers are the same on all workers: update_running_statistics keeps them so.
-            self._parallel = DistributedDataParallel(self._model, gradient_as_bucket_view=True, broadcast_buffers=False)
+            self._parallel = DistributedDataParallel(self._model, gradient_as_bucket_view=True)
         self._loader = self._open_loader()
         # Since the last line of the log: each step's mean loss and fraction of correct samples, as far as this rank
         # knows.

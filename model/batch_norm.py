@@ -29,7 +29,6 @@ class GhostBatchNorm(nn.Module):
 
     running_mean: Tensor
     running_variance: Tensor
-    pending: Tensor
 
     def __init__(self, num_channels: int, group_size: int) -> None:
         super().__init__()
@@ -38,18 +37,19 @@ class GhostBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_channels))
         self.register_buffer("running_mean", torch.zeros(num_channels))
         self.register_buffer("running_variance", torch.ones(num_channels))
-        # Sums since the last update: of the groups' means, of their variances, and the number of groups.
-        self.register_buffer("pending", torch.zeros(2 * num_channels + 1), persistent=False)
+        # Of each group since the last update: means, variances, and a one. No buffer, which
+        # DistributedDataParallel would overwrite by the first worker's.
+        self.pending: list[Tensor] = []
 
     def reset_parameters(self) -> None:
-        """Set scale 1, shift 0, running mean 0 and variance 1."""
+        """Set scale 1, shift 0, running mean 0 and variance 1; forget all groups."""
+        self.pending.clear()
         with torch.no_grad():
             for tensor, value in (
                 (self.weight, 1.0),
                 (self.bias, 0.0),
                 (self.running_mean, 0.0),
                 (self.running_variance, 1.0),
-                (self.pending, 0.0),
             ):
                 tensor.fill_(value)
 
@@ -61,14 +61,14 @@ class GhostBatchNorm(nn.Module):
             )
         outputs = []
         for group in activations.split(self.group_size):
-            mean, variance = torch.empty_like(self.running_mean), torch.empty_like(self.running_variance)
-            # With momentum 1 the "running" statistics are those of this group.
+            # With momentum 1 the "running" statistics are those of this group; what they were is multiplied by 0.
+            mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_variance)
             outputs.append(
                 functional.batch_norm(
                     group, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=_EPSILON
                 )
             )
-            self.pending += torch.cat([mean, variance, mean.new_ones(1)])
+            self.pending.append(torch.cat([mean, variance, mean.new_ones(1)]))
         return torch.cat(outputs)
 
     def extra_repr(self) -> str:
@@ -86,9 +86,10 @@ def update_running_statistics(model: nn.Module, sum_over_workers: Callable[[Tens
     layers = [layer for layer in model.modules() if isinstance(layer, GhostBatchNorm)]
     if not layers:
         return
-    totals = sum_over_workers(torch.cat([layer.pending for layer in layers]))
-    for layer, total in zip(layers, totals.split([len(layer.pending) for layer in layers]), strict=True):
+    sums = [torch.stack(layer.pending).sum(dim=0) for layer in layers]
+    totals = sum_over_workers(torch.cat(sums)).split([len(total) for total in sums])
+    for layer, total in zip(layers, totals, strict=True):
         mean, variance = (total[:-1] / total[-1]).to(layer.running_mean.device).chunk(2)
         layer.running_mean.lerp_(mean, _MOMENTUM)
         layer.running_variance.lerp_(variance, _MOMENTUM)
-        layer.pending.zero_()
+        layer.pending.clear()

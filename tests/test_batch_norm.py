@@ -59,7 +59,7 @@ def test_workers_change_nothing(slices: list[tuple[int, int]]) -> None:
     workers = [trained_layer(4) for _ in slices]
     parts = [worker(activations[first:end]) for worker, (first, end) in zip(workers, slices, strict=True)]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=0)
-    total = torch.stack([worker.pending for worker in workers]).sum(dim=0)
+    total = torch.stack([group for worker in workers for group in worker.pending]).sum(dim=0)
     for worker in workers:
         update_running_statistics(worker, lambda _: total)
         torch.testing.assert_close(worker.running_mean, alone.running_mean, rtol=1e-14, atol=0)
@@ -79,7 +79,7 @@ def test_pieces_of_a_step_count_as_one_step() -> None:
 def test_evaluation_leaves_the_statistics_alone() -> None:
     layer = trained_layer(4).eval()
     layer(random_activations(6))
-    assert not layer.pending.any()
+    assert not layer.pending
     assert not layer.running_mean.any()
 
 
@@ -146,4 +146,4 @@ def test_several_workers_train_the_same_run(raw_dataset: Dataset, tmp_path: Path
     assert len(losses(runs[0])) == 3
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, rtol=1e-6, atol=1e-9)
-    assert alone["features.1.running_mean"].abs().max() > 0.01
+    assert alone["features.1.running_mean"].abs().max() > 1e-4  # no longer where it began
