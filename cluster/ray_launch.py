@@ -56,11 +56,6 @@ def launch(work: Callable[[World], None], placement: Placement, name: str) -> No
         placement: Of the workers.
         name: For Ray's logs.
 
-    Args:
-        dataset_path: As all workers see it.
-        run_path: As all workers see it.
-        placement: Of the workers.
-
     Raises:
         InputError: A worker refused its input, or was lost.
     """
