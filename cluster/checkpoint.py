@@ -9,12 +9,15 @@ import hashlib
 import io
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from pipeline.files import atomic_file, write_json
+
+Kind = Literal["step", "best"]
 
 
 class CheckpointStore:
@@ -28,17 +31,27 @@ class CheckpointStore:
     def __init__(self, folder: Path, num_kept: int) -> None:
         self._folder, self._num_kept = folder, num_kept
 
-    def save(self, state: dict[str, Any], step: int) -> None:
-        """Write a checkpoint and remove those that are too old."""
-        self._write(f"step-{step:08d}", state, step)
-        for name in self._names("step")[: -self._num_kept]:
-            self._remove(name)
+    def save(self, state: dict[str, Any], step: int, kinds: Sequence[Kind] = ("step",)) -> None:
+        """Write a checkpoint under one or both kinds of names, and remove those that are too old.
 
-    def save_best(self, state: dict[str, Any], step: int) -> None:
-        """Replace the best checkpoint; the one before goes when the new one is whole."""
-        self._write(f"best-{step:08d}", state, step)
-        for name in self._names("best")[:-1]:
-            self._remove(name)
+        The best one before goes when the new one is whole.
+        """
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getbuffer()
+        digest = hashlib.sha256(content).hexdigest()
+        for kind in kinds:
+            name = f"{kind}-{step:08d}"
+            with atomic_file(self._folder / f"{name}.pt") as file:
+                file.write(content)
+            write_json(self._folder / f"{name}.json", {"step": step, "num_bytes": len(content), "sha256": digest})
+            for old in self._names(kind)[: -(1 if kind == "best" else self._num_kept)]:
+                self._remove(old)
+
+    def latest_step(self) -> int:
+        """Return the step of the newest checkpoint, as its name says; 0 if there is none."""
+        names = self._names("step")
+        return int(names[-1].partition("-")[2]) if names else 0
 
     def load_latest(self) -> dict[str, Any] | None:
         """Return the newest whole checkpoint's state on the CPU, or None if there is none.
@@ -59,24 +72,15 @@ class CheckpointStore:
             if not path.with_suffix(".json").exists():
                 path.unlink(missing_ok=True)
 
-    def _names(self, kind: str) -> list[str]:
+    def _names(self, kind: Kind) -> list[str]:
         return sorted(path.stem for path in self._folder.glob(f"{kind}-*.json"))
 
-    def _load_newest(self, kind: str) -> dict[str, Any] | None:
+    def _load_newest(self, kind: Kind) -> dict[str, Any] | None:
         for name in reversed(self._names(kind)):
             state = self._read(name)
             if state is not None:
                 return state
         return None
-
-    def _write(self, name: str, state: dict[str, Any], step: int) -> None:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        content = buffer.getbuffer()
-        with atomic_file(self._folder / f"{name}.pt") as file:
-            file.write(content)
-        digest = hashlib.sha256(content).hexdigest()
-        write_json(self._folder / f"{name}.json", {"step": step, "num_bytes": len(content), "sha256": digest})
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:

@@ -5,6 +5,9 @@ RUN/
   config.json       recipe, dataset (classes and form of its pictures too), colour statistics, versions, git commit;
                     written before all that follows
   metrics.jsonl     one line a logged step, an evaluation or an event
+  ledger/           the samples of each step, see ledger_files.py
+  launches.jsonl    one line each time workers are launched, lost or asked to stop, see supervisor.py
+  stop-request      a word to the workers, see stopping.py
   checkpoints/      see checkpoint.py
   result.json       written when the run is finished
   evaluations/      a folder for each split and kind of crops that was evaluated, see evaluation_files.py
@@ -24,6 +27,7 @@ import numpy as np
 
 from cluster.checkpoint import CheckpointStore
 from cluster.config import TrainingConfig
+from cluster.stopping import StopRequest
 from pipeline.color import ColorBasis
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
@@ -109,6 +113,21 @@ class RunFolder:
     def metrics_path(self) -> Path:
         """The log of the run's numbers."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def ledger_path(self) -> Path:
+        """The folder of the run's sample ledger."""
+        return self.path / "ledger"
+
+    @property
+    def launches_path(self) -> Path:
+        """The log of the run's launches."""
+        return self.path / "launches.jsonl"
+
+    @property
+    def stop_request(self) -> StopRequest:
+        """The word of the launching process to the workers."""
+        return StopRequest(self.path / "stop-request")
 
     @property
     def checkpoints(self) -> CheckpointStore:
