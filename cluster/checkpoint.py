@@ -48,11 +48,6 @@ class CheckpointStore:
             for old in self._names(kind)[: -(1 if kind == "best" else self._num_kept)]:
                 self._remove(old)
 
-    def latest_step(self) -> int:
-        """Return the step of the newest checkpoint, as its name says; 0 if there is none."""
-        names = self._names("step")
-        return int(names[-1].partition("-")[2]) if names else 0
-
     def load_latest(self) -> dict[str, Any] | None:
         """Return the newest whole checkpoint's state on the CPU, or None if there is none.
 
@@ -63,6 +58,11 @@ class CheckpointStore:
     def load_best(self) -> dict[str, Any] | None:
         """Return the best checkpoint's state on the CPU, or None if there is none; warns as `load_latest` does."""
         return self._load_newest("best")
+
+    def latest_step(self) -> int:
+        """Return the step of the newest whole checkpoint, or 0 if there is none; warns as `load_latest` does."""
+        whole = (name for name in reversed(self._names("step")) if self._read_content(name) is not None)
+        return int(next(whole, "step-0").removeprefix("step-"))
 
     def remove_leftovers(self) -> None:
         """Remove what a killed run left half-written; only for the one process that writes here."""
@@ -83,17 +83,24 @@ class CheckpointStore:
         return None
 
     def _read(self, name: str) -> dict[str, Any] | None:
+        content = self._read_content(name)
+        if content is None:
+            return None
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return state
+
+    def _read_content(self, name: str) -> bytes | None:
+        """Return the bytes of a checkpoint, or None, with a warning, if they are not those that were written."""
         try:
             expected = json.loads((self._folder / f"{name}.json").read_text())["sha256"]
             content = (self._folder / f"{name}.pt").read_bytes()
         except (OSError, ValueError, KeyError) as error:
-            warnings.warn(f"checkpoint {self._folder / name} can't be read and is passed over: {error}", stacklevel=3)
+            warnings.warn(f"checkpoint {self._folder / name} can't be read and is passed over: {error}", stacklevel=4)
             return None
         if hashlib.sha256(content).hexdigest() != expected:
-            warnings.warn(f"checkpoint {self._folder / name} is torn or was changed; it is passed over", stacklevel=3)
+            warnings.warn(f"checkpoint {self._folder / name} is torn or was changed; it is passed over", stacklevel=4)
             return None
-        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return state
+        return content
 
     def _remove(self, name: str) -> None:
         # The hash first: a weights file without it counts for nothing.

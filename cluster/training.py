@@ -25,7 +25,6 @@ from cluster.checkpoint_writer import CheckpointWriter
 from cluster.config import TrainingConfig
 from cluster.evaluation import evaluate
 from cluster.json_log import JsonLog
-from cluster.ledger_files import Ledger
 from cluster.micro_batches import cut_into_micro_batches
 from cluster.precision import forward_context, input_dtype
 from cluster.run_folder import RunFolder
@@ -142,7 +141,7 @@ class Trainer:
         self._best_top1: float | None = None
         self._num_evaluations_since_best = 0
         self._log = JsonLog(run.metrics_path, lock_seconds) if world.is_first else None
-        self._ledger = Ledger(run.ledger_path) if world.is_first else None
+        self._ledger = run.ledger if world.is_first else None
         self._checkpoints = CheckpointWriter(run.checkpoints)
         self._restore()
         self._first_step = self._step

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from cluster.ledger_files import Ledger
 from coded_source import CodedSource
 from runs import ALONE, CONFIG, entries, losses
 from worker_process import run_workers
@@ -53,7 +52,7 @@ def test_dropout_and_every_augmentation_are_on():
 def test_samples_losses_and_weights_are_those_of_one_worker(alone, dataset, tmp_path, world_size):
     run = RunFolder.create(tmp_path / "run", INVARIANT, dataset)
     run_workers(world_size, "train", dataset.path, run.path)
-    mine, theirs = (list(Ledger(r.ledger_path).read()) for r in (run, alone))
+    mine, theirs = (list(r.ledger.read()) for r in (run, alone))
     assert {size for part in mine for size in part.world_sizes_S} == {world_size}
     mine_ids, their_ids = (np.concatenate([part.sample_ids_SG for part in parts]) for parts in (mine, theirs))
     assert mine_ids.shape == (NUM_STEPS, 96)
