@@ -28,10 +28,12 @@ from typing import Annotated
 import tyro
 
 from cluster.config import TrainingConfig
+from cluster.footprint import training_requirements
 from cluster.metrics import Follower
 from cluster.micro_batches import check_micro_batch_size
 from cluster.placement import place_workers
 from cluster.ray_launch import alive_nodes, launch, training_session
+from cluster.ray_preflight import check_nodes
 from cluster.run_folder import RunFolder
 from cluster.training import check_fits, train
 from jobs.recipes import get_recipe
@@ -62,6 +64,8 @@ class Arguments:
     micro_batch_size: int | None = None
     """Most samples that a worker takes through the model at once, where memory is short; gradients are added up.
     Default: its whole share of the global batch."""
+    dry_run: bool = False
+    """Check everything, each node too, say what would be done, and end without beginning a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +91,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     with training_session() as is_local:
         placement = place_workers(alive_nodes(), arguments.workers, arguments.cpus_per_worker)
         check_fits(config, dataset, placement.num_workers)
-        run = run or RunFolder.create(run_path, config, dataset)
+        check_nodes(training_requirements(config, dataset, run_path), placement, is_local)
         total_steps = config.total_steps(dataset.num_samples("train"))
         sys.stdout.write(
-            f"training {config.name} ({config.model.name}) on {data}: {dataset.num_samples('train'):,} samples, "
-            f"{dataset.num_classes} classes, {total_steps:,} steps of {config.global_batch_size}\n"
+            f"{'would train' if arguments.dry_run else 'training'} {config.name} ({config.model.name}) on {data}: "
+            f"{dataset.num_samples('train'):,} samples, {dataset.num_classes} classes, {total_steps:,} steps of "
+            f"{config.global_batch_size}\n"
             f"{placement} on {'a local Ray' if is_local else 'the cluster'}; run folder {run_path}\n"
         )
         sys.stdout.flush()
+        if arguments.dry_run:
+            return 0
+        run = run or RunFolder.create(run_path, config, dataset)
         with Follower(run.metrics_path, total_steps):
             work = functools.partial(train, data, run_path, micro_batch_size=arguments.micro_batch_size)
             launch(work, placement, run_path.name)
