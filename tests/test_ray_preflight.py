@@ -87,12 +87,12 @@ def test_a_node_that_sees_neither_data_nor_run_folder_is_named(head, raw_dataset
     with _node(f"--address={ADDRESS}", "--node-name=blind", hidden=hidden):
         lines = _dry_run("--data", raw_dataset.path, "--run", run).stderr.splitlines()
         assert len(lines) == 1
-        assert lines[0].startswith("error: node ") and "(blind, 127.0.0.1)" in lines[0]
+        assert lines[0].startswith("error: node ") and "(blind, " in lines[0]
         assert f"{run} is not the folder that the driver sees under this path; mount the shared" in lines[0]
         (hidden / "data").symlink_to(raw_dataset.path)
         answer = _dry_run("--data", hidden / "data", "--run", run)
     data, folder = answer.stderr.splitlines()
-    assert "(blind, 127.0.0.1)" in data and f"dataset {hidden / 'data'} can't be read there (No such file" in data
+    assert "(blind, " in data and f"dataset {hidden / 'data'} can't be read there (No such file" in data
     assert "is not the folder that the driver sees" in folder
     assert answer.returncode == 2
     assert [path.name for path in hidden.iterdir()] == ["data"]
@@ -138,7 +138,7 @@ def test_a_node_that_hangs_does_not_hang_the_job(head, tmp_path):
         finally:
             raylet.send_signal(signal.SIGCONT)
     silent = [line for line in answer.stderr.splitlines() if "does not answer within 5 s" in line]
-    assert len(silent) == 1 and "(frozen, 127.0.0.1)" in silent[0], answer.stderr
+    assert len(silent) == 1 and "(frozen, " in silent[0], answer.stderr
     assert answer.returncode == 2
 
 
