@@ -3,9 +3,11 @@
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -53,15 +55,16 @@ def _node(*options: str, hidden: Path | None = None):
             for each in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     each.terminate()
-            for each in psutil.wait_procs(processes, timeout=10)[1]:
+            for each in psutil.wait_procs(processes, timeout=5)[1]:
                 each.kill()
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory):
-    folder = f"/tmp/ray-{os.getpid()}"  # short: Unix sockets lie below it
+def head():
+    folder = tempfile.mkdtemp(prefix="ray-")  # short: Unix sockets below it may have 107 characters
     with _node("--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={folder}"):
         yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _dry_run(*arguments: str | Path) -> subprocess.CompletedProcess:
