@@ -21,7 +21,7 @@ def run_training(launcher: Launcher, num_workers: int, run: Path, options: Seque
     command = [sys.executable, "jobs/train.py", *options, "--launcher", "alone"]
     if launcher == "torchrun":
         torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone"]
-        command = [*torchrun, "--nproc-per-node", str(num_workers), "jobs/train.py", *options]
+        command = [*torchrun, "--nproc-per-node", str(num_workers), "--", "jobs/train.py", *options]
     elif launcher == "Ray":
         share = str(max(1, _NUM_CORES // num_workers) if num_workers <= _NUM_CORES else _NUM_CORES / num_workers)
         command = [*command[:-2], "--workers", str(num_workers), "--cpus-per-worker", share]

@@ -1,7 +1,8 @@
 """Workers without Ray: the processes of torchrun, or this very process alone.
 
-torchrun starts the processes, and starts them again where it is told to (`--max-restarts`); they go on from the latest
-checkpoint. Ctrl-C and SIGTERM stop a run at a checkpoint; a second Ctrl-C ends it at once.
+torchrun starts the processes, and starts them again where it is told to (`--max-restarts`, with
+TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1); they go on from the latest checkpoint. Ctrl-C and SIGTERM stop a run at a
+checkpoint; a second Ctrl-C ends it at once.
 """
 
 import contextlib
@@ -29,35 +30,50 @@ def here(launcher: Literal["torch", "alone"]) -> Iterator[World]:
     """Enter the world of which this process is a worker, and leave it at the end.
 
     Raises:
-        InputError: torchrun did not start this process.
+        InputError: torchrun did not start this process as it should.
         WorkersLost: Another process is gone.
         KeyboardInterrupt, Terminated: The signal had come, and the block has ended in its own time.
     """
-    if launcher == "torch" and not is_under_torchrun():
-        raise InputError("--launcher torch is for a process of torchrun: torchrun --nproc-per-node 2 jobs/train.py ...")
+    if launcher == "torch":
+        _check_torchrun()
     has_gpu = torch.cuda.is_available()
-    local_rank = int(os.environ["LOCAL_RANK"]) if launcher == "torch" else 0
-    device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if has_gpu else torch.device("cpu")
     if has_gpu:
         torch.cuda.set_device(device)
-    with _signals_noted() as seen:
-        if launcher == "alone":
+    if launcher == "alone":
+        with _signals_noted() as seen:
             yield World(0, 1, device, lambda: bool(seen))
-        else:
-            dist.init_process_group(process_group_backend(device.type))  # torchrun's environment says where
-            try:
+    else:
+        dist.init_process_group(process_group_backend(device.type))  # torchrun's environment says where
+        try:
+            with _signals_noted() as seen:
                 yield World(dist.get_rank(), dist.get_world_size(), device, lambda: bool(seen))
-            except RuntimeError as error:
-                if not is_lost_peer(error):
-                    raise
-                raise WorkersLost(
-                    "another worker ended; the same command goes on from the latest checkpoint, and torchrun "
-                    "--max-restarts does so by itself"
-                ) from error
-            finally:
-                dist.destroy_process_group()
+        except RuntimeError as error:
+            if not is_lost_peer(error):
+                raise
+            raise WorkersLost("another worker ended; the same command goes on from the latest checkpoint") from error
+        finally:
+            dist.destroy_process_group()
     if seen:
         raise KeyboardInterrupt if seen[0] == signal.SIGINT else Terminated
+
+
+def _check_torchrun() -> None:
+    """Check that torchrun started this process, in a way that survives a restart.
+
+    Raises:
+        InputError: It did not, or processes that it starts again would be given the addresses of those before.
+    """
+    if not is_under_torchrun():
+        raise InputError(
+            "--launcher torch is for a process of torchrun: torchrun --nproc-per-node 2 -- jobs/train.py ..."
+        )
+    restarts, shares_store = (os.environ[f"TORCHELASTIC_{name}"] for name in ("MAX_RESTARTS", "USE_AGENT_STORE"))
+    if int(restarts) and shares_store == "True":
+        raise InputError(
+            "torchrun --max-restarts works with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 alone: else processes that are "
+            "started again meet the addresses of those before (pytorch/pytorch#135712); set it for torchrun"
+        )
 
 
 @contextlib.contextmanager

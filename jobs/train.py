@@ -2,7 +2,7 @@
 
     python jobs/train.py --data DATASET --run RUN --recipe small_demo
     ray job submit --working-dir . -- python jobs/train.py --data DATASET --run RUN --workers 2:8
-    torchrun --nproc-per-node 2 jobs/train.py --data DATASET --run RUN
+    torchrun --nproc-per-node 2 -- jobs/train.py --data DATASET --run RUN
 
 On Ray a run goes on when workers or nodes are lost; with `2:8` it takes as many workers as the cluster holds at the
 moment, at least 2. Under torchrun, or with `--launcher alone`, Ray is not used. The run folder is the run's identity:

@@ -16,7 +16,7 @@ from jobs import train
 from pipeline.command import InputError
 
 ROOT = Path(__file__).parent.parent
-TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2", "--"]
 ALONE = [sys.executable, "jobs/train.py", "--launcher", "alone"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -92,8 +92,11 @@ def test_a_signal_stops_a_run_alone_at_a_checkpoint(raw_dataset, tmp_path, signu
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_torchrun_starts_a_killed_worker_again_from_the_latest_checkpoint(raw_dataset, tmp_path):
-    command = [*TORCHRUN, "--max-restarts", "1", "jobs/train.py", *_options(raw_dataset, tmp_path / "run")]
+def test_torchrun_starts_a_killed_worker_again_from_the_latest_checkpoint(raw_dataset, tmp_path, monkeypatch):
+    command = [*TORCHRUN[:-1], "--max-restarts", "1", "--", "jobs/train.py", *_options(raw_dataset, tmp_path / "run")]
+    refused = _run(command)
+    assert refused.returncode != 0 and "works with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 alone" in refused.stderr
+    monkeypatch.setitem(ENVIRONMENT, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     process = _start(command)
     workers = [child for child in psutil.Process(process.pid).children() if "jobs/train.py" in child.cmdline()]
     assert len(workers) == 2
