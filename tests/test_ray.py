@@ -26,9 +26,9 @@ SHORT = ["--num-epochs", "2", "--global-batch-size", "10"]
 @pytest.fixture(scope="module")
 def address():
     """A Ray of two CPUs, started in the checkout."""
-    with local_ray(num_cpus=2, working_directory=ROOT) as address:
-        yield address
-    assert _processes_of(address) == []
+    with local_ray(num_cpus=2, working_directory=ROOT) as cluster:
+        yield cluster.address
+    assert _processes_of(cluster.address) == []
 
 
 def _processes_of(address: str) -> list[list[str]]:
@@ -152,8 +152,8 @@ def test_a_lost_worker_ends_the_run_with_one_line_and_it_resumes(raw_dataset, tm
 KILLED_PARENT = """
 import os, signal, sys
 from cluster.local_ray import local_ray
-with local_ray(num_cpus=1) as address:
-    sys.stdout.write(address)
+with local_ray(num_cpus=1) as cluster:
+    sys.stdout.write(cluster.address)
     sys.stdout.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 """
