@@ -13,7 +13,7 @@ FOLDERS = ("pipeline", "model", "cluster", "jobs", "tests", "docs", "benchmarks"
 DOCUMENTS = [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))]
 COMMANDS = sorted(
     path
-    for folder in ("pipeline", "jobs")
+    for folder in ("pipeline", "cluster", "jobs")
     for path in (ROOT / folder).glob("*.py")
     if "run_command(main)" in path.read_text()
 )
