@@ -9,12 +9,15 @@ import hashlib
 import io
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from pipeline.files import atomic_file, write_json
+
+Kind = Literal["step", "best"]
 
 
 class CheckpointStore:
@@ -28,17 +31,22 @@ class CheckpointStore:
     def __init__(self, folder: Path, num_kept: int) -> None:
         self._folder, self._num_kept = folder, num_kept
 
-    def save(self, state: dict[str, Any], step: int) -> None:
-        """Write a checkpoint and remove those that are too old."""
-        self._write(f"step-{step:08d}", state, step)
-        for name in self._names("step")[: -self._num_kept]:
-            self._remove(name)
+    def save(self, state: dict[str, Any], step: int, kinds: Sequence[Kind] = ("step",)) -> None:
+        """Write a checkpoint under one or both kinds of names, and remove those that are too old.
 
-    def save_best(self, state: dict[str, Any], step: int) -> None:
-        """Replace the best checkpoint; the one before goes when the new one is whole."""
-        self._write(f"best-{step:08d}", state, step)
-        for name in self._names("best")[:-1]:
-            self._remove(name)
+        The best one before goes when the new one is whole.
+        """
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getbuffer()
+        digest = hashlib.sha256(content).hexdigest()
+        for kind in kinds:
+            name = f"{kind}-{step:08d}"
+            with atomic_file(self._folder / f"{name}.pt") as file:
+                file.write(content)
+            write_json(self._folder / f"{name}.json", {"step": step, "num_bytes": len(content), "sha256": digest})
+            for old in self._names(kind)[: -(1 if kind == "best" else self._num_kept)]:
+                self._remove(old)
 
     def load_latest(self) -> dict[str, Any] | None:
         """Return the newest whole checkpoint's state on the CPU, or None if there is none.
@@ -51,6 +59,11 @@ class CheckpointStore:
         """Return the best checkpoint's state on the CPU, or None if there is none; warns as `load_latest` does."""
         return self._load_newest("best")
 
+    def latest_step(self) -> int:
+        """Return the step of the newest whole checkpoint, or 0 if there is none; warns as `load_latest` does."""
+        whole = (name for name in reversed(self._names("step")) if self._read_content(name) is not None)
+        return int(next(whole, "step-0").removeprefix("step-"))
+
     def remove_leftovers(self) -> None:
         """Remove what a killed run left half-written; only for the one process that writes here."""
         for path in self._folder.glob(".*.tmp"):
@@ -59,37 +72,35 @@ class CheckpointStore:
             if not path.with_suffix(".json").exists():
                 path.unlink(missing_ok=True)
 
-    def _names(self, kind: str) -> list[str]:
+    def _names(self, kind: Kind) -> list[str]:
         return sorted(path.stem for path in self._folder.glob(f"{kind}-*.json"))
 
-    def _load_newest(self, kind: str) -> dict[str, Any] | None:
+    def _load_newest(self, kind: Kind) -> dict[str, Any] | None:
         for name in reversed(self._names(kind)):
             state = self._read(name)
             if state is not None:
                 return state
         return None
 
-    def _write(self, name: str, state: dict[str, Any], step: int) -> None:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        content = buffer.getbuffer()
-        with atomic_file(self._folder / f"{name}.pt") as file:
-            file.write(content)
-        digest = hashlib.sha256(content).hexdigest()
-        write_json(self._folder / f"{name}.json", {"step": step, "num_bytes": len(content), "sha256": digest})
-
     def _read(self, name: str) -> dict[str, Any] | None:
+        content = self._read_content(name)
+        if content is None:
+            return None
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return state
+
+    def _read_content(self, name: str) -> bytes | None:
+        """Return the bytes of a checkpoint, or None, with a warning, if they are not those that were written."""
         try:
             expected = json.loads((self._folder / f"{name}.json").read_text())["sha256"]
             content = (self._folder / f"{name}.pt").read_bytes()
         except (OSError, ValueError, KeyError) as error:
-            warnings.warn(f"checkpoint {self._folder / name} can't be read and is passed over: {error}", stacklevel=3)
+            warnings.warn(f"checkpoint {self._folder / name} can't be read and is passed over: {error}", stacklevel=4)
             return None
         if hashlib.sha256(content).hexdigest() != expected:
-            warnings.warn(f"checkpoint {self._folder / name} is torn or was changed; it is passed over", stacklevel=3)
+            warnings.warn(f"checkpoint {self._folder / name} is torn or was changed; it is passed over", stacklevel=4)
             return None
-        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return state
+        return content
 
     def _remove(self, name: str) -> None:
         # The hash first: a weights file without it counts for nothing.

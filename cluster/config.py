@@ -35,6 +35,8 @@ class TrainingConfig:
         stuck_after_epochs: A run whose loss after so many epochs is still that of a guess, to within 1 %, is stopped;
             at least 1.
         seed: Of weights, order, augmentation and dropout.
+        early_stop_patience: Evaluations in a row without a better top-1 on `val` after which the run ends; None: it
+            goes on.
         evaluations_per_epoch: How often `val` is read; below 1, an evaluation lies several epochs apart.
         checkpoint_interval: Steps between checkpoints.
         num_checkpoints: Checkpoints kept beside the best.
@@ -53,6 +55,7 @@ class TrainingConfig:
     precision: Precision = "float32"
     stuck_after_epochs: float = 1.0
     seed: int = 0
+    early_stop_patience: int | None = None
     evaluations_per_epoch: float = 1.0
     checkpoint_interval: int = 500
     num_checkpoints: int = 2
@@ -80,6 +83,8 @@ class TrainingConfig:
             raise ValueError(f"stuck_after_epochs={self.stuck_after_epochs}: must be at least 1")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed={self.seed}: must be 0 to 2**63 - 1")
+        if self.early_stop_patience is not None and self.early_stop_patience < 1:
+            raise ValueError(f"early_stop_patience={self.early_stop_patience}: must be at least 1, or none")
         if not self.evaluations_per_epoch > 0:
             raise ValueError(f"evaluations_per_epoch={self.evaluations_per_epoch}: must be above 0")
         if self.checkpoint_interval < 1 or self.num_checkpoints < 1:

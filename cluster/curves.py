@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.metrics import read_entries
+from cluster.json_log import read_entries
 from cluster.run_folder import RunFolder
 from pipeline.command import InputError
 

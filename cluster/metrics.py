@@ -1,69 +1,27 @@
 """A run's numbers: one JSON line each in `metrics.jsonl`, and the progress that a person follows.
 
 The first worker writes; whoever wants to watch reads the file. Ray carries no metrics (its reports are barriers, and it
-keeps none of them).
+keeps none of them). Each line has its `time`, in seconds since 1970.
 
+    {"kind": "start", "step": 500, "world_size": 2}      workers begin, here after a checkpoint of step 500
     {"kind": "step", "step": 120, "samples_seen": 11520, "epoch": 0.2, "loss": .., "top1": .., "learning_rate": ..,
      "images_per_second": .., "data_wait_fraction": .., "eta_seconds": .., "losses": [one a step since the last line]}
     {"kind": "evaluation", "step": 594, "split": "val", "num_samples": 3000, "loss": .., "top1": .., "top5": ..}
     {"kind": "plateau", "step": 1188, "num_reductions": 1, "is_over": false}      the schedule `plateau` met a stall
     {"kind": "warning", "message": ".."}
-    {"kind": "resume", "step": 500}      lines of later steps before this one were rolled back
+    {"kind": "resume", "step": 500, "num_rolled_back": 7}      lines of later steps before this one were rolled back
+    {"kind": "stop", "step": 620}        the workers were asked to stop, and did, at a checkpoint
 """
 
-import contextlib
 import datetime
-import fcntl
 import json
 import sys
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
-
-from pipeline.command import InputError
+from typing import Any
 
 _POLL_SECONDS = 0.2
-
-
-class MetricsLog:
-    """Appends to a run's log; each line is flushed whole."""
-
-    def __init__(self, path: Path) -> None:
-        """Open the log for this process alone; a line torn by a kill is closed off.
-
-        Raises:
-            InputError: Another process writes it.
-        """
-        self._file: IO[bytes] = open(path, "ab+")
-        try:
-            # The kernel releases the lock when the process dies, however it dies.
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
-            raise InputError(f"{path.parent} is being trained by another job; wait for it, or stop it first") from error
-        if self._file.tell():
-            self._file.seek(-1, 2)
-            if self._file.read(1) != b"\n":
-                self._file.write(b"\n")
-
-    def write(self, kind: str, **values: Any) -> None:
-        """Append one line."""
-        self._file.write((json.dumps({"kind": kind, **values}) + "\n").encode())
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-
-def read_entries(path: Path) -> list[dict[str, Any]]:
-    """Return a log's entries in their order; a line that a kill has torn is passed over."""
-    entries = []
-    for line in path.read_bytes().splitlines():
-        with contextlib.suppress(ValueError):
-            entries.append(json.loads(line))
-    return entries
 
 
 def format_line(entry: dict[str, Any], total_steps: int) -> str | None:
@@ -87,6 +45,8 @@ def format_line(entry: dict[str, Any], total_steps: int) -> str | None:
         return f"warning: {entry['message']}"
     if entry["kind"] == "resume":
         return f"{step}  resumed from a checkpoint"
+    if entry["kind"] == "stop":
+        return f"{step}  stopped at a checkpoint"
     return None
 
 

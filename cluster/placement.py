@@ -3,8 +3,40 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.command import InputError
+
+Strategy = Literal["pack", "spread"]
+
+
+@dataclass(frozen=True)
+class WorkerRange:
+    """How many workers a run may have.
+
+    Attributes:
+        least: Below this it waits.
+        most: Above this it takes no more.
+    """
+
+    least: int
+    most: int
+
+    @classmethod
+    def parse(cls, text: str) -> "WorkerRange":
+        """Read `4`, or `2:8`.
+
+        Raises:
+            InputError: It is neither.
+        """
+        least, colon, most = text.partition(":")
+        try:
+            workers = cls(int(least), int(most if colon else least))
+        except ValueError as error:
+            raise InputError(f"--workers is {text}; it must be a number (4), or a least and a most (2:8)") from error
+        if not 1 <= workers.least <= workers.most:
+            raise InputError(f"--workers is {text}; it must be at least 1, and the least not above the most")
+        return workers
 
 
 @dataclass(frozen=True)
@@ -15,11 +47,13 @@ class Placement:
         num_workers: Processes that train.
         cpus_per_worker: Reserved for each; may be a fraction.
         gpus_per_worker: 1 where the cluster has GPUs, else 0.
+        strategy: `pack` fills a node before it takes the next one; `spread` gives each node its share.
     """
 
     num_workers: int
     cpus_per_worker: float
     gpus_per_worker: int
+    strategy: Strategy = "pack"
 
     @property
     def num_threads(self) -> int:
@@ -33,24 +67,37 @@ class Placement:
 
 
 def place_workers(
-    nodes: Sequence[Mapping[str, float]], num_workers: int | None, requested_cpus: float | None
+    nodes: Sequence[Mapping[str, float]],
+    workers: WorkerRange | None,
+    requested_cpus: float | None,
+    strategy: Strategy = "pack",
 ) -> Placement:
-    """Return how to place the workers: a GPU each where the cluster has GPUs, else CPUs alone.
+    """Return how to place as many workers as allowed: a GPU each where the cluster has GPUs, else CPUs alone.
 
     Args:
         nodes: Ray resources of each node.
-        num_workers: None: one per GPU, or one per node where there is none.
+        workers: Allowed numbers; None: one per GPU, or one per node where there is none.
         requested_cpus: CPUs a worker; None: as many as fit.
+        strategy: See `Placement`.
 
     Raises:
         InputError: The cluster can't hold them.
     """
     num_gpus = int(sum(resources.get("GPU", 0) for resources in nodes))
-    workers = num_workers or num_gpus or sum(resources.get("CPU", 0) >= 1 for resources in nodes)
-    if num_gpus and workers > num_gpus:
-        raise InputError(f"{workers} workers need a GPU each, the cluster has {num_gpus}; use --workers {num_gpus}")
-    cpus = cpus_per_worker([resources.get("CPU", 0.0) for resources in nodes], workers, requested_cpus)
-    return Placement(workers, cpus, min(num_gpus, 1))
+    node_cpus = [resources.get("CPU", 0.0) for resources in nodes]
+    if workers is None:
+        usual = max(1, num_gpus or sum(cpus >= 1 for cpus in node_cpus))
+        workers = WorkerRange(usual, usual)
+    if num_gpus and workers.least > num_gpus:
+        raise InputError(
+            f"{workers.least} workers need a GPU each, the cluster has {num_gpus}; use --workers {num_gpus}"
+        )
+    num_places = _num_places(node_cpus, requested_cpus or 1.0)
+    if num_gpus:
+        num_places = min(num_places, num_gpus)
+    num_workers = max(workers.least, min(workers.most, num_places))
+    cpus = cpus_per_worker(node_cpus, num_workers, requested_cpus)
+    return Placement(num_workers, cpus, min(num_gpus, 1), strategy)
 
 
 def cpus_per_worker(node_cpus: Sequence[float], num_workers: int, requested: float | None) -> float:

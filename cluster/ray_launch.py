@@ -2,15 +2,19 @@
 
 Ray brings placement and process groups. It carries no images, no metrics and no checkpoints: the run folder, which all
 workers see, holds them. Nor does it carry the workers' output: what a person needs to know is in the run's log, and
-Ray's own actors talk too much; all of it is in Ray's log folder.
+Ray's own actors talk too much; all of it is in Ray's log folder. Who launches again what was lost is
+`cluster/supervisor.py`.
 """
 
 import contextlib
 import os
+import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from pipeline.ray_executor import ray_session  # first: it sets variables that ray reads as it is imported
 
@@ -19,12 +23,19 @@ import ray
 import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from cluster.allocator import ALLOCATOR_ENVIRONMENT
 from cluster.placement import Placement
-from cluster.world import World
+from cluster.stopping import StopRequest
+from cluster.supervisor import WorkersLost
+from cluster.world import World, is_lost_peer, process_group_backend
 from pipeline.command import InputError, Terminated
+
+_CONNECT_SECONDS = 2.0
+_AGREE_SECONDS = 30.0  # that Ray gets to notice that a node is gone; by its defaults it takes about 20
+_PARENT_POLL_SECONDS = 0.5
+_NO_RETRIES: dict[str, Any] = {"controller_failure_limit": 0, "max_preemption_failures": 0}  # of the v2 API
 
 
 @contextlib.contextmanager
@@ -44,72 +55,153 @@ def training_session() -> Iterator[bool]:
 
 
 def alive_nodes() -> list[dict[str, float]]:
-    """Return the resources of each node of the cluster."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    """Return the resources of each node of the cluster that answers.
+
+    Where one does not and Ray still counts on it, Ray gets the time to notice: else it would place workers there.
+    """
+    deadline = time.monotonic() + _AGREE_SECONDS
+    while True:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        answering = [node for node in nodes if _answers(node)]
+        if len(answering) == len(nodes) or time.monotonic() > deadline:
+            return [node["Resources"] for node in answering]
+        time.sleep(_PARENT_POLL_SECONDS)
 
 
-def launch(work: Callable[[World], None], placement: Placement, name: str) -> None:
-    """Run `work` on all workers and wait for its end.
+def _answers(node: Mapping[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+class RayCluster:
+    """The cluster of this session; see `cluster.supervisor.Cluster`.
 
     Args:
         work: What a worker does, given its place; it is pickled, with what it holds.
-        placement: Of the workers.
         name: For Ray's logs.
+        stop_request: By which the workers are asked to stop, or None.
+    """
+
+    def __init__(self, work: Callable[[World], None], name: str, stop_request: StopRequest | None = None) -> None:
+        self._work, self._name, self._stop_request = work, name, stop_request
+
+    def nodes(self) -> list[dict[str, float]]:
+        """Return the resources of each node that lives."""
+        return alive_nodes()
+
+    def start(self, placement: Placement) -> "RayLaunch":
+        """Launch the workers."""
+        return RayLaunch(self._work, placement, self._name, self._stop_request)
+
+
+class RayLaunch:
+    """A worker group of Ray Train, under way."""
+
+    def __init__(
+        self, work: Callable[[World], None], placement: Placement, name: str, stop_request: StopRequest | None
+    ) -> None:
+        """Start the workers; see `RayCluster`."""
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._fit, args=(work, placement, name, stop_request), daemon=True)
+        self._thread.start()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait for the workers' end, at most so long; return whether it has come.
+
+        Raises:
+            InputError: A worker refused its input.
+            WorkersLost: A worker was lost.
+        """
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            return False
+        if self._failure is not None:
+            raise _explained(self._failure)
+        return True
+
+    def _fit(
+        self, work: Callable[[World], None], placement: Placement, name: str, stop_request: StopRequest | None
+    ) -> None:
+        """Run the trainer; in the main thread Ray would take Ctrl-C for itself."""
+
+        def worker() -> None:
+            _end_with_parent()
+            context = ray.train.get_context()
+            rank, device = context.get_world_rank(), torch.device(get_device())
+            wants_to_stop = {} if stop_request is None or rank else {"wants_to_stop": stop_request.is_made}
+            work(World(rank, context.get_world_size(), device, **wants_to_stop))
+
+        try:
+            with tempfile.TemporaryDirectory(prefix="alexnet-ray-") as storage:
+                _trainer(worker, placement, name, storage).fit()
+        except BaseException as error:
+            self._failure = error
+
+
+def launch(work: Callable[[World], None], placement: Placement, name: str) -> None:
+    """Run `work` on all workers and wait for its end; see `RayCluster`.
 
     Raises:
         InputError: A worker refused its input, or was lost.
     """
+    try:
+        RayLaunch(work, placement, name, None).wait()
+    except WorkersLost as lost:
+        raise InputError(f"{lost}; the same command tries again") from lost
 
-    def worker() -> None:
-        context = ray.train.get_context()
-        work(World(context.get_world_rank(), context.get_world_size(), torch.device(get_device())))
 
+def _trainer(worker: Callable[[], None], placement: Placement, name: str, storage: str) -> TorchTrainer:
     environment = ALLOCATOR_ENVIRONMENT | {"OMP_NUM_THREADS": str(placement.num_threads)}
     resources = {"CPU": placement.cpus_per_worker, "GPU": float(placement.gpus_per_worker)}
-    with tempfile.TemporaryDirectory(prefix="alexnet-ray-") as storage:
-        trainer = TorchTrainer(
-            worker,
-            scaling_config=ScalingConfig(
-                num_workers=placement.num_workers,
-                use_gpu=placement.gpus_per_worker > 0,
-                resources_per_worker={name: amount for name, amount in resources.items() if amount},
-            ),
-            # Ray's own storage holds nothing that we need: a run is resumed from its run folder.
-            run_config=RunConfig(
-                name=name,
-                storage_path=storage,
-                failure_config=FailureConfig(max_failures=0),
-                worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]  # of the v2 API
-            ),
-        )
-        _fit(trainer)
+    return TorchTrainer(
+        worker,
+        torch_config=TorchConfig(backend=process_group_backend("cuda" if placement.gpus_per_worker else "cpu")),
+        scaling_config=ScalingConfig(
+            num_workers=placement.num_workers,
+            use_gpu=placement.gpus_per_worker > 0,
+            resources_per_worker={name: amount for name, amount in resources.items() if amount},
+            placement_strategy=placement.strategy.upper(),
+        ),
+        # Ray's own storage holds nothing that we need: a run is resumed from its run folder.
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage,
+            failure_config=FailureConfig(max_failures=0, **_NO_RETRIES),
+            worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]  # of the v2 API
+        ),
+    )
 
 
-def _fit(trainer: TorchTrainer) -> None:
-    """Run the trainer in a thread of its own: in the main thread Ray would take Ctrl-C for itself."""
-    failure: list[BaseException] = []
+def _end_with_parent() -> None:
+    """End this worker as soon as its raylet is gone: Ray leaves it running for a while, and others take its place."""
+    parent = os.getppid()
 
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            failure.append(error)
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_POLL_SECONDS)
+        os._exit(1)
 
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
-    thread.join()
-    if failure:
-        raise _explained(failure[0])
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _explained(error: BaseException) -> BaseException:
     """Return the InputError that a worker raised, or one that says that a worker was lost; else the error itself."""
-    failures = list(error.worker_failures.values()) if isinstance(error, ray.train.WorkerGroupError) else []
+    failures = list(error.worker_failures.values()) if isinstance(error, ray.train.WorkerGroupError) else [error]
+    if isinstance(error, ray.train.ControllerError):
+        failures = [error.controller_failure]
     for failure in failures:
         if isinstance(failure, InputError):
             return failure
-    for failure in failures:
-        if type(failure).__module__.partition(".")[0] == "ray":  # of Ray's own making: the process did not raise it
-            cause = str(failure).strip().partition("\n")[0]
-            return InputError(f"a worker was lost ({cause}); the same command tries again, and resumes a run")
+    if all(_is_of_ray(failure) or is_lost_peer(failure) for failure in failures):
+        # Ray's own words tell more than those of the workers that were left.
+        cause = str(min(failures, key=lambda failure: not _is_of_ray(failure))).strip().partition("\n")[0]
+        return WorkersLost(f"a worker was lost ({cause})")
     return error
+
+
+def _is_of_ray(failure: BaseException) -> bool:
+    """Return whether Ray made the failure: no code of ours raised it."""
+    return type(failure).__module__.partition(".")[0] == "ray"

@@ -5,7 +5,10 @@ RUN/
   config.json       recipe, dataset (classes and form of its pictures too), colour statistics, versions, git commit;
                     written before all that follows
   metrics.jsonl     one line a logged step, an evaluation or an event
+  launches.jsonl    one line each time workers are launched, lost or asked to stop, see supervisor.py
+  stop-request      a word to the workers, see stopping.py
   checkpoints/      see checkpoint.py
+  ledger/           which samples each step consumed, see ledger_files.py
   result.json       written when the run is finished
   evaluations/      a folder for each split and kind of crops that was evaluated, see evaluation_files.py
 
@@ -24,6 +27,8 @@ import numpy as np
 
 from cluster.checkpoint import CheckpointStore
 from cluster.config import TrainingConfig
+from cluster.ledger_files import Ledger
+from cluster.stopping import StopRequest
 from pipeline.color import ColorBasis
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
@@ -111,9 +116,29 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def launches_path(self) -> Path:
+        """The log of the run's launches."""
+        return self.path / "launches.jsonl"
+
+    @property
+    def stop_request(self) -> StopRequest:
+        """The word of the launching process to the workers."""
+        return StopRequest(self.path / "stop-request")
+
+    @property
     def checkpoints(self) -> CheckpointStore:
         """The run's checkpoints."""
         return CheckpointStore(self.path / "checkpoints", self.config.num_checkpoints)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Which samples each step consumed."""
+        return Ledger(self.path / "ledger")
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples of the training set."""
+        return int(self._of_dataset("num_samples"))
 
     @property
     def color_basis(self) -> ColorBasis:
@@ -135,19 +160,21 @@ class RunFolder:
     @property
     def class_names(self) -> list[str]:
         """Names of the classes for people, by class_index."""
-        return list(self._dataset_description["class_names"])
+        return list(self._of_dataset("class_names"))
 
     @property
     def encoding(self) -> EncodingConfig:
         """The form in which the dataset stores its pictures."""
-        return EncodingConfig(**self._dataset_description["encoding"])
+        return EncodingConfig(**self._of_dataset("encoding"))
+
+    def _of_dataset(self, name: str) -> Any:
+        described = self.document["dataset"]
+        return described[name] if name in described else self._reopened_dataset[name]
 
     @functools.cached_property
-    def _dataset_description(self) -> dict[str, Any]:
-        described: dict[str, Any] = self.document["dataset"]
-        if "encoding" in described:
-            return described
-        return _describe(Dataset.open(described["path"]))  # a run of before names and form were noted
+    def _reopened_dataset(self) -> dict[str, Any]:
+        """What a run that was begun by an older version has not noted."""
+        return _describe(Dataset.open(self.document["dataset"]["path"]))
 
     @property
     def evaluations_path(self) -> Path:
@@ -193,11 +220,12 @@ class RunFolder:
 
 
 def _describe(dataset: Dataset) -> dict[str, Any]:
-    """Return what `config.json` says of the dataset: its identity, its classes, and the form of its pictures."""
+    """Return what `config.json` says of the dataset: its identity and size, its classes, the form of its pictures."""
     encoding = dataset.document["encoding"]
     return {
         "path": str(dataset.path),
         "sha256": dataset.sha256,
+        "num_samples": dataset.num_samples("train"),
         "wnids": dataset.wnids,
         "class_names": dataset.class_names,
         "encoding": {

@@ -9,9 +9,9 @@ floating-point sums.
 
 import contextlib
 import dataclasses
-import math
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,16 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from cluster.checkpoint import Kind
+from cluster.checkpoint_writer import CheckpointWriter
 from cluster.config import TrainingConfig
 from cluster.evaluation import evaluate
-from cluster.metrics import MetricsLog
+from cluster.json_log import JsonLog
 from cluster.micro_batches import cut_into_micro_batches
 from cluster.precision import forward_context, input_dtype
 from cluster.run_folder import RunFolder
+from cluster.step_log import StepLog
+from cluster.stopping import StopAgreement
 from cluster.world import World
 from model.alexnet import build_model, check_image_size
 from model.batch_norm import update_running_statistics
@@ -38,8 +42,8 @@ from pipeline.loader import Batch, TrainLoader
 from pipeline.synthetic_loader import SyntheticLoader
 
 _LINE_INTERVAL = 20
-_STUCK = 0.01  # of the loss of a guess
-_FIRST_LINES = (1, 2, 5, 10)  # so that a person soon sees that it runs
+_FIRST_LINES = (1, 2, 5, 10)  # steps after a start, so that a person soon sees that it runs
+_LOCK_SECONDS = 60.0  # that workers of a launch before, cut off from their node, get to end
 
 
 def check_fits(config: TrainingConfig, dataset: Dataset, num_workers: int) -> None:
@@ -61,6 +65,11 @@ def check_fits(config: TrainingConfig, dataset: Dataset, num_workers: int) -> No
             f"recipe {config.name} lowers its rate by the error on val, which {dataset.path} lacks; choose another "
             "schedule (--optimizer.schedule cosine), or make the dataset with --val-fraction 0.05"
         )
+    if config.early_stop_patience is not None and "val" not in dataset.splits:
+        raise InputError(
+            f"--early-stop-patience needs the split val, which {dataset.path} lacks; leave it out, or make the dataset "
+            "with --val-fraction 0.05"
+        )
     check_images_fit(config, dataset)
 
 
@@ -79,6 +88,8 @@ def check_images_fit(config: TrainingConfig, dataset: Dataset) -> None:
 def train(dataset_path: Path, run_path: Path, world: World, micro_batch_size: int | None = None) -> None:
     """Train, or go on training, the run in `run_path`; every worker calls this.
 
+    It returns when the run is finished, or at a checkpoint if the workers were asked to stop.
+
     Args:
         dataset_path: The dataset folder, as this worker sees it.
         run_path: The run's folder with its `config.json`, as this worker sees it.
@@ -86,7 +97,7 @@ def train(dataset_path: Path, run_path: Path, world: World, micro_batch_size: in
         micro_batch_size: Most samples that pass through the model at once; None: the worker's whole slice.
     """
     torch.set_num_threads(world.num_threads)
-    trainer = Trainer(Dataset.open(dataset_path), RunFolder.open(run_path), world, micro_batch_size)
+    trainer = Trainer(Dataset.open(dataset_path), RunFolder.open(run_path), world, micro_batch_size, _LOCK_SECONDS)
     try:
         trainer.run()
     finally:
@@ -96,8 +107,23 @@ def train(dataset_path: Path, run_path: Path, world: World, micro_batch_size: in
 class Trainer:
     """One worker's part of a run, from its latest checkpoint to its end."""
 
-    def __init__(self, dataset: Dataset, run: RunFolder, world: World, micro_batch_size: int | None = None) -> None:
-        """Build model, optimiser and loader, and restore the latest checkpoint."""
+    def __init__(
+        self,
+        dataset: Dataset,
+        run: RunFolder,
+        world: World,
+        micro_batch_size: int | None = None,
+        lock_seconds: float = 0.0,
+    ) -> None:
+        """Build model, optimiser and loader, and restore the latest checkpoint.
+
+        Args:
+            dataset: To train on.
+            run: Its recipe and its files.
+            world: Of this worker.
+            micro_batch_size: See `train`.
+            lock_seconds: How long the first worker waits for one that still writes to the run.
+        """
         self._dataset, self._run, self._world, self._config = dataset, run, world, run.config
         self._micro_batch_size = micro_batch_size
         config, num_samples = self._config, dataset.num_samples("train")
@@ -113,40 +139,54 @@ class Trainer:
         self._plateau = Plateau(config.optimizer)
         self._step = 0
         self._best_top1: float | None = None
-        self._log = MetricsLog(run.metrics_path) if world.is_first else None
+        self._num_evaluations_since_best = 0
+        self._log = JsonLog(run.metrics_path, lock_seconds) if world.is_first else None
+        self._ledger = run.ledger if world.is_first else None
+        self._checkpoints = CheckpointWriter(run.checkpoints)
         self._restore()
+        self._first_step = self._step
         self._parallel: nn.Module = self._model
         if world.world_size > 1:
             self._parallel = DistributedDataParallel(self._model, gradient_as_bucket_view=True)
         self._loader = self._open_loader()
-        # Since the last line of the log: each step's mean loss and fraction of correct samples, as far as this rank
-        # knows.
-        self._pending: list[torch.Tensor] = []
-        self._line_began, self._waited_before, self._replaced_before = time.perf_counter(), 0.0, 0
+        self._stop = StopAgreement(world)
+        self._steps = StepLog(run, dataset, world, self._loader, self._log, self._ledger, self._total_steps)
 
     def run(self) -> None:
-        """Train to the end; log, evaluate and checkpoint on the way."""
+        """Train to the end, or until the workers are asked to stop; log, evaluate and checkpoint on the way."""
         while not self._is_last():
+            self._stop.ask()
             self._train_step(next(self._loader))
-            if self._is_last() or self._step in _FIRST_LINES or self._step % _LINE_INTERVAL == 0:
+            if self._is_last() or self._is_line_due():
                 self._write_line()
-            if self._is_last() or self._step % self._evaluation_interval == 0:
-                self._evaluate()
-            if self._is_last() and self._pending:  # ended by this evaluation
-                self._write_line()
-            if self._is_last() or self._step % self._config.checkpoint_interval == 0:
-                self._save_checkpoint()
-        if self._world.is_first:
+            is_best = (self._is_last() or self._step % self._evaluation_interval == 0) and self._evaluate()
+            is_stopped = self._stop.is_reached()  # after this step; which may be the last one by now
+            if self._is_last() or is_stopped or self._step % self._config.checkpoint_interval == 0:
+                self._save_checkpoint(("best", "step") if is_best else ("step",))
+            elif is_best:
+                self._save_checkpoint(("best",))
+            if is_stopped:
+                break
+        self._checkpoints.wait()
+        if self._world.is_first and self._is_last():
             self._run.finish({"num_steps": self._step, "best_val_top1": self._best_top1})
+        elif self._log is not None:
+            self._log.write("stop", step=self._step)
 
     def close(self) -> None:
-        """Release the loader and the log."""
+        """Release the loader, the log and what writes checkpoints."""
         self._loader.close()
+        self._checkpoints.close()
         if self._log is not None:
             self._log.close()
 
     def _is_last(self) -> bool:
-        return self._step == self._total_steps or self._plateau.is_over
+        patience = self._config.early_stop_patience
+        is_early = patience is not None and self._num_evaluations_since_best >= patience
+        return self._step == self._total_steps or self._plateau.is_over or is_early
+
+    def _is_line_due(self) -> bool:
+        return self._step - self._first_step in _FIRST_LINES or self._step % _LINE_INTERVAL == 0
 
     def _open_loader(self) -> TrainLoader | SyntheticLoader:
         config, dataset, world = self._config, self._dataset, self._world
@@ -188,7 +228,7 @@ class Trainer:
         sums.append(self._forward_backward(batch, last))
         self._optimizer.step()
         update_running_statistics(self._model, self._world.sum)
-        self._pending.append(torch.stack(sums).sum(0) / global_batch_size)
+        self._steps.add(batch, seen, torch.stack(sums).sum(0))
         self._step += 1
 
     def _forward_backward(self, batch: Batch, piece: slice) -> torch.Tensor:
@@ -211,71 +251,25 @@ class Trainer:
         return contextlib.nullcontext()
 
     def _write_line(self) -> None:
-        """Log the steps since the last line; the sums over the ranks are exact per step."""
-        losses, top1s = self._world.sum(torch.stack(self._pending).cpu()).unbind(1)
-        self._pending.clear()
-        if not bool(losses.isfinite().all()):
-            raise InputError(
-                f"the loss is no number any more at step {self._step}; lower the rate: --optimizer.learning-rate "
-                f"(now {self._config.optimizer.learning_rate:g})"
-            )
-        self._check_learning(losses.mean().item())
-        now, waited = time.perf_counter(), self._loader.data_wait_seconds
-        seconds, waited_seconds = now - self._line_began, waited - self._waited_before
-        self._line_began, self._waited_before = now, waited
-        if self._loader.num_replaced_samples > self._replaced_before:
-            self._replaced_before = self._loader.num_replaced_samples
-            if self._log is not None:
-                message = f"{self._replaced_before} reads met a changed sample and took another; see pipeline.verify"
-                self._log.write("warning", message=message)
-        if self._log is None:
-            return
-        seen = self._step * self._config.global_batch_size
-        self._log.write(
-            "step",
-            step=self._step,
-            samples_seen=seen,
-            epoch=seen / self._dataset.num_samples("train"),
-            loss=losses.mean().item(),
-            top1=top1s.mean().item(),
-            learning_rate=self._optimizer.param_groups[0]["lr"],
-            images_per_second=len(losses) * self._config.global_batch_size / seconds,
-            data_wait_fraction=waited_seconds / seconds,
-            eta_seconds=seconds / len(losses) * (self._total_steps - self._step),
-            losses=losses.tolist(),
-        )
+        self._steps.write_line(self._step, self._optimizer.param_groups[0]["lr"])
 
-    def _check_learning(self, loss: float) -> None:
-        """Stop a run whose loss is still that of a guess among all classes."""
-        config, guess = self._config, math.log(self._dataset.num_classes)
-        epoch = self._step * config.global_batch_size / self._dataset.num_samples("train")
-        if config.synthetic_data or epoch < config.stuck_after_epochs:
-            return
-        if guess == 0 or abs(loss - guess) > _STUCK * guess:  # of one class a guess is all there is to learn
-            return
-        raise InputError(
-            f"the loss is {loss:.4f} after {epoch:.1f} epochs, that of a guess, ln {self._dataset.num_classes} = "
-            f"{guess:.4f}: nothing is learnt. Try another rate (--optimizer.learning-rate, now "
-            f"{config.optimizer.learning_rate:g}), other starting biases (--model.initial-bias 0.1) or weights "
-            f"(--model.initialization kaiming), and see with pipeline.preview whether the labels fit the pictures"
-        )
-
-    def _evaluate(self) -> None:
-        """Evaluate on `val`, and keep the model if it is the best so far."""
+    def _evaluate(self) -> bool:
+        """Evaluate on `val`; return whether the model is the best so far."""
         if "val" not in self._dataset.splits:
-            return
+            return False
         began = time.perf_counter()
         result = evaluate(self._model, self._dataset, "val", self._world, self._run).summary()
         if self._log is not None:
             self._log.write("evaluation", step=self._step, **result)
-        if self._best_top1 is None or result["top1"] > self._best_top1:
-            self._best_top1 = result["top1"]
-            if self._world.is_first:
-                self._run.checkpoints.save_best(self._state(), self._step)
+        is_best = self._best_top1 is None or result["top1"] > self._best_top1
+        self._num_evaluations_since_best += 1
+        if is_best:
+            self._best_top1, self._num_evaluations_since_best = result["top1"], 0
         if self._config.optimizer.schedule == "plateau" and self._plateau.observe(1 - result["top1"]) and self._log:
             num_reductions, is_over = self._plateau.num_reductions, self._plateau.is_over
             self._log.write("plateau", step=self._step, num_reductions=num_reductions, is_over=is_over)
-        self._line_began += time.perf_counter() - began  # evaluation is no part of the speed of training
+        self._steps.leave_out(time.perf_counter() - began)
+        return is_best
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -284,30 +278,38 @@ class Trainer:
             "step": self._step,
             "samples_seen": self._step * self._config.global_batch_size,
             "best_top1": self._best_top1,
+            "num_evaluations_since_best": self._num_evaluations_since_best,
             "plateau": self._plateau.state_dict(),
         }
 
-    def _save_checkpoint(self) -> None:
-        if self._world.is_first:
-            self._run.checkpoints.save(self._state(), self._step)
+    def _save_checkpoint(self, kinds: Sequence[Kind]) -> None:
+        """Let the first worker write a checkpoint; the ledger of its steps is on disk before it."""
+        if self._steps:
+            self._write_line()
+        if self._ledger is not None:
+            self._checkpoints.write(self._state(), self._step, kinds)
+            self._ledger.consolidate()
 
     def _restore(self) -> None:
+        self._world.wait_for_all()  # the first worker may still wait for the log, with a checkpoint about to appear
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             state = self._run.checkpoints.load_latest()
-        if self._log is not None:
-            for warning in caught:
-                self._log.write("warning", message=str(warning.message))
         step = 0 if state is None else state["step"]
         if not self._world.agrees(step):
             raise InputError(f"the workers see different checkpoints in {self._run.path}; it must be a shared folder")
-        if self._world.is_first:
-            self._run.checkpoints.remove_leftovers()
-        if state is None:
+        if state is not None:
+            self._model.load_state_dict(state["model"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self._plateau.load_state_dict(state["plateau"])
+            self._step, self._best_top1 = state["step"], state["best_top1"]
+            self._num_evaluations_since_best = state["num_evaluations_since_best"]
+        if self._log is None or self._ledger is None:
             return
-        self._model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._plateau.load_state_dict(state["plateau"])
-        self._step, self._best_top1 = state["step"], state["best_top1"]
-        if self._log is not None:
-            self._log.write("resume", step=self._step)
+        self._run.checkpoints.remove_leftovers()
+        for warning in caught:
+            self._log.write("warning", message=str(warning.message))
+        num_rolled_back = self._ledger.roll_back(step)
+        if step or num_rolled_back:
+            self._log.write("resume", step=step, num_rolled_back=num_rolled_back)
+        self._log.write("start", step=step, world_size=self._world.world_size)

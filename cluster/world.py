@@ -1,6 +1,7 @@
 """Where a worker stands among the others, whoever launched it."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,20 +12,32 @@ from pipeline.graph import Decode
 from pipeline.loader import LoaderConfig
 from pipeline.shard_reader import OnBadSample
 
+# In messages of gloo, which has no exception of its own.
+_SIGNS_OF_A_LOST_PEER = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+
+def _never() -> bool:
+    return False
+
 
 @dataclass(frozen=True)
 class World:
     """A worker's place. Alone (world size 1) there is no process group and nothing is exchanged.
 
+    What the workers tell each other beside gradients travels between CPUs (gloo), also where gradients take NCCL:
+    a launcher opens the process group with `process_group_backend`.
+
     Attributes:
         rank: Global, 0 <= rank < world_size.
         world_size: Number of workers.
         device: Of the model, e.g. `cpu` or `cuda:0`.
+        wants_to_stop: Says whether this worker was asked to stop at a checkpoint; the launcher knows.
     """
 
     rank: int
     world_size: int
     device: torch.device
+    wants_to_stop: Callable[[], bool] = _never
 
     @property
     def is_first(self) -> bool:
@@ -57,14 +70,30 @@ class World:
         )
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum over all workers; every worker calls it with a tensor of the same shape and dtype."""
+        """Return the sum over all workers, on the CPU; all call it with a tensor of the same shape and dtype."""
         if self.world_size == 1:
             return values
-        total = values.to(self.device, copy=True)
+        total = values.to("cpu", copy=True)
         dist.all_reduce(total)
-        return total.cpu()
+        return total
+
+    def wait_for_all(self) -> None:
+        """Return when every worker has called this."""
+        self.sum(torch.zeros(1))
 
     def agrees(self, value: int) -> bool:
         """Return whether all workers give the same value; every worker calls it, and gets the same answer."""
         total, squares = self.sum(torch.tensor([value, value**2])).tolist()
         return bool(total**2 == squares * self.world_size)  # equal only if all values are
+
+
+def process_group_backend(device_type: str) -> str:
+    """Return the backend of torch.distributed for workers on `cpu` or `cuda`."""
+    return "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Return whether an exception is what a worker meets in an exchange when another one is gone."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_A_LOST_PEER)
+    )

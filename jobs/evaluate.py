@@ -102,11 +102,12 @@ def _check_out(out: Path) -> None:
 
 
 def _launch(work: Callable[[World], None], arguments: Arguments, run: RunFolder) -> None:
-    from cluster.placement import place_workers
+    from cluster.placement import WorkerRange, place_workers
     from cluster.ray_launch import alive_nodes, launch, training_session  # here: one worker alone needs no Ray
 
     with training_session():
-        placement = place_workers(alive_nodes(), arguments.workers, arguments.cpus_per_worker)
+        workers = WorkerRange(arguments.workers, arguments.workers)
+        placement = place_workers(alive_nodes(), workers, arguments.cpus_per_worker)
         launch(work, placement, run.path.name)
 
 

@@ -1,13 +1,16 @@
 """Train a recipe on a dataset, on Ray: a local one of its own, or the cluster that this job was submitted to.
 
     python jobs/train.py --data DATASET --run RUN --recipe small_demo
-    ray job submit --working-dir . -- python jobs/train.py --data DATASET --run RUN --workers 2
+    ray job submit --working-dir . -- python jobs/train.py --data DATASET --run RUN --workers 2:8
+    torchrun --nproc-per-node 2 jobs/train.py --data DATASET --run RUN
 
-The run folder is the run's identity: the same command goes on where a run stopped. Fields of the recipe are
-overridden by their dotted names, e.g. `--optimizer.learning-rate 0.02`. Without --data and --run: the demo recipe on
-the embedded default.
+On Ray a run goes on when workers or nodes are lost; with `2:8` it takes as many workers as the cluster holds at the
+moment, at least 2. Under torchrun, or with `--launcher alone`, Ray is not used. The run folder is the run's identity:
+the same command goes on where a run stopped. Fields of the recipe are overridden by their dotted names, e.g.
+`--optimizer.learning-rate 0.02`. Without --data and --run: the demo recipe on the embedded default.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -18,22 +21,30 @@ if __name__ == "__main__":
     from jobs.bootstrap import check_interpreter
 
     check_interpreter()
+    if "TORCHELASTIC_RUN_ID" in os.environ or any(word.startswith("--launcher") for word in sys.argv):
+        from cluster.allocator import restart_with_tuned_allocator
+
+        restart_with_tuned_allocator()  # this process computes; on Ray its workers do
 
 import argparse
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from cluster.config import TrainingConfig
+from cluster.json_log import JsonLog
 from cluster.metrics import Follower
 from cluster.micro_batches import check_micro_batch_size
-from cluster.placement import place_workers
-from cluster.ray_launch import alive_nodes, launch, training_session
+from cluster.placement import Strategy, WorkerRange, place_workers
 from cluster.run_folder import RunFolder
+from cluster.supervisor import supervise
+from cluster.torch_launch import here, is_under_torchrun
 from cluster.training import check_fits, train
+from cluster.world import World
 from jobs.recipes import get_recipe
 from pipeline import embedded
 from pipeline.command import InputError, run_command
@@ -55,10 +66,15 @@ class Arguments:
     """Run folder. Default, on the embedded dataset: a folder in the user's cache."""
     recipe: str = _DEFAULT_RECIPE
     """Name of the recipe."""
-    workers: int | None = None
-    """Number of workers. Default: one per GPU; without GPUs one per node."""
+    launcher: Literal["ray", "torch", "alone"] | None = None
+    """Who starts the workers: `ray`; `torch`, which is torchrun, in one of whose processes this is; or nobody: `alone`,
+    this process is the only one. Default: `torch` under torchrun, else `ray`."""
+    workers: str | None = None
+    """Number of workers on Ray, or a least and a most (2:8). Default: one per GPU; without GPUs one per node."""
     cpus_per_worker: float | None = None
-    """CPUs of each worker. Default: as many as the nodes have."""
+    """CPUs of each worker on Ray. Default: as many as the nodes have."""
+    placement: Strategy = "pack"
+    """How Ray places the workers: `pack` fills a node before the next, `spread` gives each node its share."""
     micro_batch_size: int | None = None
     """Most samples that a worker takes through the model at once, where memory is short; gradients are added up.
     Default: its whole share of the global batch."""
@@ -73,33 +89,122 @@ class _Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
     arguments, config = _parse(argv)
-    if arguments.workers is not None and arguments.workers < 1:
-        raise InputError(f"--workers is {arguments.workers}; it must be at least 1")
+    workers = None if arguments.workers is None else WorkerRange.parse(arguments.workers)
     if arguments.micro_batch_size is not None:
         check_micro_batch_size(arguments.micro_batch_size, config.model.group_size)
-    data, run_path = _paths(arguments)
-    dataset = Dataset.open(data)
-    check_fits(config, dataset, arguments.workers or 1)
-    run = RunFolder.resume(run_path, config, dataset)
-    if run is not None and run.result is not None:
-        sys.stdout.write(f"{run_path} is finished already: {_evaluate_hint(data, run_path)}\n")
-        return 0
+    launcher = arguments.launcher or ("torch" if is_under_torchrun() else "ray")
+    if launcher == "ray":
+        _train_on_ray(arguments, config, workers)
+    elif workers is not None or arguments.cpus_per_worker is not None:
+        raise InputError(f"--workers and --cpus-per-worker are for Ray, not for --launcher {launcher}; leave them out")
+    else:
+        _train_here(arguments, config, launcher)
+    return 0
+
+
+def _train_on_ray(arguments: Arguments, config: TrainingConfig, workers: WorkerRange | None) -> None:
+    from cluster.ray_launch import RayCluster, alive_nodes, training_session  # here: the other launchers need no Ray
+
+    job = _Job.prepare(arguments, config, 1 if workers is None else workers.least)
+    if job.is_finished():
+        return
+    place = functools.partial(
+        place_workers, workers=workers, requested_cpus=arguments.cpus_per_worker, strategy=arguments.placement
+    )
     with training_session() as is_local:
-        placement = place_workers(alive_nodes(), arguments.workers, arguments.cpus_per_worker)
-        check_fits(config, dataset, placement.num_workers)
-        run = run or RunFolder.create(run_path, config, dataset)
-        total_steps = config.total_steps(dataset.num_samples("train"))
+        placement = place(alive_nodes())
+        run = job.begin(f"{placement} on {'a local Ray' if is_local else 'the cluster'}", placement.num_workers)
+        work = functools.partial(train, job.data, job.run_path, micro_batch_size=arguments.micro_batch_size)
+        with job.followed(run):
+            supervise(run, RayCluster(work, job.run_path.name, run.stop_request), place)
+    job.say_finished()
+
+
+def _train_here(arguments: Arguments, config: TrainingConfig, launcher: Literal["torch", "alone"]) -> None:
+    with here(launcher) as world:
+        if not world.is_first:
+            world.wait_for_all()  # until the dataset and the run folder are there
+        job = _Job.prepare(arguments, config, world.world_size, is_quiet=not world.is_first)
+        if not world.is_first:
+            if job.run is not None and job.run.result is None:
+                train(job.data, job.run_path, world, arguments.micro_batch_size)
+            return
+        is_finished = job.is_finished()
+        run = None if is_finished else job.begin(_describe_here(world), world.world_size)
+        world.wait_for_all()
+        if run is None:
+            return
+        with contextlib.closing(JsonLog(run.launches_path)) as log, job.followed(run):
+            log.write("launch", num_workers=world.world_size)
+            train(job.data, job.run_path, world, arguments.micro_batch_size)
+        if run.result is not None:
+            job.say_finished()
+
+
+def _describe_here(world: World) -> str:
+    return "1 worker, alone" if world.world_size == 1 else f"{world.world_size} workers of torchrun"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be trained, on what, where to.
+
+    Attributes:
+        config: The recipe.
+        data: The dataset's folder, as all workers see it.
+        dataset: Opened.
+        run_path: The run's folder, as all workers see it.
+        run: What it holds already, or None.
+    """
+
+    config: TrainingConfig
+    data: Path
+    dataset: Dataset
+    run_path: Path
+    run: RunFolder | None
+
+    @classmethod
+    def prepare(cls, arguments: Arguments, config: TrainingConfig, num_workers: int, is_quiet: bool = False) -> "_Job":
+        """Find the dataset, and what the run folder holds; check that all fits."""
+        data, run_path = _paths(arguments, is_quiet)
+        dataset = Dataset.open(data)
+        check_fits(config, dataset, num_workers)
+        return cls(config, data, dataset, run_path, RunFolder.resume(run_path, config, dataset))
+
+    @property
+    def total_steps(self) -> int:
+        """The run's length."""
+        return self.config.total_steps(self.dataset.num_samples("train"))
+
+    def is_finished(self) -> bool:
+        """Return whether nothing is left to do, and say so."""
+        if self.run is None or self.run.result is None:
+            return False
+        sys.stdout.write(f"{self.run_path} is finished already: {self._evaluate_hint()}\n")
+        return True
+
+    def begin(self, workers: str, num_workers: int) -> RunFolder:
+        """Create the run's folder if it is new, and say what begins."""
+        check_fits(self.config, self.dataset, num_workers)
+        run = self.run or RunFolder.create(self.run_path, self.config, self.dataset)
         sys.stdout.write(
-            f"training {config.name} ({config.model.name}) on {data}: {dataset.num_samples('train'):,} samples, "
-            f"{dataset.num_classes} classes, {total_steps:,} steps of {config.global_batch_size}\n"
-            f"{placement} on {'a local Ray' if is_local else 'the cluster'}; run folder {run_path}\n"
+            f"training {self.config.name} ({self.config.model.name}) on {self.data}: "
+            f"{self.dataset.num_samples('train'):,} samples, {self.dataset.num_classes} classes, "
+            f"{self.total_steps:,} steps of {self.config.global_batch_size}\n{workers}; run folder {self.run_path}\n"
         )
         sys.stdout.flush()
-        with Follower(run.metrics_path, total_steps):
-            work = functools.partial(train, data, run_path, micro_batch_size=arguments.micro_batch_size)
-            launch(work, placement, run_path.name)
-    sys.stdout.write(f"finished: {_evaluate_hint(data, run_path)}\n")
-    return 0
+        return run
+
+    def followed(self, run: RunFolder) -> Follower:
+        """Return what shows the run's log as it grows."""
+        return Follower(run.metrics_path, self.total_steps)
+
+    def say_finished(self) -> None:
+        """Say that the run is finished, and what comes next."""
+        sys.stdout.write(f"finished: {self._evaluate_hint()}\n")
+
+    def _evaluate_hint(self) -> str:
+        return f"python jobs/evaluate.py --data {self.data} --run {self.run_path}"
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[Arguments, TrainingConfig]:
@@ -115,22 +220,19 @@ def _parse(argv: Sequence[str] | None) -> tuple[Arguments, TrainingConfig]:
     return command.arguments, command.config
 
 
-def _paths(arguments: Arguments) -> tuple[Path, Path]:
+def _paths(arguments: Arguments, is_quiet: bool) -> tuple[Path, Path]:
     """Return dataset and run folder; without --data, those of the embedded default."""
     if arguments.data is not None:
         if arguments.run is None:
             raise InputError("--run is missing: name the folder that the run is to live in")
         return shared_path(arguments.data, "--data"), shared_path(arguments.run, "--run")
     data = embedded.dataset_folder()
-    sys.stdout.write(f"no --data given: training on the embedded synthetic mini-ImageNet in {data}\n")
-    sys.stdout.flush()
+    if not is_quiet:
+        sys.stdout.write(f"no --data given: training on the embedded synthetic mini-ImageNet in {data}\n")
+        sys.stdout.flush()
     if not (data / DATASET_JSON).exists():
         shard([])
     return data, shared_path(arguments.run, "--run") if arguments.run else embedded.run_folder()
-
-
-def _evaluate_hint(data: Path, run_path: Path) -> str:
-    return f"python jobs/evaluate.py --data {data} --run {run_path}"
 
 
 if __name__ == "__main__":

@@ -33,13 +33,13 @@ def renamed_at_end(path: Path) -> Iterator[Path]:
     try:
         yield aside
         os.replace(aside, path)
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make a renamed file's new name last through a power cut."""
+def flush_folder(folder: Path) -> None:
+    """Make a folder's new, renamed and removed names last through a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

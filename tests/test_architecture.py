@@ -21,6 +21,10 @@ def test_the_specification_loads_neither_torch_nor_dali_nor_ray(name):
     assert not {"torch", "nvidia.dali", "ray"} & _loaded(f"pipeline.{name}")
 
 
+def test_the_ledgers_files_need_neither_torch_nor_ray():
+    assert not {"torch", "nvidia.dali", "ray"} & _loaded("cluster.ledger_files")
+
+
 @pytest.mark.parametrize("module", ["pipeline.loader", "model.alexnet", "cluster.training"])
 def test_only_the_launcher_loads_ray(module):
     assert "ray" not in _loaded(module)

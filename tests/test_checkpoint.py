@@ -1,9 +1,14 @@
 """Checkpoints: whole or not there; torn and tampered ones are passed over with a warning."""
 
+import errno
+import threading
+
 import pytest
 import torch
 
 from cluster.checkpoint import CheckpointStore
+from cluster.checkpoint_writer import CheckpointWriter
+from pipeline.command import InputError
 
 
 def _store(tmp_path, steps=(1, 2, 3), num_kept=2) -> CheckpointStore:
@@ -50,7 +55,7 @@ def test_weights_without_a_hash_do_not_count(tmp_path):
 
 def test_the_best_stays_beside_the_latest(tmp_path):
     store = _store(tmp_path)
-    store.save_best({"step": 1}, 1)
+    store.save({"step": 1}, 1, ["best"])
     store.save({"step": 4}, 4)
     assert store.load_best()["step"] == 1
 
@@ -66,10 +71,10 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path):
 
 def test_a_torn_best_leaves_the_one_before(tmp_path):
     store = CheckpointStore(tmp_path, 2)
-    store.save_best({"step": 1}, 1)
+    store.save({"step": 1}, 1, ["best"])
     (tmp_path / "best-00000002.pt").write_bytes(b"half")  # killed before its hash was written
     assert store.load_best()["step"] == 1
-    store.save_best({"step": 3}, 3)
+    store.save({"step": 3}, 3, ["best", "step"])
     assert [path.name for path in tmp_path.glob("best-*.json")] == ["best-00000003.json"]
 
 
@@ -83,3 +88,39 @@ def test_pickles_that_run_code_are_refused(tmp_path):
     with pytest.raises(Exception, match=r"[Ww]eights"):
         store.load_latest()
     assert not (tmp_path / "pwned").exists()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    store, may_write = CheckpointStore(tmp_path, 2), threading.Event()
+    save = store.save
+    monkeypatch.setattr(store, "save", lambda *arguments: may_write.wait(10) and save(*arguments))
+    writer = CheckpointWriter(store)
+    weights = torch.zeros(3)
+    state = {"step": 1, "model": {"weights": weights}, "optimizer": {"state": [weights], "groups": (0.1, None)}}
+    writer.write(state, 1, ("best", "step"))
+    assert store.load_latest() is None
+    weights += 1  # the next step
+    may_write.set()
+    writer.wait()
+    for loaded in (store.load_latest(), store.load_best()):
+        assert torch.equal(loaded["model"]["weights"], torch.zeros(3))
+        assert torch.equal(loaded["optimizer"]["state"][0], torch.zeros(3))
+    writer.close()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_and_the_one_before_stays(tmp_path, monkeypatch):
+    store = _store(tmp_path)
+    writer = CheckpointWriter(store)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    writer.write({"step": 4}, 4, ("step",))
+    with pytest.raises(InputError, match=r"can't be written: No space left on device; .*the same command goes on"):
+        writer.wait()
+    monkeypatch.undo()
+    assert store.load_latest()["step"] == store.latest_step() == 3
+    writer.write({"step": 5}, 5, ("step",))
+    writer.close()
+    assert store.latest_step() == 5

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.placement import Placement, cpus_per_worker, place_workers
+from cluster.placement import Placement, WorkerRange, cpus_per_worker, place_workers
 from pipeline.command import InputError
 
 
@@ -49,9 +49,9 @@ def test_the_way_out_fits(workers):
 def test_gpus_decide_where_there_are_any():
     nodes = [{"CPU": 8.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 4.0}]
     assert place_workers(nodes, None, None) == Placement(8, 2.0, 1)
-    assert place_workers(nodes, 2, None) == Placement(2, 8.0, 1)
+    assert place_workers(nodes, WorkerRange(2, 2), None) == Placement(2, 8.0, 1)
     with pytest.raises(InputError, match="the cluster has 8; use --workers 8"):
-        place_workers(nodes, 9, None)
+        place_workers(nodes, WorkerRange(9, 9), None)
 
 
 def test_without_gpus_there_is_one_worker_per_node():
@@ -70,3 +70,36 @@ def test_threads_follow_the_cpus():
 def test_no_cpus_at_all_is_refused():
     with pytest.raises(InputError, match="must be above 0"):
         cpus_per_worker([2], 1, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "cpus", "expected"),
+    [
+        ([1, 1], "1:2", None, Placement(2, 1.0, 0)),
+        ([1], "1:2", None, Placement(1, 1.0, 0)),
+        ([0, 4, 4], "2:8", None, Placement(8, 1.0, 0)),
+        ([0, 4, 4], "2:3", None, Placement(3, 2.0, 0)),
+        ([4, 4], "1:8", 2.0, Placement(4, 2.0, 0)),
+        ([2], "1:8", 0.5, Placement(4, 0.5, 0)),
+    ],
+)
+def test_an_elastic_run_takes_as_many_workers_as_the_cluster_holds(nodes, workers, cpus, expected):
+    assert place_workers([{"CPU": float(n)} for n in nodes], WorkerRange.parse(workers), cpus) == expected
+
+
+def test_an_elastic_run_takes_a_gpu_each():
+    nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 1.0}]
+    assert place_workers(nodes, WorkerRange(2, 8), None, "spread") == Placement(3, 4.0, 1, "spread")
+    with pytest.raises(InputError, match="4 workers need a GPU each, the cluster has 3"):
+        place_workers(nodes, WorkerRange(4, 8), None)
+
+
+def test_too_small_a_cluster_for_the_least_is_refused():
+    with pytest.raises(InputError, match="can't hold 3 workers of 1 CPU"):
+        place_workers([{"CPU": 2.0}], WorkerRange(3, 8), None)
+
+
+@pytest.mark.parametrize("text", ["two", "2:", "0", "0:2", "3:2", "1:2:3", "-1", ""])
+def test_wrong_numbers_of_workers_are_refused(text):
+    with pytest.raises(InputError, match="--workers is"):
+        WorkerRange.parse(text)

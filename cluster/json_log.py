@@ -1,0 +1,67 @@
+"""A log of one JSON line an entry, that one process writes and others may read meanwhile."""
+
+import contextlib
+import fcntl
+import json
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline.command import InputError
+
+_POLL_SECONDS = 0.2
+
+
+class JsonLog:
+    """Appends to a log; each line is flushed whole, and says when it was written."""
+
+    def __init__(self, path: Path, wait_seconds: float = 0.0) -> None:
+        """Open the log for this process alone; a line torn by a kill is closed off.
+
+        Args:
+            path: Of the log.
+            wait_seconds: How long another process that still writes it is waited for.
+
+        Raises:
+            InputError: Another process writes it.
+        """
+        self._file: IO[bytes] = open(path, "ab+")
+        deadline = time.monotonic() + wait_seconds
+        # The kernel releases the lock when the process dies, however it dies.
+        while not _is_locked(self._file):
+            if time.monotonic() >= deadline:
+                self._file.close()
+                raise InputError(f"{path.parent} is being trained by another job; wait for it, or stop it first")
+            time.sleep(_POLL_SECONDS)
+        if self._file.seek(0, 2):
+            self._file.seek(-1, 2)
+            if self._file.read(1) != b"\n":
+                self._file.write(b"\n")
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Append one line."""
+        entry = {"kind": kind, **values, "time": round(time.time(), 3)}
+        self._file.write((json.dumps(entry) + "\n").encode())
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """Return a log's entries in their order; a line that a kill has torn is passed over."""
+    entries = []
+    for line in path.read_bytes().splitlines():
+        with contextlib.suppress(ValueError):
+            entries.append(json.loads(line))
+    return entries
+
+
+def _is_locked(file: IO[bytes]) -> bool:
+    """Try to lock a file for this process."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,161 @@
+"""Keeps a run going on a cluster that may lose workers and nodes at any time, and gain some.
+
+Workers that were lost are launched again, as many as the cluster then holds; where it comes to hold more of them, the
+workers stop at a checkpoint and more are launched. Only lost processes are retried: an exception of ours ends the run
+at once. What was lost, and when, stands in the run's `launches.jsonl`:
+
+    {"kind": "launch", "num_workers": 2}
+    {"kind": "lost", "cause": "..", "step": 500}      to go on from the checkpoint of step 500
+    {"kind": "resize", "num_workers": 3}              asked to stop, to be launched again with so many
+    {"kind": "stop"}                                  asked to stop by a signal
+    {"kind": "finish"}
+
+Knows nothing of Ray. Ray Train's own retries and elasticity are not used: see docs/decisions.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from cluster.json_log import JsonLog
+from cluster.placement import Placement
+from cluster.run_folder import RunFolder
+from pipeline.command import InputError, Terminated
+
+MAX_RESTARTS = 3  # in a row without a new checkpoint
+_POLL_SECONDS = 1.0
+_SETTLE_SECONDS = 5.0  # that a larger cluster must last before the run grows
+_PATIENCE_SECONDS = 600.0  # that a run waits for nodes to come back
+
+
+class WorkersLost(InputError):
+    """Processes of a launch are gone, and nothing else is wrong."""
+
+
+class Launch(Protocol):
+    """Workers that run."""
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait for their end, at most so long; return whether it has come.
+
+        Raises:
+            WorkersLost: Some were lost.
+            Exception: What a worker raised.
+        """
+
+
+class Cluster(Protocol):
+    """Where workers are launched."""
+
+    def nodes(self) -> Sequence[Mapping[str, float]]:
+        """Return the resources of each node that lives."""
+
+    def start(self, placement: Placement) -> Launch:
+        """Launch the workers, which go on with the run from its latest checkpoint."""
+
+
+def supervise(run: RunFolder, cluster: Cluster, place: Callable[[Sequence[Mapping[str, float]]], Placement]) -> None:
+    """Train a run to its end.
+
+    Args:
+        run: Not finished.
+        cluster: To launch on.
+        place: Returns how to place workers on nodes, or raises InputError where they can't hold enough.
+
+    Raises:
+        InputError: A worker refused its input, the cluster can't hold the workers, another job has the run, or workers
+            were lost again and again.
+        KeyboardInterrupt, Terminated: The run was stopped, if time allowed at a checkpoint.
+    """
+    log = JsonLog(run.launches_path)
+    try:
+        num_failures, placement = 0, place(cluster.nodes())
+        while run.result is None:
+            before = run.checkpoints.latest_step()
+            try:
+                _launch(run, cluster, place, placement, log)
+            except WorkersLost as lost:
+                step = run.checkpoints.latest_step()
+                log.write("lost", cause=str(lost), step=step)
+                num_failures = 1 if step > before else num_failures + 1
+                if num_failures > MAX_RESTARTS:
+                    raise InputError(
+                        f"{lost}; {num_failures} launches in a row ended so before a new checkpoint: see Ray's logs, "
+                        "or write checkpoints more often (--checkpoint-interval)"
+                    ) from lost
+                _say(f"{lost}; going on from step {step}")
+            if run.result is None:
+                placement = _wait_for_place(cluster, place)
+        log.write("finish")
+    finally:
+        log.close()
+
+
+def _launch(
+    run: RunFolder,
+    cluster: Cluster,
+    place: Callable[[Sequence[Mapping[str, float]]], Placement],
+    placement: Placement,
+    log: JsonLog,
+) -> None:
+    """Launch workers and wait until they end: with the run, or at a checkpoint because there may be more of them."""
+    run.stop_request.clear()
+    metrics_size = _size(run)
+    log.write("launch", num_workers=placement.num_workers)
+    launch = cluster.start(placement)
+    grown_since: float | None = None
+    try:
+        while not launch.wait(_POLL_SECONDS):
+            possible = _num_workers(cluster, place)
+            if possible <= placement.num_workers or run.stop_request.is_made():
+                grown_since = None
+                continue
+            now = time.monotonic()
+            grown_since = grown_since or now
+            if now - grown_since >= _SETTLE_SECONDS and _size(run) > metrics_size:
+                log.write("resize", num_workers=possible)
+                _say(f"the cluster holds {possible} workers now: stopping at a checkpoint to take them in")
+                run.stop_request.make()
+    except (KeyboardInterrupt, Terminated):
+        log.write("stop")
+        if _size(run) > metrics_size:  # else no worker has begun, and there is nothing to save
+            _say("stopping the workers at a checkpoint; once more ends them at once")
+            run.stop_request.make()
+            with contextlib.suppress(WorkersLost):
+                launch.wait()
+        raise
+
+
+def _wait_for_place(cluster: Cluster, place: Callable[[Sequence[Mapping[str, float]]], Placement]) -> Placement:
+    """Return a placement as soon as the cluster holds enough workers."""
+    deadline, said = time.monotonic() + _PATIENCE_SECONDS, False
+    while True:
+        try:
+            return place(cluster.nodes())
+        except InputError as error:
+            if time.monotonic() > deadline:
+                raise
+            if not said:
+                _say(f"{error}; waiting up to {_PATIENCE_SECONDS:.0f} s for nodes")
+                said = True
+        time.sleep(_POLL_SECONDS)
+
+
+def _num_workers(cluster: Cluster, place: Callable[[Sequence[Mapping[str, float]]], Placement]) -> int:
+    """Return how many workers the cluster holds now; 0 where too few."""
+    try:
+        return place(cluster.nodes()).num_workers
+    except InputError:
+        return 0
+
+
+def _size(run: RunFolder) -> int:
+    """Return the size of the run's log, which grows as soon as workers have begun."""
+    return run.metrics_path.stat().st_size if run.metrics_path.exists() else 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,106 @@
+"""The main job without Ray: alone, and in processes of torchrun; stopped and killed by real signals."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from runs import entries, losses
+
+from cluster.run_folder import RunFolder
+from jobs import train
+from pipeline.command import InputError
+
+ROOT = Path(__file__).parent.parent
+TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"]
+ALONE = [sys.executable, "jobs/train.py", "--launcher", "alone"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def _options(dataset, run: Path, num_epochs: int = 20) -> list[str]:
+    options = [
+        "--data",
+        str(dataset.path),
+        "--run",
+        str(run),
+        "--global-batch-size",
+        "10",
+        "--checkpoint-interval",
+        "5",
+    ]
+    options += ["--optimizer.learning-rate", "0.001", "--stuck-after-epochs", "100", "--precision", "float64"]
+    return [*options, "--num-epochs", str(num_epochs), "--evaluations-per-epoch", "0.1"]
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+def _start(command: list[str]) -> subprocess.Popen:
+    """Start a run and wait until it is past its second checkpoint."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if re.match(r"step +10/", line):
+            return process
+    raise AssertionError(process.communicate()[1])
+
+
+def test_workers_are_counted_by_whoever_starts_them(raw_dataset, tmp_path):
+    with pytest.raises(InputError, match="--workers and --cpus-per-worker are for Ray, not for --launcher alone"):
+        train.main([*_options(raw_dataset, tmp_path / "run"), "--launcher", "alone", "--workers", "2"])
+    with pytest.raises(InputError, match="--launcher torch is for a process of torchrun"):
+        train.main([*_options(raw_dataset, tmp_path / "run"), "--launcher", "torch"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_torchrun_trains_what_one_process_alone_trains(raw_dataset, tmp_path):
+    alone = _run([*ALONE, *_options(raw_dataset, tmp_path / "alone", 2)])
+    assert alone.returncode == 0, alone.stderr
+    assert "resumed" not in alone.stdout and alone.stdout.splitlines()[-1].startswith("finished: python jobs/evaluate")
+    together = _run([*TORCHRUN, "jobs/train.py", *_options(raw_dataset, tmp_path / "together", 2)])
+    assert together.returncode == 0, together.stderr
+    assert together.stdout.count("finished: ") == together.stdout.count("2 workers of torchrun") == 1
+    runs = [RunFolder.open(tmp_path / name) for name in ("alone", "together")]
+    assert [entries(run, "start")[0]["world_size"] for run in runs] == [1, 2]
+    assert losses(runs[1]) == pytest.approx(losses(runs[0]), rel=1e-8)
+    again = _run([*TORCHRUN, "jobs/train.py", *_options(raw_dataset, tmp_path / "together", 2)])
+    assert again.returncode == 0 and again.stdout.count("is finished already") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_run_alone_at_a_checkpoint(raw_dataset, tmp_path, signum):
+    command = [*ALONE, *_options(raw_dataset, tmp_path / "run", 100)]
+    process = _start(command)
+    process.send_signal(signum)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum and "Traceback" not in errors
+    assert "stopped at a checkpoint" in output
+    run = RunFolder.open(tmp_path / "run")
+    (stop,) = entries(run, "stop")
+    assert run.checkpoints.latest_step() == stop["step"] >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_torchrun_starts_a_killed_worker_again_from_the_latest_checkpoint(raw_dataset, tmp_path):
+    command = [*TORCHRUN, "--max-restarts", "1", "jobs/train.py", *_options(raw_dataset, tmp_path / "run")]
+    process = _start(command)
+    workers = [child for child in psutil.Process(process.pid).children() if "jobs/train.py" in child.cmdline()]
+    assert len(workers) == 2
+    workers[1].kill()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    run = RunFolder.open(tmp_path / "run")
+    (resume,) = entries(run, "resume")
+    assert resume["step"] >= 5 and resume["num_rolled_back"] <= 20
+    assert run.result["num_steps"] == 82
