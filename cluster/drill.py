@@ -6,6 +6,7 @@ each restart must have begun at a checkpoint, and nothing may be left running. T
 Status 1 where anything is not so.
 """
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -19,11 +20,11 @@ import tyro
 from cluster.drill_report import (
     Kind,
     Outage,
+    format_outage,
     format_table,
     judge_restarts,
     judge_weights,
     plan,
-    to_json,
     weight_difference,
 )
 from cluster.drill_run import DrilledRun, DrillFailed
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     reference_path, run_path = out / "undisturbed", out / "run"
     _say(f"undisturbed run of {arguments.steps} steps: {reference_path}")
     _train_alone(["--data", str(data), "--run", str(reference_path), *recipe], out / "undisturbed.log")
-    _say(f"  {time.monotonic() - began:.0f} s; now the run that is hit: {run_path}")
+    _say(f"{time.monotonic() - began:.0f} s; now the run that is hit, at moments of seed {arguments.seed}: {run_path}")
     outages: list[Outage] = []
     findings: list[str] = []
     with local_ray(num_cpus=0, working_directory=ROOT) as cluster:
@@ -104,20 +105,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             with run.submitted():
                 for planned in plan(arguments.events, arguments.seed):
                     outages.append(run.hit(planned))
-                    _say(f"{format_table(outages[-1:]).splitlines()[-1]}")
+                    _say(f"  {format_outage(outages[-1])}")
                 run.wait_for_end()
         except DrillFailed as error:
             findings.append(str(error))
-    findings += run.left_running()
-    proof = None
+    proof: dict[str, Any] = {}
     if not findings:
-        proof, found = judge(RunFolder.open(reference_path), RunFolder.open(run_path))
-        findings += found
+        proof, findings = judge(RunFolder.open(reference_path), RunFolder.open(run_path))
+    findings += run.left_running()
     seconds = time.monotonic() - began
     report = {
         "seed": arguments.seed,
         "seconds": seconds,
-        "events": to_json(outages),
+        "events": [dataclasses.asdict(outage) for outage in outages],
         "proof": proof,
         "findings": findings,
     }
@@ -126,7 +126,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for finding in findings:
         _say(f"finding: {finding}")
     if not findings:
-        _say(f"all is proven in {seconds:.0f} s: {proof}")
+        _say(f"proven in {seconds:.0f} s: {proof['ledger']}")
+        _say(f"  final weights: largest difference from the undisturbed run's {proof['largest_weight_difference']:.1e}")
     return 1 if findings else 0
 
 

@@ -1,6 +1,5 @@
 """What a kill drill does and finds: the plan of its events, what each cost, and what is wrong afterwards."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -61,13 +60,14 @@ class Outage:
 
     Attributes:
         event: What was done.
-        step: The last one that was logged before it.
+        step: That had been made, by the speed of the latest line.
         at_seconds: Since the run began.
         noticed_seconds: Until the launcher knew it; of the driver's death: until Ray said that its job had failed.
         first_step_seconds: Until a step after it was logged.
         all_workers_seconds: Until a step by all workers that the cluster could hold was logged.
         resumed_steps: The checkpoint of each restart.
-        num_recomputed_steps: Logged steps that these restarts undid, together.
+        num_recomputed_steps: That were made again: those that the ledger had and the restarts undid, or if it is more,
+            those that had been made since the checkpoint.
         num_workers: Before, and after each restart.
     """
 
@@ -80,6 +80,15 @@ class Outage:
     resumed_steps: tuple[int, ...]
     num_recomputed_steps: int
     num_workers: tuple[int, ...]
+
+
+def format_outage(outage: Outage) -> str:
+    """Return a line for a person who waits."""
+    workers = " -> ".join(map(str, outage.num_workers))
+    return (
+        f"{outage.at_seconds:4.0f} s, step {outage.step}: {_WORDS[outage.event]}; noticed after "
+        f"{outage.noticed_seconds:.1f} s, a step after {outage.first_step_seconds:.1f} s; workers {workers}"
+    )
 
 
 def format_table(outages: Sequence[Outage]) -> str:
@@ -153,8 +162,3 @@ def judge_weights(difference: float) -> list[str]:
     if difference <= _TOLERANCE:  # not so where a weight is no number
         return []
     return [f"the final weights differ from the undisturbed run's by {difference:.1e}, more than {_TOLERANCE:.0e}"]
-
-
-def to_json(outages: Sequence[Outage]) -> list[dict[str, Any]]:
-    """Return the outages as JSON values."""
-    return [dataclasses.asdict(outage) for outage in outages]

@@ -43,13 +43,14 @@ class DrilledRun:
         self._nodes = [cluster.add_node(1) for _ in range(NUM_WORKERS)]
         self._num_submissions = 0
         self._job: subprocess.Popen[bytes] | None = None
-        self._began = time.time()
+        self._began = 0.0
         self._seen: set[psutil.Process] = set()
         self._looked_around = 0.0
 
     @contextlib.contextmanager
     def submitted(self) -> Iterator[None]:
         """Submit the run; what waits for the job is ended with the block, the job with its cluster."""
+        self._began = time.time()
         self._submit()
         try:
             yield
@@ -80,16 +81,17 @@ class DrilledRun:
         self._wait(is_recovered, f"a step by {all_workers} worker(s) after the event `{planned.event}`")
         new = [entry for entry in self._entries("metrics") if entry["time"] > happened]
         starts = _starts(new)
-        resumes = [entry for entry in new if entry["kind"] == "resume"]
+        num_undone = sum(entry["num_rolled_back"] for entry in new if entry["kind"] == "resume")
+        step = self._step_at(before, happened)
         return Outage(
             event=planned.event,
-            step=max(entry["step"] for entry in before if entry["kind"] == "step"),
+            step=step,
             at_seconds=happened - self._began,
             noticed_seconds=noticed - happened,
             first_step_seconds=self._first_step_time(starts[0]["time"]) - happened,
             all_workers_seconds=self._first_step_time(starts[-1]["time"]) - happened,
             resumed_steps=tuple(entry["step"] for entry in starts),
-            num_recomputed_steps=sum(entry["num_rolled_back"] for entry in resumes),
+            num_recomputed_steps=max(num_undone, step - starts[0]["step"]),
             num_workers=(num_workers, *(entry["world_size"] for entry in starts)),
         )
 
@@ -136,9 +138,16 @@ class DrilledRun:
 
         self._wait(has_new_checkpoint, "a checkpoint")
         recipe = self._run().config
-        lines = [entry for entry in self._entries("metrics") if entry["kind"] == "step"]
+        lines = _lines(self._entries("metrics"))
         interval = recipe.checkpoint_interval * recipe.global_batch_size / lines[-1]["images_per_second"]
         time.sleep(planned.fraction * interval)
+
+    def _step_at(self, entries: list[dict[str, Any]], moment: float) -> int:
+        """Return which step had been made by then, judged by the latest line and the speed that it tells."""
+        line = _lines(entries)[-1]
+        return int(
+            line["step"] + (moment - line["time"]) * line["images_per_second"] / self._run().config.global_batch_size
+        )
 
     def _do(self, planned: PlannedEvent, happened: float) -> float:
         """Let an event happen; return when it was noticed, in Unix time."""
@@ -209,15 +218,18 @@ class DrilledRun:
         return read_entries(path) if path.exists() else []
 
     def _steps_since(self, moment: float) -> bool:
-        return any(e["kind"] == "step" and e["time"] > moment for e in self._entries("metrics"))
+        return any(entry["time"] > moment for entry in _lines(self._entries("metrics")))
 
     def _first_step_time(self, start: float) -> float:
-        times = [e["time"] for e in self._entries("metrics") if e["kind"] == "step" and e["time"] > start]
-        return float(times[0])
+        return float(next(entry["time"] for entry in _lines(self._entries("metrics")) if entry["time"] > start))
 
 
 def _starts(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [entry for entry in entries if entry["kind"] == "start"]
+
+
+def _lines(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [entry for entry in entries if entry["kind"] == "step"]
 
 
 def _workers(node: Node) -> list[psutil.Process]:
