@@ -9,7 +9,7 @@ atomic file, and what a kill leaves behind is resolved by two rules: a part whos
 of a merge, and while `rolling_back` exists its steps are out of the ledger, whether or not the parts are cut yet.
 
 Step k, counted from 1, consumed the positions [(k - 1) G, k G) of the endless stream, G the global batch size. Ids of
-one ImageNet epoch in random order, 128 a step, cost 2.62 bytes each, 20.3 bits of which are their entropy: the bytes
+one ImageNet epoch in random order, 128 a step, cost 2.63 bytes each, of which 2.54 are their entropy: the bytes
 of the int64 are stored plane by plane (BYTE_STREAM_SPLIT), and zstd removes the planes that are zero.
 """
 
@@ -116,14 +116,16 @@ class Ledger:
         while num_open < len(parts) and _num_ids(parts[-num_open - 1]) < _IDS_OF_A_CLOSED_PART:
             num_open += 1
         group: list[_Part] = []
+        num_ids = 0
         for part in parts[len(parts) - num_open :]:
             if group and part.first != group[-1].last + 1:  # a gap is for readers to report
                 self._merge(group)
-                group = []
+                group, num_ids = [], 0
             group.append(part)
-            if sum(_num_ids(part) for part in group) >= _IDS_OF_A_CLOSED_PART:
+            num_ids += _num_ids(part)
+            if num_ids >= _IDS_OF_A_CLOSED_PART:
                 self._merge(group)
-                group = []
+                group, num_ids = [], 0
         self._merge(group)
 
     def roll_back(self, step: int) -> int:

@@ -105,8 +105,9 @@ class RayLaunch:
     ) -> None:
         """Start the workers; see `RayCluster`."""
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._fit, args=(work, placement, name, stop_request), daemon=True)
-        self._thread.start()
+        # Not the thread's end: Python 3.11 takes a thread whose join a signal interrupts for ended.
+        self._has_ended = threading.Event()
+        threading.Thread(target=self._fit, args=(work, placement, name, stop_request), daemon=True).start()
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait for the workers' end, at most so long; return whether it has come.
@@ -115,8 +116,7 @@ class RayLaunch:
             InputError: A worker refused its input.
             WorkersLost: A worker was lost.
         """
-        self._thread.join(seconds)
-        if self._thread.is_alive():
+        if not self._has_ended.wait(seconds):
             return False
         if self._failure is not None:
             raise _explained(self._failure)
@@ -139,6 +139,8 @@ class RayLaunch:
                 _trainer(worker, placement, name, storage).fit()
         except BaseException as error:
             self._failure = error
+        finally:
+            self._has_ended.set()
 
 
 def launch(work: Callable[[World], None], placement: Placement, name: str) -> None:
@@ -197,8 +199,9 @@ def _explained(error: BaseException) -> BaseException:
             return failure
     if all(_is_of_ray(failure) or is_lost_peer(failure) for failure in failures):
         # Ray's own words tell more than those of the workers that were left.
-        cause = str(min(failures, key=lambda failure: not _is_of_ray(failure))).strip().partition("\n")[0]
-        return WorkersLost(f"a worker was lost ({cause})")
+        cause = min(failures, key=lambda failure: not _is_of_ray(failure))
+        cause = getattr(cause, "health_check_failure", cause)  # what Ray's controller met when it asked for the worker
+        return WorkersLost(f"a worker was lost ({str(cause).strip().partition(chr(10))[0]})")
     return error
 
 

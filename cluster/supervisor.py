@@ -13,7 +13,6 @@ at once. What was lost, and when, stands in the run's `launches.jsonl`:
 Knows nothing of Ray. Ray Train's own retries and elasticity are not used: see docs/decisions.
 """
 
-import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -123,8 +122,10 @@ def _launch(
         if _size(run) > metrics_size:  # else no worker has begun, and there is nothing to save
             _say("stopping the workers at a checkpoint; once more ends them at once")
             run.stop_request.make()
-            with contextlib.suppress(WorkersLost):
+            try:
                 launch.wait()
+            except WorkersLost as lost:
+                _say(f"{lost}; what came after the latest checkpoint is lost")
         raise
 
 

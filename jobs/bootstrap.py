@@ -3,18 +3,22 @@
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 _NEEDED = ("torch", "ray", "pyarrow", "tyro", "xxhash", "matplotlib", "nvidia.dali")
 
 
-def check_interpreter() -> None:
+def check_interpreter(needed: Sequence[str] = _NEEDED) -> None:
     """End with one line if this interpreter lacks what a job needs.
 
     A submitted job runs the first `python` on the PATH of the process that ran `ray start`, whatever Ray itself
     lives in.
+
+    Args:
+        needed: Modules.
     """
-    missing = [name for name in _NEEDED if not _is_installed(name)]
+    missing = [name for name in needed if not _is_installed(name)]
     if sys.version_info >= (3, 11) and not missing:
         return
     lacks = f"lacks {', '.join(missing)}" if missing else "is older than 3.11"

@@ -30,6 +30,7 @@ import tyro
 
 from cluster.evaluation import Crops
 from cluster.evaluation_files import evaluate_run, read_evaluation
+from cluster.preflight import Requirements
 from cluster.run_folder import RunFolder
 from cluster.trained_model import default_device
 from cluster.training import check_images_fit
@@ -82,7 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.workers == 1:
         work(World(0, 1, default_device()))
     else:
-        _launch(work, arguments, run)
+        _launch(
+            work,
+            arguments,
+            run,
+            Requirements(dataset_path=data, dataset_sha256=dataset.sha256, folder=out, option="--out"),
+        )
     result, classes = read_evaluation(out)
     sys.stdout.write(
         f"{run.config.name} ({run.config.model.name}) after step {result['step']}, on {split} of {data}, "
@@ -101,13 +107,15 @@ def _check_out(out: Path) -> None:
         raise InputError(f"--out {out} holds a run or a dataset; name a folder of its own")
 
 
-def _launch(work: Callable[[World], None], arguments: Arguments, run: RunFolder) -> None:
+def _launch(work: Callable[[World], None], arguments: Arguments, run: RunFolder, requirements: Requirements) -> None:
     from cluster.placement import WorkerRange, place_workers
     from cluster.ray_launch import alive_nodes, launch, training_session  # here: one worker alone needs no Ray
+    from cluster.ray_preflight import check_nodes
 
-    with training_session():
+    with training_session() as is_local:
         workers = WorkerRange(arguments.workers, arguments.workers)
         placement = place_workers(alive_nodes(), workers, arguments.cpus_per_worker)
+        check_nodes(requirements, placement, is_local)
         launch(work, placement, run.path.name)
 
 

@@ -36,6 +36,7 @@ from typing import Annotated, Literal
 import tyro
 
 from cluster.config import TrainingConfig
+from cluster.footprint import training_requirements
 from cluster.json_log import JsonLog
 from cluster.metrics import Follower
 from cluster.micro_batches import check_micro_batch_size
@@ -78,6 +79,8 @@ class Arguments:
     micro_batch_size: int | None = None
     """Most samples that a worker takes through the model at once, where memory is short; gradients are added up.
     Default: its whole share of the global batch."""
+    dry_run: bool = False
+    """Check everything, each node too, say what would be done, and end without beginning a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train_on_ray(arguments: Arguments, config: TrainingConfig, workers: WorkerRange | None) -> None:
     from cluster.ray_launch import RayCluster, alive_nodes, training_session  # here: the other launchers need no Ray
+    from cluster.ray_preflight import check_nodes
 
     job = _Job.prepare(arguments, config, 1 if workers is None else workers.least)
     if job.is_finished():
@@ -113,7 +117,11 @@ def _train_on_ray(arguments: Arguments, config: TrainingConfig, workers: WorkerR
     )
     with training_session() as is_local:
         placement = place(alive_nodes())
-        run = job.begin(f"{placement} on {'a local Ray' if is_local else 'the cluster'}", placement.num_workers)
+        check_nodes(training_requirements(config, job.dataset, job.run_path), placement, is_local)
+        job.announce(f"{placement} on {'a local Ray' if is_local else 'the cluster'}", placement.num_workers)
+        if job.is_dry:
+            return
+        run = job.begin()
         work = functools.partial(train, job.data, job.run_path, micro_batch_size=arguments.micro_batch_size)
         with job.followed(run):
             supervise(run, RayCluster(work, job.run_path.name, run.stop_request), place)
@@ -126,11 +134,12 @@ def _train_here(arguments: Arguments, config: TrainingConfig, launcher: Literal[
             world.wait_for_all()  # until the dataset and the run folder are there
         job = _Job.prepare(arguments, config, world.world_size, is_quiet=not world.is_first)
         if not world.is_first:
-            if job.run is not None and job.run.result is None:
+            if job.run is not None and job.run.result is None and not job.is_dry:
                 train(job.data, job.run_path, world, arguments.micro_batch_size)
             return
-        is_finished = job.is_finished()
-        run = None if is_finished else job.begin(_describe_here(world), world.world_size)
+        if not (is_finished := job.is_finished()):
+            job.announce(_describe_here(world), world.world_size)
+        run = None if is_finished or job.is_dry else job.begin()
         world.wait_for_all()
         if run is None:
             return
@@ -155,6 +164,7 @@ class _Job:
         dataset: Opened.
         run_path: The run's folder, as all workers see it.
         run: What it holds already, or None.
+        is_dry: Nothing is to begin.
     """
 
     config: TrainingConfig
@@ -162,6 +172,7 @@ class _Job:
     dataset: Dataset
     run_path: Path
     run: RunFolder | None
+    is_dry: bool
 
     @classmethod
     def prepare(cls, arguments: Arguments, config: TrainingConfig, num_workers: int, is_quiet: bool = False) -> "_Job":
@@ -169,7 +180,7 @@ class _Job:
         data, run_path = _paths(arguments, is_quiet)
         dataset = Dataset.open(data)
         check_fits(config, dataset, num_workers)
-        return cls(config, data, dataset, run_path, RunFolder.resume(run_path, config, dataset))
+        return cls(config, data, dataset, run_path, RunFolder.resume(run_path, config, dataset), arguments.dry_run)
 
     @property
     def total_steps(self) -> int:
@@ -183,17 +194,19 @@ class _Job:
         sys.stdout.write(f"{self.run_path} is finished already: {self._evaluate_hint()}\n")
         return True
 
-    def begin(self, workers: str, num_workers: int) -> RunFolder:
-        """Create the run's folder if it is new, and say what begins."""
+    def announce(self, workers: str, num_workers: int) -> None:
+        """Say what begins, or would begin."""
         check_fits(self.config, self.dataset, num_workers)
-        run = self.run or RunFolder.create(self.run_path, self.config, self.dataset)
         sys.stdout.write(
-            f"training {self.config.name} ({self.config.model.name}) on {self.data}: "
-            f"{self.dataset.num_samples('train'):,} samples, {self.dataset.num_classes} classes, "
+            f"{'would train' if self.is_dry else 'training'} {self.config.name} ({self.config.model.name}) on "
+            f"{self.data}: {self.dataset.num_samples('train'):,} samples, {self.dataset.num_classes} classes, "
             f"{self.total_steps:,} steps of {self.config.global_batch_size}\n{workers}; run folder {self.run_path}\n"
         )
         sys.stdout.flush()
-        return run
+
+    def begin(self) -> RunFolder:
+        """Return the run's folder, created if it is new."""
+        return self.run or RunFolder.create(self.run_path, self.config, self.dataset)
 
     def followed(self, run: RunFolder) -> Follower:
         """Return what shows the run's log as it grows."""

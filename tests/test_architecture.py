@@ -25,9 +25,13 @@ def test_the_ledgers_files_need_neither_torch_nor_ray():
     assert not {"torch", "nvidia.dali", "ray"} & _loaded("cluster.ledger_files")
 
 
-@pytest.mark.parametrize("module", ["pipeline.loader", "model.alexnet", "cluster.training"])
+@pytest.mark.parametrize("module", ["pipeline.loader", "model.alexnet", "cluster.training", "cluster.preflight"])
 def test_only_the_launcher_loads_ray(module):
     assert "ray" not in _loaded(module)
+
+
+def test_what_looks_at_a_node_is_light():
+    assert not {"torch", "nvidia.dali", "pyarrow"} & _loaded("cluster.ray_preflight")
 
 
 def test_pipeline_and_model_do_not_load_each_other():

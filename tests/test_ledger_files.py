@@ -218,6 +218,19 @@ def test_two_kills_at_any_moment_lose_and_repeat_nothing(tmp_path, name):
     assert first >= 2  # so many changes the least of them makes: a rename and a removal
 
 
+@pytest.mark.parametrize("consolidates", [False, True])
+def test_every_writer_finishes_a_killed_roll_back(tmp_path, consolidates):
+    _, rows = _build(tmp_path)
+    assert not _lives(partial(Ledger.roll_back, step=14), tmp_path, 2)
+    assert list(tmp_path.glob("rolling_back-*")) and _steps(Ledger(tmp_path)) == rows[:14]
+    if consolidates:
+        Ledger(tmp_path).consolidate()
+        assert not list(tmp_path.glob("rolling_back-*"))
+    Ledger(tmp_path).append(15, _ids(15, 2, salt=1), 4)
+    Ledger(tmp_path).roll_back(16)
+    assert _steps(Ledger(tmp_path)) == rows[:14] + _rows(15, 2, 4, salt=1) and _rolled_back(tmp_path) == rows[14:]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_history_equals_a_list(data):

@@ -1,0 +1,85 @@
+"""Train the same run alone, under torchrun and on Ray Train, and compare the speeds.
+
+`alexnet_small` on the embedded dataset; alone, one process has all cores; else two workers have one core each. What is
+timed are the steps behind the first twenty, by the run's own log: no start, no evaluation.
+"""
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import tyro
+
+from benchmarks.record import Comparison, publish, record_document, run_rounds
+from benchmarks.training_runs import Launcher, images_per_second, run_training
+from pipeline import embedded
+from pipeline.command import run_command
+from pipeline.dataset import Dataset
+
+_GLOBAL_BATCH_SIZE = 96
+_FIRST_STEP = 20
+_ALTERNATIVES: dict[str, tuple[Launcher, int]] = {
+    "alone": ("alone", 1),
+    "torchrun, 2 workers": ("torchrun", 2),
+    "Ray Train, 2 workers": ("Ray", 2),
+}
+_QUANTITIES = {"images_per_second": "over all workers, from the log's line of step 20 to its last"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Command line of `python -m benchmarks.launchers`."""
+
+    rounds: int = 5
+    """Runs of each alternative."""
+    steps: int = 200
+    """Steps of a run, at least 40."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see the module."""
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    folder = Path(tempfile.mkdtemp(prefix="launchers-"))
+    numbers = itertools.count()
+    try:
+        values = run_rounds(
+            {name: partial(_measure, *case, folder, numbers, arguments.steps) for name, case in _ALTERNATIVES.items()},
+            arguments.rounds,
+        )
+    finally:
+        shutil.rmtree(folder)
+    _, torchrun, ray = _ALTERNATIVES
+    publish(
+        record_document(
+            name="launchers",
+            command=f"python -m benchmarks.launchers --rounds {arguments.rounds} --steps {arguments.steps}",
+            corpus="the embedded synthetic mini-ImageNet",
+            quantities=_QUANTITIES,
+            values=values,
+            comparisons=[
+                Comparison(of=ray, quantity="images_per_second", to=torchrun, at_least=0.97, at_most=1.03),
+                Comparison(of=torchrun, quantity="images_per_second", to="alone"),
+            ],
+            packages=["torch", "ray"],
+        )
+    )
+    return 0
+
+
+def _measure(
+    launcher: Launcher, num_workers: int, folder: Path, numbers: Iterator[int], num_steps: int
+) -> Mapping[str, float]:
+    num_samples = Dataset.open(embedded.dataset_folder()).num_samples("train")
+    options = ["--data", str(embedded.dataset_folder()), "--recipe", "small_demo", "--precision", "float32"]
+    options += ["--global-batch-size", str(_GLOBAL_BATCH_SIZE), "--evaluations-per-epoch", "0.01"]
+    options += ["--num-epochs", str(num_steps * _GLOBAL_BATCH_SIZE / num_samples)]
+    run = run_training(launcher, num_workers, folder / str(next(numbers)), options)
+    return {"images_per_second": images_per_second(run, _FIRST_STEP)}
+
+
+if __name__ == "__main__":
+    run_command(main)

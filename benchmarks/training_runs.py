@@ -1,0 +1,42 @@
+"""Runs of the main job for benchmarks: alone, under torchrun, on Ray; each in processes of its own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.record import ROOT
+from cluster.json_log import read_entries
+from cluster.run_folder import RunFolder
+
+Launcher = Literal["alone", "torchrun", "Ray"]
+_NUM_CORES = len(os.sched_getaffinity(0))
+
+
+def run_training(launcher: Launcher, num_workers: int, run: Path, options: Sequence[str]) -> RunFolder:
+    """Train a run to its end, with the cores of this machine shared out evenly; return its folder."""
+    options = ["--run", str(run), *options]
+    command = [sys.executable, "jobs/train.py", *options, "--launcher", "alone"]
+    if launcher == "torchrun":
+        torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone"]
+        command = [*torchrun, "--nproc-per-node", str(num_workers), "jobs/train.py", *options]
+    elif launcher == "Ray":
+        share = str(max(1, _NUM_CORES // num_workers) if num_workers <= _NUM_CORES else _NUM_CORES / num_workers)
+        command = [*command[:-2], "--workers", str(num_workers), "--cpus-per-worker", share]
+    threads = {"OMP_NUM_THREADS": str(max(1, _NUM_CORES // num_workers))}
+    subprocess.run(command, cwd=ROOT, env=os.environ | threads, stdout=subprocess.DEVNULL, check=True)
+    return RunFolder.open(run)
+
+
+def losses(run: RunFolder) -> list[float]:
+    """Return each step's loss."""
+    return [loss for entry in read_entries(run.metrics_path) if entry["kind"] == "step" for loss in entry["losses"]]
+
+
+def images_per_second(run: RunFolder, first_step: int) -> float:
+    """Return the speed from the log's line of `first_step` to its last line of a step."""
+    steps = [entry for entry in read_entries(run.metrics_path) if entry["kind"] == "step"]
+    begin = next(entry for entry in steps if entry["step"] == first_step)
+    return float((steps[-1]["samples_seen"] - begin["samples_seen"]) / (steps[-1]["time"] - begin["time"]))

@@ -1,0 +1,124 @@
+"""What `ray job submit` will do, told beforehand by its own functions: what it uploads, and to whom it talks.
+
+No cluster is entered and nothing is sent. Ray's rules for the upload are internal functions of it; rules written again
+would be others after its next release.
+"""
+
+import logging
+import os
+import socket
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import ray
+from ray._private.ray_constants import (
+    DASHBOARD_CLIENT_MAX_SIZE,
+    RAY_RUNTIME_ENV_IGNORE_GITIGNORE,
+    get_runtime_env_default_excludes,
+)
+from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobSubmissionClient
+
+from pipeline.command import InputError
+
+LIMIT_BYTES = DASHBOARD_CLIENT_MAX_SIZE  # of a request to the job server, which else answers with status 413
+# Of a member of a zip archive, without its name (APPNOTE.TXT 6.3.10, 4.3.7 and 4.3.12), and of the archive's end.
+_MEMBER_BYTES, _END_BYTES = 30 + 46, 22
+_CONNECT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What is uploaded of a working directory.
+
+    Attributes:
+        folder: The working directory, absolute.
+        files: Size of each file, by its path in the folder.
+        num_bytes: Of the archive.
+    """
+
+    folder: Path
+    files: dict[str, int]
+    num_bytes: int
+
+    def largest_files(self, count: int) -> list[tuple[str, int]]:
+        """Return paths and sizes of the largest files."""
+        return Counter(self.files).most_common(count)
+
+    def largest_folders(self, count: int) -> list[tuple[str, int]]:
+        """Return names and sizes of the largest folders directly in the working directory."""
+        folders: Counter[str] = Counter()
+        for path, num_bytes in self.files.items():
+            if "/" in path:
+                folders[path.partition("/")[0]] += num_bytes
+        return folders.most_common(count)
+
+
+def measure_upload(folder: Path) -> Upload:
+    """Return what `ray job submit --working-dir FOLDER` would upload; the files are listed, not read.
+
+    Raises:
+        InputError: It is no folder.
+    """
+    folder = folder.absolute()
+    if not folder.is_dir():
+        raise InputError(f"--working-dir {folder} is no folder; name the checkout")
+    files: dict[str, int] = {}
+    num_bytes = _END_BYTES
+
+    def count(path: Path) -> None:
+        nonlocal num_bytes
+        name = path.relative_to(folder).as_posix()
+        if path.is_file():
+            files[name] = path.stat().st_size
+            num_bytes += _MEMBER_BYTES + 2 * len(name.encode()) + files[name]
+        elif not any(path.iterdir()):  # Ray keeps empty folders
+            num_bytes += _MEMBER_BYTES + 2 * len(f"{name}/".encode())
+
+    _dir_travel(
+        folder,
+        [_get_excludes(folder, get_runtime_env_default_excludes())],
+        count,
+        include_gitignore=os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1",
+        logger=logging.getLogger(__name__),
+    )
+    return Upload(folder, files, num_bytes)
+
+
+def job_server_version(address: str) -> str:
+    """Return the version of the Ray whose job server answers.
+
+    Args:
+        address: `http://HOST:PORT`, or `https`.
+
+    Raises:
+        InputError: None does, or it does not let this user in.
+    """
+    url = urlsplit(address)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise InputError(f"{address} is no address of a job server; it reads http://HEAD:8265 (of Ray's dashboard)")
+    try:
+        port = url.port or (443 if url.scheme == "https" else 80)
+        socket.create_connection((url.hostname, port), _CONNECT_SECONDS).close()
+        version: str = JobSubmissionClient(address)._do_request("GET", "/api/version").json()["ray_version"]
+    except AuthenticationError as error:
+        raise InputError(
+            f"{address} wants a token that this shell does not give (RAY_AUTH_MODE="
+            f"{os.environ.get('RAY_AUTH_MODE', '')}); set RAY_AUTH_MODE=token and copy ~/.ray/auth_token from the "
+            "head, or start the cluster with RAY_AUTH_MODE=disabled"
+        ) from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        cause = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"no job server answers at {address} ({cause}); start it with `ray start --head`, or name it: "
+            "--address http://HEAD:8265"
+        ) from error
+    return version
+
+
+def client_version() -> str:
+    """Return the version of the Ray that submits."""
+    return str(ray.__version__)

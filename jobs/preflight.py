@@ -1,0 +1,144 @@
+"""Check what `ray job submit` will do from here, before it does: the upload, the job server, the environment.
+
+    python -m jobs.preflight --address http://HEAD:8265
+
+Measures the upload by Ray's own rules and names what makes it too large, asks the job server who it is, and ends with
+the command line to submit. Nothing is sent. What the nodes have is checked by the job itself, before it begins a run:
+`jobs/train.py --dry-run` does that alone.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from jobs.bootstrap import check_interpreter
+
+    check_interpreter(("ray", "tyro"))
+
+import json
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import tyro
+
+from cluster.ray_submission import LIMIT_BYTES, Upload, client_version, job_server_version, measure_upload
+from pipeline.command import InputError, run_command
+
+_DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # in Ray's order; each goes before `--address`
+_NEAR = 0.5  # of the limit
+_NUM_LISTED = 5
+_ENTRY_POINT = "jobs/train.py"
+_OLDEST_RAY = (2, 51)  # of the cluster: pyproject.toml
+# `ray job stop` kills what has not ended after 3 s unless the job supervisor's environment, which is the job's, says
+# otherwise.
+_STOP_SECONDS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Command line of `python -m jobs.preflight`."""
+
+    working_dir: Path = Path()
+    """Folder that is to be uploaded: the checkout."""
+    address: str | None = None
+    """Address of the job server. Default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or this machine's."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see the module."""
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    errors = []
+    try:
+        upload = measure_upload(arguments.working_dir)
+        errors += list(_upload_errors(upload))
+        sys.stdout.write(
+            f"upload of {upload.folder}: {len(upload.files):,} files, {_mebibytes(upload.num_bytes)} of at most "
+            f"{_mebibytes(LIMIT_BYTES)}\n"
+        )
+        if upload.num_bytes > _NEAR * LIMIT_BYTES:
+            sys.stdout.write("".join(f"  {line}\n" for line in _largest(upload)))
+    except InputError as error:
+        errors.append(str(error))
+    try:
+        address = _address(arguments.address)
+        version = job_server_version(address)
+        errors += list(_version_errors(version))
+        sys.stdout.write(f"job server {address}: Ray {version}, here {client_version()}\n")
+    except InputError as error:
+        errors.append(str(error))
+    if errors:
+        raise InputError("\n".join(errors))
+    if "RAY_AUTH_MODE" not in os.environ:
+        sys.stderr.write(
+            "warning: RAY_AUTH_MODE is not set, so a token file that some Ray leaves in ~/.ray decides whether you are "
+            "let in; set it to `disabled` or `token`, here and where `ray start` runs\n"
+        )
+    sys.stdout.write(
+        f"\nto submit (append --dry-run to check the nodes alone):\n\n{_submit_line(arguments, address)}\n"
+    )
+    return 0
+
+
+def _upload_errors(upload: Upload) -> Iterator[str]:
+    if upload.num_bytes > LIMIT_BYTES:
+        yield (
+            f"the upload of {_mebibytes(upload.num_bytes)} is above Ray's limit of {_mebibytes(LIMIT_BYTES)}; add what "
+            f"the job does not need, see above, to {upload.folder / '.rayignore'}"
+        )
+    if _ENTRY_POINT not in upload.files:
+        yield f"{_ENTRY_POINT} is not in the upload; name the checkout, --working-dir, and see its .gitignore"
+
+
+def _largest(upload: Upload) -> Iterator[str]:
+    for name, num_bytes in upload.largest_folders(_NUM_LISTED):
+        yield f"{_mebibytes(num_bytes):>12}  {name}/"
+    for name, num_bytes in upload.largest_files(_NUM_LISTED):
+        yield f"{_mebibytes(num_bytes):>12}  {name}"
+
+
+def _version_errors(version: str) -> Iterator[str]:
+    parts = version.split(".")[:2]
+    if tuple(int(part) for part in parts if part.isdigit()) < _OLDEST_RAY:
+        oldest = ".".join(map(str, _OLDEST_RAY))
+        yield f"the cluster runs Ray {version}, this project needs {oldest} or newer; upgrade the cluster"
+    elif parts != client_version().split(".")[:2]:
+        sys.stderr.write(
+            f"warning: the cluster runs Ray {version}, this is {client_version()}; should submitting fail, use the "
+            "cluster's version here\n"
+        )
+
+
+def _address(asked: str | None) -> str:
+    """Return the address that `ray job submit` would take.
+
+    Raises:
+        InputError: A variable of the environment would silently go before the one that is asked for.
+    """
+    for variable in _ADDRESS_VARIABLES:
+        value = os.environ.get(variable)
+        if value and asked and asked.rstrip("/") != value.rstrip("/"):
+            raise InputError(f"{variable}={value} goes before --address {asked}; unset {variable}")
+        if value:
+            return value
+    return asked or _DEFAULT_ADDRESS
+
+
+def _submit_line(arguments: Arguments, address: str) -> str:
+    environment = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)}})
+    options = ["--address", address, "--working-dir", str(arguments.working_dir)]
+    return (
+        f"ray job submit {shlex.join(options)} \\\n    --runtime-env-json {shlex.quote(environment)} \\\n"
+        f"    -- python {_ENTRY_POINT} --data /SHARED/DATASET --run /SHARED/RUN"
+    )
+
+
+def _mebibytes(num_bytes: float) -> str:
+    return f"{num_bytes / 2**20:,.1f} MiB"
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,178 @@
+"""The preflight on a real Ray of several nodes, some of which see another file system than the driver."""
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from ray._raylet import GcsClient
+
+from cluster.local_ray import environment, local_ray
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+mounts = pytest.mark.skipif(os.geteuid() != 0, reason="a mount namespace needs root")
+
+ROOT = Path(__file__).parent.parent
+PORT = 6390
+ADDRESS = f"127.0.0.1:{PORT}"
+OPTIONS = ["--num-cpus=1", "--disable-usage-stats", "--node-ip-address=127.0.0.1", "--block"]
+OPTIONS += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
+
+
+def _num_nodes() -> int:
+    return sum(node.state == 0 for node in GcsClient(address=ADDRESS).get_all_node_info(timeout=10).values())
+
+
+@contextlib.contextmanager
+def _node(*options: str, hidden: Path | None = None):
+    """Run a node of Ray while the block runs; an empty folder lies over `hidden` for its processes alone."""
+    command = [str(Path(sys.executable).with_name("ray")), "start", *options, *OPTIONS]
+    if hidden is not None:
+        script = f"mount -t tmpfs none {shlex.quote(str(hidden))} && exec {shlex.join(command)}"
+        command = ["unshare", "--mount", "sh", "-c", script]
+    before = 0 if "--head" in options else _num_nodes()
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd="/", env=environment(), **quiet) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                assert process.poll() is None and time.monotonic() < deadline, "a node of Ray did not start"
+                with contextlib.suppress(Exception):  # the head does not listen yet
+                    if _num_nodes() > before:
+                        break
+                time.sleep(0.2)
+            yield process
+        finally:
+            processes = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+            for each in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.terminate()
+            for each in psutil.wait_procs(processes, timeout=5)[1]:
+                each.kill()
+
+
+@pytest.fixture(scope="module")
+def head():
+    folder = tempfile.mkdtemp(prefix="ray-")  # short: Unix sockets below it may have 107 characters
+    with _node("--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={folder}"):
+        yield
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _dry_run(*arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "jobs/train.py", *map(str, arguments), "--dry-run"]
+    own = {"RAY_ADDRESS": ADDRESS}
+    return subprocess.run(command, cwd=ROOT, env=environment() | own, capture_output=True, text=True, timeout=120)
+
+
+def test_nodes_that_are_alike_are_counted_and_nothing_remains(head, raw_dataset, tmp_path):
+    with _node(f"--address={ADDRESS}"):
+        answer = _dry_run("--data", raw_dataset.path, "--run", tmp_path / "run")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith("2 nodes checked in ")
+    assert "would train small_demo" in answer.stdout and "2 workers of 1 CPU on the cluster" in answer.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@mounts
+def test_a_node_that_sees_neither_data_nor_run_folder_is_named(head, raw_dataset, tmp_path):
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    run = hidden / "run"
+    with _node(f"--address={ADDRESS}", "--node-name=blind", hidden=hidden):
+        lines = _dry_run("--data", raw_dataset.path, "--run", run).stderr.splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith("error: node ") and "(blind, " in lines[0]
+        assert f"{run} is not the folder that the driver sees under this path; mount the shared" in lines[0]
+        (hidden / "data").symlink_to(raw_dataset.path)
+        answer = _dry_run("--data", hidden / "data", "--run", run)
+    data, folder = answer.stderr.splitlines()
+    assert "(blind, " in data and f"dataset {hidden / 'data'} can't be read there (No such file" in data
+    assert "is not the folder that the driver sees" in folder
+    assert answer.returncode == 2
+    assert [path.name for path in hidden.iterdir()] == ["data"]
+
+
+@mounts
+def test_a_node_without_the_code_is_told_to_take_it_along(head, raw_dataset, tmp_path):
+    with _node(f"--address={ADDRESS}", hidden=ROOT / "cluster"):
+        answer = _dry_run("--data", raw_dataset.path, "--run", tmp_path / "run")
+    (line,) = answer.stderr.splitlines()
+    assert "can't run this project's code (" in line and "No module named 'cluster" in line
+    assert line.endswith("submit with `--working-dir .`, and start its Ray from this project's environment")
+
+
+SILENT = """
+import sys
+from pathlib import Path
+from cluster.placement import Placement
+from cluster.preflight import Requirements
+from cluster.ray_launch import training_session
+from cluster.ray_preflight import check_nodes
+from pipeline.command import run_command
+
+def main(argv):
+    path = Path(sys.argv[1])
+    requirements = Requirements(dataset_path=path, dataset_sha256="", folder=path)
+    with training_session() as is_local:
+        check_nodes(requirements, Placement(2, 1, 0), is_local, answer_seconds=5)
+    return 0
+
+run_command(main)
+"""
+
+
+def test_a_node_that_hangs_does_not_hang_the_job(head, tmp_path):
+    (tmp_path / "dataset.json").write_text('{"files": {}}')
+    with _node(f"--address={ADDRESS}", "--node-name=frozen") as process:
+        raylet = next(p for p in psutil.Process(process.pid).children(recursive=True) if p.name() == "raylet")
+        raylet.send_signal(signal.SIGSTOP)
+        try:
+            command, own = [sys.executable, "-c", SILENT, str(tmp_path)], {"RAY_ADDRESS": ADDRESS}
+            answer = subprocess.run(command, cwd=ROOT, env=environment() | own, capture_output=True, text=True)
+        finally:
+            raylet.send_signal(signal.SIGCONT)
+    silent = [line for line in answer.stderr.splitlines() if "does not answer within 5 s" in line]
+    assert len(silent) == 1 and "(frozen, " in silent[0], answer.stderr
+    assert answer.returncode == 2
+
+
+SLOW_END = """
+import signal, sys, time
+def end(signum, frame):
+    time.sleep(5)
+    open(sys.argv[1], "w").close()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+open(sys.argv[1] + ".ready", "w").close()
+time.sleep(60)
+"""
+
+
+def test_a_stopped_job_gets_the_time_that_the_submit_line_asks_for(tmp_path):
+    script = tmp_path / "slow_end.py"
+    script.write_text(SLOW_END)
+    with local_ray(num_cpus=1) as address:
+        client = [sys.executable, "-m", "jobs.preflight", "--address", address]
+        told = subprocess.run(client, cwd=ROOT, env=environment(), capture_output=True, text=True)
+        assert told.returncode == 0, told.stderr
+        words = shlex.split(told.stdout.partition("ray job submit")[2])
+        own = words[words.index("--runtime-env-json") :][:2]
+        for name, options in [("patient", own), ("hasty", [])]:
+            mark = tmp_path / name
+            submit = ["ray", "job", "submit", "--address", address, "--no-wait", "--submission-id", name, *options]
+            subprocess.run([*submit, "--", "python", script, mark], env=environment(), check=True, capture_output=True)
+            while not mark.with_suffix(".ready").exists():
+                time.sleep(0.1)
+            stop = ["ray", "job", "stop", "--address", address, name]
+            subprocess.run(stop, env=environment(), check=True, capture_output=True)
+    assert (tmp_path / "patient").exists()  # ended by itself
+    assert not (tmp_path / "hasty").exists()  # killed after Ray's 3 s
