@@ -196,6 +196,8 @@ class DrilledRun:
                 raise DrillFailed(f"waited {time.monotonic() - began:.0f} s for {what}, in vain")
             assert self._job is not None
             if is_job_needed and self._job.poll() is not None and not condition():
+                if self._job.returncode == 0:
+                    raise DrillFailed(f"the run was finished while the drill waited for {what}; give it more --steps")
                 raise DrillFailed(f"the job ended while the drill waited for {what}: {self._last_words()}")
             time.sleep(_POLL_SECONDS)
 
