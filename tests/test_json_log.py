@@ -1,0 +1,42 @@
+"""Logs of JSON lines: one writer at a time, torn lines passed over."""
+
+import threading
+import time
+
+import pytest
+
+from cluster.json_log import JsonLog, read_entries
+from pipeline.command import InputError
+
+
+def test_each_entry_says_when_it_was_written(tmp_path):
+    log = JsonLog(tmp_path / "log.jsonl")
+    began = time.time()
+    log.write("step", step=1)
+    log.write("stop")
+    log.close()
+    first, second = read_entries(tmp_path / "log.jsonl")
+    assert (first["kind"], first["step"], second["kind"]) == ("step", 1, "stop")
+    assert began - 0.01 <= first["time"] <= second["time"] <= time.time() + 0.01
+
+
+def test_a_line_torn_by_a_kill_is_closed_off_and_passed_over(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"kind": "step"}\n{"kind": "st')
+    log = JsonLog(path)
+    log.write("stop")
+    log.close()
+    assert [entry["kind"] for entry in read_entries(path)] == ["step", "stop"]
+
+
+def test_a_second_writer_is_refused_or_waits_for_the_end_of_the_first(tmp_path):
+    path = tmp_path / "log.jsonl"
+    first = JsonLog(path)
+    first.write("first")
+    with pytest.raises(InputError, match="is being trained by another job"):
+        JsonLog(path)
+    threading.Timer(0.3, first.close).start()
+    second = JsonLog(path, wait_seconds=30)
+    second.write("second")
+    second.close()
+    assert [entry["kind"] for entry in read_entries(path)] == ["first", "second"]
