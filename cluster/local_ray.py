@@ -1,7 +1,7 @@
-"""A Ray head on this machine, started from this environment and stopped by the ids of its own processes.
+"""A Ray of this machine alone, of one node or several, started from this environment.
 
-It has ports and a folder of its own, so it neither meets nor ends another Ray. `ray stop` would end every Ray of the
-machine.
+It has ports and folders of its own, so it neither meets nor ends another Ray, and it is stopped by the ids of its own
+processes: `ray stop` would end every Ray of the machine. A node can be killed as if its machine had lost its power.
 """
 
 import contextlib
@@ -24,9 +24,21 @@ import psutil
 from pipeline.command import InputError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_HOST = "127.0.0.1"
 _START_SECONDS = 90
 _STOP_SECONDS = 5
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000  # Ray's workers listen on 10,002 to 19,999, Linux gives away 32,768 and more
+_OBJECT_STORE_BYTES = 100_000_000  # of an added node: training puts nothing into it, and all lie in the same memory
+_DEFAULTS = {
+    # A killed node refuses connections and is given up after 5 checks; one that no longer answers, after some 15 s.
+    # Ray's own: 5 checks at 3 s, 10 s each.
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "3000",
+    "RAY_health_check_failure_threshold": "5",
+    "RAY_worker_niceness": "0",  # a training worker is no background process
+    "RAY_JOB_STOP_WAIT_TIME_S": "60",  # that a stopped job gets to write its last checkpoint
+}
 
 
 def environment() -> dict[str, str]:
@@ -36,7 +48,7 @@ def environment() -> dict[str, str]:
         "RAY_AUTH_MODE": "disabled",  # else a token file of another Ray could lock this one
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    return os.environ | own
+    return _DEFAULTS | os.environ | own
 
 
 def running_address() -> str | None:
@@ -45,51 +57,163 @@ def running_address() -> str | None:
     return address if _answers(f"{address}/api/version") else None
 
 
+class Node:
+    """One node: a `ray start --block`, and everything that it started."""
+
+    def __init__(self, options: list[str], working_directory: Path | None = None) -> None:
+        """Start it; see `wait_until_ready`.
+
+        Args:
+            options: Of `ray start`.
+            working_directory: Where it is started.
+        """
+        self._folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Unix sockets below it may have 107 characters
+        self._agent_port = _free_port()
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *options]
+        command += [f"--temp-dir={self._folder}", f"--node-ip-address={_HOST}"]
+        command += [f"--dashboard-agent-listen-port={self._agent_port}"]
+        with open(self._log, "wb") as output:
+            self._process = subprocess.Popen(
+                command,
+                env=environment(),
+                cwd=working_directory,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the block; Ray is stopped by it
+                preexec_fn=_end_with_parent,
+            )
+
+    @property
+    def _log(self) -> Path:
+        return self._folder / "start.log"
+
+    def wait_until_ready(self, *urls: str) -> None:
+        """Wait until the node's agent answers, which comes up last, and other addresses of it do.
+
+        Raises:
+            InputError: It did not start.
+        """
+        deadline = time.monotonic() + _START_SECONDS
+        while not all(_answers(url) for url in (*urls, f"http://{_HOST}:{self._agent_port}/api/local_raylet_healthz")):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise InputError(f"a local Ray did not start: {_last_line(self._log)}")
+            time.sleep(0.2)
+
+    def processes(self) -> list[psutil.Process]:
+        """Return its living processes: workers, and on the head the drivers of submitted jobs too."""
+        try:
+            top = psutil.Process(self._process.pid)
+            processes = [top, *top.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            processes = []
+        # Those that have left the tree (their parent died) are still in the session that the node began. Its id is not
+        # given to others before `stop` has waited for the process.
+        processes += [p for p in psutil.process_iter() if _session(p) == self._process.pid and p not in processes]
+        return [process for process in processes if is_alive(process)]
+
+    def kill(self) -> None:
+        """End all of it at once by SIGKILL, as when a machine loses its power."""
+        while processes := self.processes():  # what was being started meanwhile, too
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+    def kill_raylet(self) -> None:
+        """End the node's raylet alone by SIGKILL: its workers live on for a while, out of the cluster's sight."""
+        next(process for process in self.processes() if process.name() == "raylet").kill()
+
+    def stop(self) -> None:
+        """End all of it in order, and remove its folder."""
+        processes = self.processes()
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        psutil.wait_procs(processes, timeout=_STOP_SECONDS)
+        self.kill()
+        for process in processes:  # out of tree and session: a job's driver
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class LocalRay:
+    """A cluster of this machine.
+
+    Attributes:
+        address: Of its job server.
+        gcs_address: That drivers and nodes join it by, HOST:PORT.
+        head: Its first node.
+    """
+
+    def __init__(self, num_cpus: int | None, working_directory: Path | None) -> None:
+        """Start the head; see `local_ray`."""
+        port, dashboard_port = _free_port(), _free_port()
+        self.address, self.gcs_address = f"http://{_HOST}:{dashboard_port}", f"{_HOST}:{port}"
+        options = ["--head", f"--port={port}", f"--dashboard-port={dashboard_port}", f"--dashboard-host={_HOST}"]
+        options += [f"--num-cpus={num_cpus}"] if num_cpus is not None else []
+        self.head = Node(options, working_directory)
+        self._others: list[Node] = []
+
+    def wait_until_ready(self) -> None:
+        """Wait until it takes jobs."""
+        self.head.wait_until_ready(f"{self.address}/api/version")
+
+    def add_node(self, num_cpus: int) -> Node:
+        """Let another node join.
+
+        Args:
+            num_cpus: That it says it has.
+
+        Raises:
+            InputError: It did not start.
+        """
+        options = [f"--address={self.gcs_address}", f"--num-cpus={num_cpus}"]
+        options += [f"--object-store-memory={_OBJECT_STORE_BYTES}"]
+        # Any free ports: each node would give its workers the same ones of Ray's range.
+        node = Node([*options, "--min-worker-port=0", "--max-worker-port=0"])
+        self._others.append(node)
+        node.wait_until_ready()
+        return node
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the living processes of all nodes."""
+        return [process for node in (self.head, *self._others) for process in node.processes()]
+
+    def stop(self) -> None:
+        """End all nodes; those that joined hold nothing that would need an order."""
+        for node in self._others:
+            node.kill()
+            node.stop()
+        self.head.stop()
+
+
 @contextlib.contextmanager
-def local_ray(num_cpus: int | None = None, working_directory: Path | None = None) -> Iterator[str]:
-    """Run a Ray head while the block runs.
+def local_ray(num_cpus: int | None = None, working_directory: Path | None = None) -> Iterator[LocalRay]:
+    """Run a Ray of this machine while the block runs.
 
     Args:
-        num_cpus: That it says it has; by default those of the machine.
+        num_cpus: That its head says it has; by default those of the machine.
         working_directory: Where it is started; jobs without a `--working-dir` run there.
-
-    Yields:
-        The address of its job server.
 
     Raises:
         InputError: It did not start.
     """
-    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Unix sockets below it may have 107 characters
-    port, dashboard_port, agent_port = _free_ports(3)
-    address, agent = f"http://127.0.0.1:{dashboard_port}", f"http://127.0.0.1:{agent_port}"
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"]
-    command += [f"--port={port}", f"--dashboard-port={dashboard_port}", f"--temp-dir={folder}"]
-    command += [f"--dashboard-agent-listen-port={agent_port}"]
-    command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
-    command += [f"--num-cpus={num_cpus}"] if num_cpus is not None else []
-    log = folder / "start.log"
-    with open(log, "wb") as output:
-        head = subprocess.Popen(
-            command,
-            env=environment(),
-            cwd=working_directory,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the block; Ray is stopped below
-            preexec_fn=_end_with_parent,
-        )
+    cluster = LocalRay(num_cpus, working_directory)
     try:
-        deadline = time.monotonic() + _START_SECONDS
-        # The node's agent runs submitted jobs; it comes up after the job server.
-        while not (_answers(f"{address}/api/version") and _answers(f"{agent}/api/local_raylet_healthz")):
-            if head.poll() is not None or time.monotonic() > deadline:
-                raise InputError(f"a local Ray did not start: {_last_line(log)}")
-            time.sleep(0.2)
-        yield address
+        cluster.wait_until_ready()
+        yield cluster
     finally:
-        _stop(head)
-        shutil.rmtree(folder, ignore_errors=True)
+        cluster.stop()
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Return whether a process (not another of the same id) runs; a zombie does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _end_with_parent() -> None:
@@ -106,24 +230,6 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _stop(head: "subprocess.Popen[bytes]") -> None:
-    """End the head and everything that it started."""
-    try:
-        processes = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        processes = []
-    # Those that have left the tree (their parent died) are still in the session that the head began.
-    processes += [p for p in psutil.process_iter() if _session(p) == head.pid and p not in processes]
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
-    _, alive = psutil.wait_procs(processes, timeout=_STOP_SECONDS)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    head.wait()
-
-
 def _session(process: psutil.Process) -> int | None:
     try:
         return os.getsid(process.pid)
@@ -131,16 +237,17 @@ def _session(process: psutil.Process) -> int | None:
         return None
 
 
-def _free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on, below those that the kernel and Ray give to others at any moment."""
-    ports: list[int] = []
-    for offset in range(_NUM_PORTS):
-        port = _FIRST_PORT + (os.getpid() * count + offset) % _NUM_PORTS
+_next_port = _FIRST_PORT + os.getpid() % _NUM_PORTS
+
+
+def _free_port() -> int:
+    """Return a port that nobody listens on, below those that the kernel and Ray give to others at any moment."""
+    global _next_port
+    for _ in range(_NUM_PORTS):
+        port, _next_port = _next_port, _FIRST_PORT + (_next_port + 1 - _FIRST_PORT) % _NUM_PORTS
         with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            ports.append(port)
-        if len(ports) == count:
-            return ports
+            probe.bind((_HOST, port))
+            return port
     raise InputError("no free port for a local Ray; end other programs that listen")
 
 

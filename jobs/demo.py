@@ -97,8 +97,8 @@ def _ray() -> Iterator[str]:
         return
     sys.stdout.write("\nno Ray runs here: starting one, to be stopped at the end\n")
     sys.stdout.flush()
-    with local_ray(working_directory=ROOT) as address:
-        yield address
+    with local_ray(working_directory=ROOT) as cluster:
+        yield cluster.address
 
 
 @contextlib.contextmanager

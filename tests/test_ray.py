@@ -28,9 +28,9 @@ SHORT = ["--num-epochs", "2", "--global-batch-size", "10"]
 @pytest.fixture(scope="module")
 def address():
     """A Ray of two CPUs, started in the checkout."""
-    with local_ray(num_cpus=2, working_directory=ROOT) as address:
-        yield address
-    assert _processes_of(address) == []
+    with local_ray(num_cpus=2, working_directory=ROOT) as cluster:
+        yield cluster.address
+    assert _processes_of(cluster.address) == []
 
 
 def _processes_of(address: str) -> list[list[str]]:
@@ -179,8 +179,8 @@ def test_job_stop_ends_at_a_checkpoint(address, raw_dataset, tmp_path):
 KILLED_PARENT = """
 import os, signal, sys
 from cluster.local_ray import local_ray
-with local_ray(num_cpus=1) as address:
-    sys.stdout.write(address)
+with local_ray(num_cpus=1) as cluster:
+    sys.stdout.write(cluster.address)
     sys.stdout.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 """

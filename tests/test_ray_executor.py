@@ -22,8 +22,8 @@ OPTIONS = ["--size", "224", "--samples-per-shard", "25"]
 @pytest.fixture(scope="module")
 def address():
     """A Ray of two CPUs, started in the checkout."""
-    with local_ray(num_cpus=2, working_directory=ROOT) as address:
-        yield address
+    with local_ray(num_cpus=2, working_directory=ROOT) as cluster:
+        yield cluster.address
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,164 @@
+"""What a kill drill does and finds: the plan of its events, what each cost, and what is wrong afterwards."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+Kind = Literal["worker", "node", "replaced-node", "raylet", "driver"]
+Event = Literal["worker", "node", "join", "replaced-node", "raylet", "driver"]
+_TOLERANCE = 1e-6
+_WORDS: dict[Event, str] = {
+    "worker": "worker killed",
+    "node": "node lost",
+    "join": "node joined",
+    "replaced-node": "node lost, another joins",
+    "raylet": "raylet killed, node joins",
+    "driver": "driver killed",
+}
+
+
+@dataclass(frozen=True)
+class PlannedEvent:
+    """What happens when, and to whom.
+
+    Attributes:
+        event: What is done.
+        fraction: Of a checkpoint interval, that passes after the first checkpoint since workers were (re)started, in
+            [0, 1).
+        choice: Which of those that it may happen to, in [0, 1).
+    """
+
+    event: Event
+    fraction: float
+    choice: float
+
+    def choose(self, count: int) -> int:
+        """Return an index below `count`."""
+        return int(self.choice * count)
+
+
+def plan(kinds: Sequence[Kind], seed: int) -> list[PlannedEvent]:
+    """Return the events of a drill; the same seed gives the same.
+
+    Args:
+        kinds: In their order. After `node`, which is not replaced at once, another node joins at a moment of its own.
+        seed: Of the moments and the choices.
+    """
+    events: list[Event] = []
+    for kind in kinds:
+        events += ["node", "join"] if kind == "node" else [kind]
+    draws = np.random.Generator(np.random.Philox(seed)).random((len(events), 2))
+    return [PlannedEvent(event, *map(float, draw)) for event, draw in zip(events, draws, strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outage:
+    """What an event cost.
+
+    Attributes:
+        event: What was done.
+        step: That had been made, by the speed of the latest line.
+        at_seconds: Since the run began.
+        noticed_seconds: Until the launcher knew it; of the driver's death: until Ray said that its job had failed.
+        first_step_seconds: Until a step after it was logged.
+        all_workers_seconds: Until a step by all workers that the cluster could hold was logged.
+        resumed_steps: The checkpoint of each restart.
+        num_recomputed_steps: That were made again: those that the ledger had and the restarts undid, or if it is more,
+            those that had been made since the checkpoint.
+        num_workers: Before, and after each restart.
+    """
+
+    event: Event
+    step: int
+    at_seconds: float
+    noticed_seconds: float
+    first_step_seconds: float
+    all_workers_seconds: float
+    resumed_steps: tuple[int, ...]
+    num_recomputed_steps: int
+    num_workers: tuple[int, ...]
+
+
+def format_outage(outage: Outage) -> str:
+    """Return a line for a person who waits."""
+    workers = " -> ".join(map(str, outage.num_workers))
+    return (
+        f"{outage.at_seconds:4.0f} s, step {outage.step}: {_WORDS[outage.event]}; noticed after "
+        f"{outage.noticed_seconds:.1f} s, a step after {outage.first_step_seconds:.1f} s; workers {workers}"
+    )
+
+
+def format_table(outages: Sequence[Outage]) -> str:
+    """Return the outages as a Markdown table."""
+    rows = [
+        [
+            _WORDS[outage.event],
+            f"step {outage.step}, {outage.at_seconds:.0f} s",
+            f"{outage.noticed_seconds:.1f} s",
+            f"{outage.first_step_seconds:.1f} s",
+            f"{outage.all_workers_seconds:.1f} s",
+            ", ".join(map(str, outage.resumed_steps)),
+            str(outage.num_recomputed_steps),
+            " -> ".join(map(str, outage.num_workers)),
+        ]
+        for outage in outages
+    ]
+    head = ["event", "at", "noticed after", "first step after", "all workers after", "resumed from", "recomputed"]
+    table = [[*head, "workers"], *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in table
+    ]
+    lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
+    return "\n".join(lines)
+
+
+def judge_restarts(entries: Sequence[Mapping[str, Any]], checkpoint_interval: int) -> list[str]:
+    """Return what is wrong with a run's restarts, a line each.
+
+    Args:
+        entries: Of the run's `metrics.jsonl`.
+        checkpoint_interval: Steps between checkpoints.
+    """
+    starts = [entry["step"] for entry in entries if entry["kind"] == "start"]
+    undone = [(entry["step"], entry["num_rolled_back"]) for entry in entries if entry["kind"] == "resume"]
+    findings = []
+    if not starts or starts[0] != 0:
+        findings.append("the run did not begin at step 0")
+    findings += [
+        f"restart {i} began at step 0, not at a checkpoint" for i, step in enumerate(starts[1:], 1) if not step
+    ]
+    findings += [
+        f"the resume from step {step} undid {num_steps} steps, more than the interval of {checkpoint_interval}"
+        for step, num_steps in undone
+        if num_steps > checkpoint_interval
+    ]
+    return findings
+
+
+def weight_difference(reference: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> float:
+    """Return the largest difference of two models, each tensor's in relation to its largest weight.
+
+    Raises:
+        ValueError: They have other tensors.
+    """
+    if {name: value.shape for name, value in reference.items()} != {
+        name: value.shape for name, value in weights.items()
+    }:
+        raise ValueError("the two models have other tensors")
+    differences = [0.0]
+    for name, expected in reference.items():
+        difference = (weights[name].double() - expected.double()).abs().max().item()
+        scale = expected.double().abs().max().item()
+        differences.append(difference / scale if scale else difference)
+    return float(np.max(differences))  # no number where one of them is none
+
+
+def judge_weights(difference: float) -> list[str]:
+    """Return what is wrong with the final weights' difference from the reference's."""
+    if difference <= _TOLERANCE:  # not so where a weight is no number
+        return []
+    return [f"the final weights differ from the undisturbed run's by {difference:.1e}, more than {_TOLERANCE:.0e}"]
