@@ -198,9 +198,10 @@ def _explained(error: BaseException) -> BaseException:
         if isinstance(failure, InputError):
             return failure
     if all(_is_of_ray(failure) or is_lost_peer(failure) for failure in failures):
-        # Ray's own words tell more than those of the workers that were left.
-        cause = min(failures, key=lambda failure: not _is_of_ray(failure))
-        cause = getattr(cause, "health_check_failure", cause)  # what Ray's controller met when it asked for the worker
+        causes = [failure for failure in failures if _is_of_ray(failure)]
+        if not causes:  # Ray does not know of it yet
+            return WorkersLost("a worker was lost (the others met a closed connection)")
+        cause = getattr(causes[0], "health_check_failure", causes[0])  # what Ray met when it asked for the worker
         return WorkersLost(f"a worker was lost ({str(cause).strip().partition(chr(10))[0]})")
     return error
 
