@@ -36,6 +36,7 @@ _DEFAULTS = {
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "5",
+    "RAY_prestart_worker_first_driver": "0",  # no workers before somebody asks for them
     "RAY_worker_niceness": "0",  # a training worker is no background process
     "RAY_JOB_STOP_WAIT_TIME_S": "60",  # that a stopped job gets to write its last checkpoint
 }

@@ -219,14 +219,22 @@ def build_model(
 
 
 def check_image_size(config: ModelConfig, image_size: int) -> None:
-    """Run a picture of this size through the model on the meta device, where it costs nothing.
+    """Check that the layers make of a picture of this size what the dense layers take; on the meta device, at no cost.
 
     Raises:
         ValueError: Pictures of `image_size` x `image_size` pixels don't fit the variant.
     """
-    model = AlexNet(config, num_classes=1, seed=0)
+    variant = VARIANTS[config.name]
+    features = tuple(_switched(variant.features, config))
+    made_for = f"image_size={image_size}: {config.name} is made for {variant.image_size}"
+    size = config.resize_to or image_size
+    given = torch.empty(1, 3, size, size, device="meta")
     try:
-        model(torch.empty(1, 3, image_size, image_size, device="meta"))
+        needed, found = (
+            build_layers(features, images, dropout=0, seed=0)[1].shape
+            for images in (_expected_images(variant, config), given)
+        )
     except RuntimeError as error:
-        made_for = VARIANTS[config.name].image_size
-        raise ValueError(f"image_size={image_size}: {config.name} is made for {made_for} ({error})") from error
+        raise ValueError(f"{made_for} ({error})") from error
+    if found != needed:
+        raise ValueError(f"{made_for}: its dense layers take maps of {needed[-1]} x {needed[-1]}, not {found[-1]}")

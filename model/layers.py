@@ -1,8 +1,8 @@
 """The small specification from which every variant is built: layers as frozen data, and the one function to build them.
 
 A specification states only what an architecture decides; numbers of inputs follow from the shape of what enters a
-layer. Each new layer runs once on the meta device, so shapes come from the layers themselves: no arithmetic of our own,
-no memory.
+layer. Each new layer that changes the shape runs once on the meta device, so shapes come from the layers themselves: no
+arithmetic of our own, no memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -142,7 +142,12 @@ def build_layers(
                     module = CountedDropout(dropout, seed=seed, layer=place, scaling=dropout_scaling)
                 case Dense():
                     module = nn.Linear(inputs.shape[1], layer.num_units)
-            inputs = module(inputs)
+            # Layers that keep the shape are not run: torch's kernels of some of them for this device import its compiler,
+            # which takes a second.
+            if isinstance(layer, Dense):
+                inputs = inputs.new_empty(len(inputs), layer.num_units)
+            elif not isinstance(layer, Activation | Normalization | Dropout):
+                inputs = module(inputs)
             layers.append(module)
     return layers, inputs
 
