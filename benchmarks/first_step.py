@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="first-step-"))
     train = ["jobs/train.py", "--data", str(embedded.dataset_folder()), "--recipe", "small_demo"]
     try:
-        with local_ray(working_directory=ROOT) as address:
-            submit = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--", "python", *train]
+        with local_ray(working_directory=ROOT) as ray:
+            submit = ["ray", "job", "submit", "--address", ray.address, "--working-dir", ".", "--", "python", *train]
             values = run_rounds(
                 {
                     "ray job submit": partial(_measure, [*submit, "--workers", "2"], folder),

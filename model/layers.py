@@ -142,8 +142,8 @@ def build_layers(
                     module = CountedDropout(dropout, seed=seed, layer=place, scaling=dropout_scaling)
                 case Dense():
                     module = nn.Linear(inputs.shape[1], layer.num_units)
-            # Layers that keep the shape are not run: torch's kernels of some of them for this device import its compiler,
-            # which takes a second.
+            # Layers that keep the shape are not run: some of torch's kernels for this device import its compiler, which
+            # takes a second.
             if isinstance(layer, Dense):
                 inputs = inputs.new_empty(len(inputs), layer.num_units)
             elif not isinstance(layer, Activation | Normalization | Dropout):

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 # Before ray is imported, which reads them once. Without a stated mode a local Ray writes a token file that locks later
 # clusters of the same user; the print patch doubles every line; nothing is reported to anyone. A local Ray starts no
-# workers that nobody has asked for, Ray Train none that watches for a notice of preemption: each costs a launch a second.
+# workers that nobody has asked for, Ray Train none that waits for a notice of preemption: each costs a launch a second.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
