@@ -76,6 +76,7 @@ def _measure(
     num_samples = Dataset.open(embedded.dataset_folder()).num_samples("train")
     options = ["--data", str(embedded.dataset_folder()), "--recipe", "small_demo", "--precision", "float32"]
     options += ["--global-batch-size", str(_GLOBAL_BATCH_SIZE), "--evaluations-per-epoch", "0.01"]
+    options += ["--stuck-after-epochs", "100"]  # a few steps teach little
     options += ["--num-epochs", str(num_steps * _GLOBAL_BATCH_SIZE / num_samples)]
     run = run_training(launcher, num_workers, folder / str(next(numbers)), options)
     return {"images_per_second": images_per_second(run, _FIRST_STEP)}
