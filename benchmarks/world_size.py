@@ -1,6 +1,7 @@
 """Train the same run on 1, 2, 3 and 5 workers: the samples of each step are compared, and each step's loss.
 
-`alexnet_small` on the embedded dataset with dropout and every augmentation, global batch 96, which 5 does not divide.
+`alexnet_small` on crops of 32 pixels of the embedded dataset, with dropout and every augmentation, global batch 96, which
+5 does not divide.
 The run on one worker is what the others are held against, in the same precision. With --figure, the deviations are
 drawn step by step.
 """
@@ -57,7 +58,12 @@ class _Runs:
         num_samples = Dataset.open(embedded.dataset_folder()).num_samples("train")
         options = ["--recipe", "small_demo", "--precision", precision, "--evaluations-per-epoch", "0.01"]
         options += ["--data", str(embedded.dataset_folder()), "--global-batch-size", str(_GLOBAL_BATCH_SIZE)]
-        options += ["--num-epochs", str(self._num_steps * _GLOBAL_BATCH_SIZE / num_samples)]
+        options += [
+            "--augmentation.crop-size",
+            "32",
+            "--num-epochs",
+            str(self._num_steps * _GLOBAL_BATCH_SIZE / num_samples),
+        ]
         launcher = "alone" if world_size == 1 else "torchrun"
         run = run_training(launcher, world_size, self._folder / f"{precision}-{world_size}", options)
         reference = RunFolder.open(self._folder / f"{precision}-1")
