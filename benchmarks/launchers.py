@@ -1,7 +1,7 @@
 """Train the same run alone, under torchrun and on Ray Train, and compare the speeds.
 
-`alexnet_small` on crops of 32 pixels of the embedded dataset; alone, one process has all cores; else two workers have one core each. What is
-timed are the steps behind the first twenty, by the run's own log: no start, no evaluation.
+`alexnet_small` on crops of 32 pixels of the embedded dataset; alone, one process has all cores; else two workers have
+one core each. What is timed are the steps behind the first twenty, by the run's own log: no start, no evaluation.
 """
 
 import itertools
