@@ -1,8 +1,8 @@
 """Train the same run on 1, 2, 3 and 5 workers: the samples of each step are compared, and each step's loss.
 
 `alexnet_small` on crops of 32 pixels of the embedded dataset, with dropout and every augmentation, global batch 96,
-which 5 does not divide. The run on one worker is what the others are held against, in the same precision. With --figure, the deviations are
-drawn step by step.
+which 5 does not divide. The run on one worker is what the others are held against, in the same precision. With
+--figure, the deviations are drawn step by step.
 """
 
 import itertools
