@@ -60,9 +60,12 @@ class _Runs:
         options += [
             "--augmentation.crop-size",
             "32",
-            "--num-epochs",
-            str(self._num_steps * _GLOBAL_BATCH_SIZE / num_samples),
+            "--optimizer.learning-rate",
+            "0.01",
+            "--stuck-after-epochs",
+            "100",
         ]
+        options += ["--num-epochs", str(self._num_steps * _GLOBAL_BATCH_SIZE / num_samples)]
         launcher = "alone" if world_size == 1 else "torchrun"
         run = run_training(launcher, world_size, self._folder / f"{precision}-{world_size}", options)
         reference = RunFolder.open(self._folder / f"{precision}-1")

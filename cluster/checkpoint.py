@@ -8,10 +8,10 @@ checkpoint without it, or whose bytes differ, counts as torn, and the one before
 import hashlib
 import io
 import json
+import pickle
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -31,43 +31,59 @@ class CheckpointStore:
     def __init__(self, folder: Path, num_kept: int) -> None:
         self._folder, self._num_kept = folder, num_kept
 
-    def save(self, state: dict[str, Any], step: int, kinds: Sequence[Kind] = ("step",)) -> None:
-        """Write a checkpoint under one or both kinds of names, and remove those that are too old.
+    def save(self, state: dict[str, Any], step: int, is_best: bool = False) -> None:
+        """Write a checkpoint, and remove those that are too old.
 
-        The best one before goes when the new one is whole.
+        Args:
+            state: To write.
+            step: Of it.
+            is_best: It replaces the best one too; that goes when the new one is whole.
         """
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getbuffer()
         digest = hashlib.sha256(content).hexdigest()
+        # The best one first, and all old ones last: a kill in between leaves the best of the step that is restored.
+        kinds: tuple[Kind, ...] = ("best", "step") if is_best else ("step",)
         for kind in kinds:
-            name = f"{kind}-{step:08d}"
+            name = _name(kind, step)
             with atomic_file(self._folder / f"{name}.pt") as file:
                 file.write(content)
             write_json(self._folder / f"{name}.json", {"step": step, "num_bytes": len(content), "sha256": digest})
-            for old in self._names(kind)[: -(1 if kind == "best" else self._num_kept)]:
-                self._remove(old)
+        for old in (*self._names("step")[: -self._num_kept], *self._names("best")[:-1]):
+            self._remove(old)
 
     def load_latest(self) -> dict[str, Any] | None:
         """Return the newest whole checkpoint's state on the CPU, or None if there is none.
 
         Warns of every torn or tampered checkpoint that it passes over.
         """
-        return self._load_newest("step")
+        return self._newest_whole("step")
 
     def load_best(self) -> dict[str, Any] | None:
         """Return the best checkpoint's state on the CPU, or None if there is none; warns as `load_latest` does."""
-        return self._load_newest("best")
+        return self._newest_whole("best")
+
+    def load(self, step: int) -> dict[str, Any] | None:
+        """Return the state of a step's checkpoint on the CPU; None, with a warning, if it is not there or not whole."""
+        return self._read(_name("step", step))
 
     def latest_step(self) -> int:
         """Return the step of the newest whole checkpoint, or 0 if there is none; warns as `load_latest` does."""
         whole = (name for name in reversed(self._names("step")) if self._read_content(name) is not None)
-        return int(next(whole, "step-0").removeprefix("step-"))
+        return int(next(whole, _name("step", 0)).removeprefix("step-"))
 
-    def remove_leftovers(self) -> None:
-        """Remove what a killed run left half-written; only for the one process that writes here."""
+    def remove_leftovers(self, step: int) -> None:
+        """Remove what a killed run left half-written, and all that is newer than the checkpoint it goes on from.
+
+        That is torn, or it is of steps that are rolled back. Only for the one process that writes here.
+        """
         for path in self._folder.glob(".*.tmp"):
             path.unlink(missing_ok=True)
+        for kind in get_args(Kind):
+            for name in self._names(kind):
+                if name > _name(kind, step):
+                    self._remove(name)
         for path in self._folder.glob("*.pt"):
             if not path.with_suffix(".json").exists():
                 path.unlink(missing_ok=True)
@@ -75,7 +91,7 @@ class CheckpointStore:
     def _names(self, kind: Kind) -> list[str]:
         return sorted(path.stem for path in self._folder.glob(f"{kind}-*.json"))
 
-    def _load_newest(self, kind: Kind) -> dict[str, Any] | None:
+    def _newest_whole(self, kind: Kind) -> dict[str, Any] | None:
         for name in reversed(self._names(kind)):
             state = self._read(name)
             if state is not None:
@@ -83,10 +99,15 @@ class CheckpointStore:
         return None
 
     def _read(self, name: str) -> dict[str, Any] | None:
+        """Return a checkpoint's state, or None, with a warning, if it is not whole."""
         content = self._read_content(name)
         if content is None:
             return None
-        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # torch refuses what could run code
+            warnings.warn(f"checkpoint {self._folder / name} is none of ours and is passed over: {error}", stacklevel=4)
+            return None
         return state
 
     def _read_content(self, name: str) -> bytes | None:
@@ -94,7 +115,7 @@ class CheckpointStore:
         try:
             expected = json.loads((self._folder / f"{name}.json").read_text())["sha256"]
             content = (self._folder / f"{name}.pt").read_bytes()
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             warnings.warn(f"checkpoint {self._folder / name} can't be read and is passed over: {error}", stacklevel=4)
             return None
         if hashlib.sha256(content).hexdigest() != expected:
@@ -106,3 +127,7 @@ class CheckpointStore:
         # The hash first: a weights file without it counts for nothing.
         (self._folder / f"{name}.json").unlink(missing_ok=True)
         (self._folder / f"{name}.pt").unlink(missing_ok=True)
+
+
+def _name(kind: Kind, step: int) -> str:
+    return f"{kind}-{step:08d}"

@@ -1,12 +1,11 @@
 """Checkpoints are written while training goes on: the state is copied, and a thread writes the copy."""
 
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 
-from cluster.checkpoint import CheckpointStore, Kind
+from cluster.checkpoint import CheckpointStore
 from pipeline.command import InputError
 
 
@@ -22,13 +21,13 @@ class CheckpointWriter:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._under_way: Future[None] | None = None
 
-    def write(self, state: dict[str, Any], step: int, kinds: Sequence[Kind]) -> None:
+    def write(self, state: dict[str, Any], step: int, is_best: bool = False) -> None:
         """Begin to write a checkpoint; `state` may change as soon as this returns.
 
         Waits for the one before, and raises what that one met.
         """
         self.wait()
-        self._under_way = self._executor.submit(self._store.save, _copied(state), step, kinds)
+        self._under_way = self._executor.submit(self._store.save, _copied(state), step, is_best)
 
     def wait(self) -> None:
         """Return when the checkpoint under way is whole on disk.

@@ -123,13 +123,17 @@ def judge_restarts(entries: Sequence[Mapping[str, Any]], checkpoint_interval: in
         entries: Of the run's `metrics.jsonl`.
         checkpoint_interval: Steps between checkpoints.
     """
+    # Where checkpoints were written: each interval, at each evaluation's best, and where the workers were stopped.
+    stops = {entry["step"] for entry in entries if entry["kind"] in ("stop", "evaluation")}
     starts = [entry["step"] for entry in entries if entry["kind"] == "start"]
     undone = [(entry["step"], entry["num_rolled_back"]) for entry in entries if entry["kind"] == "resume"]
     findings = []
     if not starts or starts[0] != 0:
         findings.append("the run did not begin at step 0")
     findings += [
-        f"restart {i} began at step 0, not at a checkpoint" for i, step in enumerate(starts[1:], 1) if not step
+        f"restart {i} began at step {step}, where no checkpoint was written"
+        for i, step in enumerate(starts[1:], 1)
+        if not step or (step % checkpoint_interval and step not in stops)
     ]
     findings += [
         f"the resume from step {step} undid {num_steps} steps, more than the interval of {checkpoint_interval}"

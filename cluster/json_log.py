@@ -31,7 +31,10 @@ class JsonLog:
         while not _is_locked(self._file):
             if time.monotonic() >= deadline:
                 self._file.close()
-                raise InputError(f"{path.parent} is being trained by another job; wait for it, or stop it first")
+                raise InputError(
+                    f"{path.parent} is being trained by another job; wait for it, or stop it first (the lock of a lost "
+                    "machine lasts up to two minutes)"
+                )
             time.sleep(_POLL_SECONDS)
         if self._file.seek(0, 2):
             self._file.seek(-1, 2)
@@ -64,4 +67,8 @@ def _is_locked(file: IO[bytes]) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise InputError(
+            f"{file.name} can't be locked ({error.strerror}); its file system must have file locks"
+        ) from error
     return True

@@ -84,27 +84,44 @@ def place_workers(
         InputError: The cluster can't hold them.
     """
     num_gpus = int(sum(resources.get("GPU", 0) for resources in nodes))
-    node_cpus = [resources.get("CPU", 0.0) for resources in nodes]
+    # A worker lies on one node: one without GPUs holds none where the cluster has some.
+    holders = [
+        Holder(resources.get("CPU", 0.0), int(resources.get("GPU", 0)) if num_gpus else None) for resources in nodes
+    ]
     if workers is None:
-        usual = max(1, num_gpus or sum(cpus >= 1 for cpus in node_cpus))
+        usual = max(1, num_gpus or sum(holder.num_cpus >= 1 for holder in holders))
         workers = WorkerRange(usual, usual)
     if num_gpus and workers.least > num_gpus:
         raise InputError(
             f"{workers.least} workers need a GPU each, the cluster has {num_gpus}; use --workers {num_gpus}"
         )
-    num_places = _num_places(node_cpus, requested_cpus or 1.0)
-    if num_gpus:
-        num_places = min(num_places, num_gpus)
-    num_workers = max(workers.least, min(workers.most, num_places))
-    cpus = cpus_per_worker(node_cpus, num_workers, requested_cpus)
-    return Placement(num_workers, cpus, min(num_gpus, 1), strategy)
+    num_workers = max(workers.least, min(workers.most, _num_places(holders, requested_cpus or 1.0)))
+    return Placement(num_workers, cpus_per_worker(holders, num_workers, requested_cpus), min(num_gpus, 1), strategy)
 
 
-def cpus_per_worker(node_cpus: Sequence[float], num_workers: int, requested: float | None) -> float:
+@dataclass(frozen=True)
+class Holder:
+    """A node as a place for workers.
+
+    Attributes:
+        num_cpus: That it has.
+        num_gpus: That it has, one for each worker; None: workers take none.
+    """
+
+    num_cpus: float
+    num_gpus: int | None = None
+
+    def num_places(self, cpus: float) -> int:
+        """Return how many workers of so many CPUs it holds."""
+        num_places = math.floor(self.num_cpus / cpus + 1e-9)
+        return num_places if self.num_gpus is None else min(num_places, self.num_gpus)
+
+
+def cpus_per_worker(holders: Sequence[Holder], num_workers: int, requested: float | None) -> float:
     """Return the CPUs to reserve for each worker.
 
     Args:
-        node_cpus: CPUs of each node.
+        holders: The nodes.
         num_workers: To place; a worker lies on one node.
         requested: CPUs a worker, or None for the largest whole number with which all workers fit.
 
@@ -114,27 +131,29 @@ def cpus_per_worker(node_cpus: Sequence[float], num_workers: int, requested: flo
     if requested is not None:
         if not requested > 0:
             raise InputError(f"--cpus-per-worker is {requested:g}; it must be above 0")
-        if _num_places(node_cpus, requested) >= num_workers:
+        if _num_places(holders, requested) >= num_workers:
             return requested
     else:
-        for cpus in range(int(max(node_cpus, default=0)), 0, -1):
-            if _num_places(node_cpus, cpus) >= num_workers:
+        for cpus in range(int(max((holder.num_cpus for holder in holders), default=0)), 0, -1):
+            if _num_places(holders, cpus) >= num_workers:
                 return float(cpus)
     each = 1.0 if requested is None else requested
-    total, fits = sum(node_cpus), _num_places(node_cpus, each)
+    total, fits = sum(holder.num_cpus for holder in holders), _num_places(holders, each)
     wishes = f"{num_workers} workers of {each:g} CPU" + ("s" if each != 1 else "")
     raise InputError(
-        f"the cluster can't hold {wishes}: it has {total:g} CPUs on {len(node_cpus)} node(s); "
-        f"use --workers {max(fits, 1)}, or --cpus-per-worker {_largest_share(node_cpus, num_workers):g}"
+        f"the cluster can't hold {wishes}: it has {total:g} CPUs on {len(holders)} node(s); "
+        f"use --workers {max(fits, 1)}, or --cpus-per-worker {_largest_share(holders, num_workers):g}"
     )
 
 
-def _num_places(node_cpus: Sequence[float], cpus: float) -> int:
-    return sum(math.floor(available / cpus + 1e-9) for available in node_cpus)
+def _num_places(holders: Sequence[Holder], cpus: float) -> int:
+    return sum(holder.num_places(cpus) for holder in holders)
 
 
-def _largest_share(node_cpus: Sequence[float], num_workers: int) -> float:
+def _largest_share(holders: Sequence[Holder], num_workers: int) -> float:
     """Return the largest share of CPUs, rounded down to a multiple of 0.01, with which all workers fit."""
-    candidates = (node / count for node in node_cpus if node > 0 for count in range(1, num_workers + 1))
-    best = max((share for share in candidates if _num_places(node_cpus, share) >= num_workers), default=0.01)
+    candidates = (
+        holder.num_cpus / count for holder in holders if holder.num_cpus > 0 for count in range(1, num_workers + 1)
+    )
+    best = max((share for share in candidates if _num_places(holders, share) >= num_workers), default=0.01)
     return max(0.01, math.floor(best * 100 + 1e-9) / 100)

@@ -8,6 +8,7 @@ Ray's own actors talk too much; all of it is in Ray's log folder. Who launches a
 
 import contextlib
 import os
+import re
 import socket
 import sys
 import tempfile
@@ -82,15 +83,30 @@ class RayCluster:
     Args:
         work: What a worker does, given its place; it is pickled, with what it holds.
         name: For Ray's logs.
-        stop_request: By which the workers are asked to stop, or None.
+        stop_request: By which the workers are asked to stop.
+        check: Raises InputError where nodes that may get a worker are not fit for the run.
     """
 
-    def __init__(self, work: Callable[[World], None], name: str, stop_request: StopRequest | None = None) -> None:
-        self._work, self._name, self._stop_request = work, name, stop_request
+    def __init__(
+        self,
+        work: Callable[[World], None],
+        name: str,
+        stop_request: StopRequest,
+        check: Callable[[Placement], None],
+    ) -> None:
+        self._work, self._name, self._stop_request, self._check = work, name, stop_request, check
+        self._checked: set[str] = set()
 
     def nodes(self) -> list[dict[str, float]]:
         """Return the resources of each node that lives."""
         return alive_nodes()
+
+    def check(self, placement: Placement) -> None:
+        """Check the nodes, unless all of them were checked before."""
+        nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        if not nodes <= self._checked:
+            self._check(placement)
+            self._checked |= nodes
 
     def start(self, placement: Placement) -> "RayLaunch":
         """Launch the workers."""
@@ -197,13 +213,19 @@ def _explained(error: BaseException) -> BaseException:
     for failure in failures:
         if isinstance(failure, InputError):
             return failure
-    if all(_is_of_ray(failure) or is_lost_peer(failure) for failure in failures):
-        causes = [failure for failure in failures if _is_of_ray(failure)]
-        if not causes:  # Ray does not know of it yet
-            return WorkersLost("a worker was lost (the others met a closed connection)")
-        cause = getattr(causes[0], "health_check_failure", causes[0])  # what Ray met when it asked for the worker
-        return WorkersLost(f"a worker was lost ({str(cause).strip().partition(chr(10))[0]})")
-    return error
+        if isinstance(failure, OSError):
+            return InputError(
+                f"a worker met: {failure}; mend it, and the same command goes on from the last checkpoint"
+            )
+    if not all(_is_of_ray(failure) or is_lost_peer(failure) for failure in failures):
+        return error
+    # Ray's own words tell more than those of the workers that were left.
+    cause = min(failures, key=lambda failure: not _is_of_ray(failure))
+    if type(cause).__name__ == "WorkerGroupStartupTimeoutError":
+        return WorkersLost("the cluster gave no room to the workers in time; are its nodes busy with other jobs?")
+    cause = getattr(cause, "health_check_failure", cause)  # what Ray met when it asked for the worker
+    first_line = re.sub(r"^\[[^]]*\] *", "", str(cause).strip().partition("\n")[0])  # without gloo's source file
+    return WorkersLost(f"a worker was lost ({first_line.partition('. ')[0]})")
 
 
 def _is_of_ray(failure: BaseException) -> bool:

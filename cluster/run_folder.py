@@ -27,6 +27,7 @@ import numpy as np
 
 from cluster.checkpoint import CheckpointStore
 from cluster.config import TrainingConfig
+from cluster.json_log import JsonLog
 from cluster.ledger_files import Ledger
 from cluster.stopping import StopRequest
 from pipeline.color import ColorBasis
@@ -38,6 +39,7 @@ from pipeline.manifest import COLOR_JSON
 
 _CONFIG_JSON = "config.json"
 _MEAN_IMAGE = "mean_image.npy"
+_LAUNCHES = "launches.jsonl"
 _DISTRIBUTIONS = ("alexnet-at-scale", "torch", "ray", "numpy", "pyarrow")
 
 
@@ -90,7 +92,7 @@ class RunFolder:
             run = cls.open(path)
             run._check_same(config, dataset)
             return run
-        if path.exists() and not (path.is_dir() and all(child.suffix in (".tmp", ".npy") for child in path.iterdir())):
+        if path.exists() and not (path.is_dir() and all(_is_of_a_beginning(child) for child in path.iterdir())):
             raise InputError(f"{path} is in use but holds no run; choose another run folder")
         return None
 
@@ -118,12 +120,12 @@ class RunFolder:
     @property
     def launches_path(self) -> Path:
         """The log of the run's launches."""
-        return self.path / "launches.jsonl"
+        return self.path / _LAUNCHES
 
     @property
     def stop_request(self) -> StopRequest:
         """The word of the launching process to the workers."""
-        return StopRequest(self.path / "stop-request")
+        return stop_request_of(self.path)
 
     @property
     def checkpoints(self) -> CheckpointStore:
@@ -217,6 +219,26 @@ class RunFolder:
             raise InputError(
                 f"{self.path} holds a run on another dataset ({self.document['dataset']['path']}); choose another --run"
             )
+
+
+def open_launches(path: Path) -> JsonLog:
+    """Open the log of launches of the run in `path`, which may be new; who has it open has the run.
+
+    Raises:
+        InputError: Another command has it open.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    return JsonLog(path / _LAUNCHES)
+
+
+def stop_request_of(path: Path) -> StopRequest:
+    """Return the word of the launching process to the workers of the run in `path`, which may be new."""
+    return StopRequest(path / "stop-request")
+
+
+def _is_of_a_beginning(path: Path) -> bool:
+    """Return whether a file may lie in a run's folder before its `config.json` does."""
+    return path.suffix in (".tmp", ".npy") or path.name == _LAUNCHES
 
 
 def _describe(dataset: Dataset) -> dict[str, Any]:

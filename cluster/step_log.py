@@ -6,6 +6,7 @@ due.
 
 import math
 import time
+from collections import deque
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from pipeline.loader import Batch, TrainLoader
 from pipeline.synthetic_loader import SyntheticLoader
 
 _STUCK = 0.01  # of the loss of a guess
+_NUM_JUDGED = 20  # steps in a row whose mean loss is judged
 _SEEN = 1 << 48  # added to a sample id by each rank that had it; ids are smaller
 
 
@@ -52,6 +54,7 @@ class StepLog:
         # batch, as far as this rank knows.
         self._sums: list[torch.Tensor] = []
         self._ids_G: list[torch.Tensor] = []
+        self._last_losses: deque[float] = deque(maxlen=_NUM_JUDGED)
         self._began, self._waited_before, self._replaced_before = time.perf_counter(), 0.0, 0
 
     def __bool__(self) -> bool:
@@ -128,9 +131,10 @@ class StepLog:
                 f"the loss is no number any more at step {step}; lower the rate: --optimizer.learning-rate "
                 f"(now {config.optimizer.learning_rate:g})"
             )
-        loss = losses.mean().item()
+        self._last_losses.extend(losses.tolist())
+        loss = sum(self._last_losses) / len(self._last_losses)
         epoch = step * config.global_batch_size / self._dataset.num_samples("train")
-        if config.synthetic_data or epoch < config.stuck_after_epochs:
+        if config.synthetic_data or epoch < config.stuck_after_epochs or len(self._last_losses) < _NUM_JUDGED:
             return
         if guess == 0 or abs(loss - guess) > _STUCK * guess:  # of one class a guess is all there is to learn
             return

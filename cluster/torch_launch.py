@@ -26,13 +26,15 @@ def is_under_torchrun() -> bool:
 
 
 @contextlib.contextmanager
-def here(launcher: Literal["torch", "alone"]) -> Iterator[World]:
+def here(launcher: Literal["torch", "alone"]) -> Iterator[tuple[World, "Signals"]]:
     """Enter the world of which this process is a worker, and leave it at the end.
+
+    Yields:
+        The worker's place, and the signals that come while the block runs: they ask the workers to stop.
 
     Raises:
         InputError: torchrun did not start this process as it should.
         WorkersLost: Another process is gone.
-        KeyboardInterrupt, Terminated: The signal had come, and the block has ended in its own time.
     """
     if launcher == "torch":
         _check_torchrun()
@@ -41,21 +43,42 @@ def here(launcher: Literal["torch", "alone"]) -> Iterator[World]:
     if has_gpu:
         torch.cuda.set_device(device)
     if launcher == "alone":
-        with _signals_noted() as seen:
-            yield World(0, 1, device, lambda: bool(seen))
-    else:
-        dist.init_process_group(process_group_backend(device.type))  # torchrun's environment says where
-        try:
-            with _signals_noted() as seen:
-                yield World(dist.get_rank(), dist.get_world_size(), device, lambda: bool(seen))
-        except RuntimeError as error:
-            if not is_lost_peer(error):
-                raise
-            raise WorkersLost("another worker ended; the same command goes on from the latest checkpoint") from error
-        finally:
-            dist.destroy_process_group()
-    if seen:
-        raise KeyboardInterrupt if seen[0] == signal.SIGINT else Terminated
+        with _signals_noted() as signals:
+            yield World(0, 1, device, signals.have_come), signals
+        return
+    dist.init_process_group(process_group_backend(device.type))  # torchrun's environment says where
+    try:
+        with _signals_noted() as signals:
+            yield World(dist.get_rank(), dist.get_world_size(), device, signals.have_come), signals
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        raise WorkersLost("another worker ended; the same command goes on from the latest checkpoint") from error
+    finally:
+        dist.destroy_process_group()
+
+
+class Signals:
+    """SIGINT and SIGTERM that have come."""
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._seen: list[int] = []
+
+    def note(self, signum: int, frame: FrameType | None) -> None:
+        """Be a signal handler; a second Ctrl-C raises KeyboardInterrupt."""
+        if signum == signal.SIGINT and signum in self._seen:
+            raise KeyboardInterrupt
+        self._seen.append(signum)
+
+    def have_come(self) -> bool:
+        """Return whether there was one."""
+        return bool(self._seen)
+
+    def raise_first(self) -> None:
+        """Raise KeyboardInterrupt or Terminated, as the first signal would have; nothing where there was none."""
+        if self._seen:
+            raise KeyboardInterrupt if self._seen[0] == signal.SIGINT else Terminated
 
 
 def _check_torchrun() -> None:
@@ -77,18 +100,12 @@ def _check_torchrun() -> None:
 
 
 @contextlib.contextmanager
-def _signals_noted() -> Iterator[list[int]]:
-    """Give a list of the signals that came while the block runs; a second Ctrl-C raises KeyboardInterrupt."""
-    seen: list[int] = []
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        if signum == signal.SIGINT and signum in seen:
-            raise KeyboardInterrupt
-        seen.append(signum)
-
-    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+def _signals_noted() -> Iterator[Signals]:
+    """Note SIGINT and SIGTERM while the block runs."""
+    signals = Signals()
+    before = {signum: signal.signal(signum, signals.note) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield seen
+        yield signals
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

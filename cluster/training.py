@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import time
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from cluster.checkpoint import Kind
 from cluster.checkpoint_writer import CheckpointWriter
 from cluster.config import TrainingConfig
 from cluster.evaluation import evaluate
@@ -43,7 +41,7 @@ from pipeline.synthetic_loader import SyntheticLoader
 
 _LINE_INTERVAL = 20
 _FIRST_LINES = (1, 2, 5, 10)  # steps after a start, so that a person soon sees that it runs
-_LOCK_SECONDS = 60.0  # that workers of a launch before, cut off from their node, get to end
+_LOCK_SECONDS = 120.0  # that workers of a launch before get to end; of a lost NFS client the lock lasts 90 s
 
 
 def check_fits(config: TrainingConfig, dataset: Dataset, num_workers: int) -> None:
@@ -161,10 +159,9 @@ class Trainer:
                 self._write_line()
             is_best = (self._is_last() or self._step % self._evaluation_interval == 0) and self._evaluate()
             is_stopped = self._stop.is_reached()  # after this step; which may be the last one by now
-            if self._is_last() or is_stopped or self._step % self._config.checkpoint_interval == 0:
-                self._save_checkpoint(("best", "step") if is_best else ("step",))
-            elif is_best:
-                self._save_checkpoint(("best",))
+            # The best one is always the latest too: what is restored is never older than the best that is kept.
+            if self._is_last() or is_stopped or is_best or self._step % self._config.checkpoint_interval == 0:
+                self._save_checkpoint(is_best)
             if is_stopped:
                 break
         self._checkpoints.wait()
@@ -282,22 +279,24 @@ class Trainer:
             "plateau": self._plateau.state_dict(),
         }
 
-    def _save_checkpoint(self, kinds: Sequence[Kind]) -> None:
+    def _save_checkpoint(self, is_best: bool = False) -> None:
         """Let the first worker write a checkpoint; the ledger of its steps is on disk before it."""
         if self._steps:
             self._write_line()
         if self._ledger is not None:
-            self._checkpoints.write(self._state(), self._step, kinds)
+            self._checkpoints.write(self._state(), self._step, is_best)
             self._ledger.consolidate()
 
     def _restore(self) -> None:
-        self._world.wait_for_all()  # the first worker may still wait for the log, with a checkpoint about to appear
+        """Go on from the newest whole checkpoint, which the first worker chooses: others may see an older folder."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            state = self._run.checkpoints.load_latest()
-        step = 0 if state is None else state["step"]
-        if not self._world.agrees(step):
-            raise InputError(f"the workers see different checkpoints in {self._run.path}; it must be a shared folder")
+            state = self._run.checkpoints.load_latest() if self._world.is_first else None
+            step = int(self._world.sum(torch.tensor(0 if state is None else state["step"])))
+            if step and not self._world.is_first:
+                state = self._run.checkpoints.load(step)
+        if step and state is None:
+            raise InputError(f"a worker can't read the checkpoint of step {step} in {self._run.path}; share the folder")
         if state is not None:
             self._model.load_state_dict(state["model"])
             self._optimizer.load_state_dict(state["optimizer"])
@@ -306,7 +305,7 @@ class Trainer:
             self._num_evaluations_since_best = state["num_evaluations_since_best"]
         if self._log is None or self._ledger is None:
             return
-        self._run.checkpoints.remove_leftovers()
+        self._run.checkpoints.remove_leftovers(step)
         for warning in caught:
             self._log.write("warning", message=str(warning.message))
         num_rolled_back = self._ledger.roll_back(step)

@@ -14,6 +14,7 @@ from pipeline.shard_reader import OnBadSample
 
 # In messages of gloo, which has no exception of its own.
 _SIGNS_OF_A_LOST_PEER = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+_SIGN_OF_A_WRONG_NETWORK = "connectFullMesh"  # no worker was ever there: a wrong interface, say
 
 
 def _never() -> bool:
@@ -94,6 +95,9 @@ def process_group_backend(device_type: str) -> str:
 
 def is_lost_peer(error: BaseException) -> bool:
     """Return whether an exception is what a worker meets in an exchange when another one is gone."""
+    text = str(error)
     return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_A_LOST_PEER)
+        isinstance(error, RuntimeError)
+        and any(sign in text for sign in _SIGNS_OF_A_LOST_PEER)
+        and _SIGN_OF_A_WRONG_NETWORK not in text
     )

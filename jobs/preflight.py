@@ -24,15 +24,15 @@ from dataclasses import dataclass
 
 import tyro
 
+from cluster.local_ray import DEFAULT_ADDRESS
 from cluster.ray_submission import LIMIT_BYTES, Upload, client_version, job_server_version, measure_upload
 from pipeline.command import InputError, run_command
 
-_DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # in Ray's order; each goes before `--address`
 _NEAR = 0.5  # of the limit
 _NUM_LISTED = 5
 _ENTRY_POINT = "jobs/train.py"
-_OLDEST_RAY = (2, 51)  # of the cluster: pyproject.toml
+_OLDEST_RAY = (2, 60)  # of the cluster: pyproject.toml
 # `ray job stop` kills what has not ended after 3 s unless the job supervisor's environment, which is the job's, says
 # otherwise.
 _STOP_SECONDS = 60
@@ -124,7 +124,7 @@ def _address(asked: str | None) -> str:
             raise InputError(f"{variable}={value} goes before --address {asked}; unset {variable}")
         if value:
             return value
-    return asked or _DEFAULT_ADDRESS
+    return asked or DEFAULT_ADDRESS
 
 
 def _submit_line(arguments: Arguments, address: str) -> str:

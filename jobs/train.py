@@ -29,7 +29,7 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -41,7 +41,7 @@ from cluster.json_log import JsonLog
 from cluster.metrics import Follower
 from cluster.micro_batches import check_micro_batch_size
 from cluster.placement import Strategy, WorkerRange, place_workers
-from cluster.run_folder import RunFolder
+from cluster.run_folder import RunFolder, open_launches, stop_request_of
 from cluster.supervisor import supervise
 from cluster.torch_launch import here, is_under_torchrun
 from cluster.training import check_fits, train
@@ -112,42 +112,64 @@ def _train_on_ray(arguments: Arguments, config: TrainingConfig, workers: WorkerR
     job = _Job.prepare(arguments, config, 1 if workers is None else workers.least)
     if job.is_finished():
         return
-    place = functools.partial(
-        place_workers, workers=workers, requested_cpus=arguments.cpus_per_worker, strategy=arguments.placement
-    )
     with training_session() as is_local:
+        place = functools.partial(
+            place_workers,
+            workers=_allowed(workers, config, arguments),
+            requested_cpus=arguments.cpus_per_worker,
+            strategy=arguments.placement,
+        )
+        requirements = training_requirements(config, job.dataset, job.run_path)
+        cluster = RayCluster(
+            functools.partial(train, job.data, job.run_path, micro_batch_size=arguments.micro_batch_size),
+            job.run_path.name,
+            stop_request_of(job.run_path),
+            functools.partial(check_nodes, requirements, is_local=is_local),
+        )
         placement = place(alive_nodes())
-        check_nodes(training_requirements(config, job.dataset, job.run_path), placement, is_local)
+        cluster.check(placement)
         job.announce(f"{placement} on {'a local Ray' if is_local else 'the cluster'}", placement.num_workers)
         if job.is_dry:
             return
-        run = job.begin()
-        work = functools.partial(train, job.data, job.run_path, micro_batch_size=arguments.micro_batch_size)
-        with job.followed(run):
-            supervise(run, RayCluster(work, job.run_path.name, run.stop_request), place)
+        with job.begun() as (run, log):
+            supervise(run, log, cluster, place)
     job.say_finished()
 
 
 def _train_here(arguments: Arguments, config: TrainingConfig, launcher: Literal["torch", "alone"]) -> None:
-    with here(launcher) as world:
+    with here(launcher) as (world, signals):
         if not world.is_first:
             world.wait_for_all()  # until the dataset and the run folder are there
         job = _Job.prepare(arguments, config, world.world_size, is_quiet=not world.is_first)
         if not world.is_first:
             if job.run is not None and job.run.result is None and not job.is_dry:
                 train(job.data, job.run_path, world, arguments.micro_batch_size)
+                if job.run.result is None:
+                    signals.raise_first()
             return
         if not (is_finished := job.is_finished()):
             job.announce(_describe_here(world), world.world_size)
-        run = None if is_finished or job.is_dry else job.begin()
-        world.wait_for_all()
-        if run is None:
+        if is_finished or job.is_dry:
+            world.wait_for_all()
             return
-        with contextlib.closing(JsonLog(run.launches_path)) as log, job.followed(run):
+        with job.begun() as (run, log):
+            world.wait_for_all()
             log.write("launch", num_workers=world.world_size)
             train(job.data, job.run_path, world, arguments.micro_batch_size)
-        if run.result is not None:
-            job.say_finished()
+        if run.result is None:
+            signals.raise_first()
+        job.say_finished()
+
+
+def _allowed(workers: WorkerRange | None, config: TrainingConfig, arguments: Arguments) -> WorkerRange:
+    """Return how many workers the run may have at any time; without a wish, as many as the cluster holds now."""
+    from cluster.ray_launch import alive_nodes
+
+    num_groups = config.global_batch_size // config.model.group_size  # more workers would have nothing to do
+    if workers is None:
+        usual = min(num_groups, place_workers(alive_nodes(), None, arguments.cpus_per_worker).num_workers)
+        return WorkerRange(usual, usual)
+    return WorkerRange(workers.least, max(workers.least, min(workers.most, num_groups)))
 
 
 def _describe_here(world: World) -> str:
@@ -204,13 +226,19 @@ class _Job:
         )
         sys.stdout.flush()
 
-    def begin(self) -> RunFolder:
-        """Return the run's folder, created if it is new."""
-        return self.run or RunFolder.create(self.run_path, self.config, self.dataset)
+    @contextlib.contextmanager
+    def begun(self) -> Iterator[tuple[RunFolder, JsonLog]]:
+        """Take the run for this command alone, create its folder if it is new, and show its log as it grows.
 
-    def followed(self, run: RunFolder) -> Follower:
-        """Return what shows the run's log as it grows."""
-        return Follower(run.metrics_path, self.total_steps)
+        Yields:
+            The run and the log of its launches, whose lock is held.
+        """
+        with contextlib.closing(open_launches(self.run_path)) as log:
+            # Once more, under the lock: another command may have begun a run here meanwhile.
+            run = RunFolder.resume(self.run_path, self.config, self.dataset)
+            run = run or RunFolder.create(self.run_path, self.config, self.dataset)
+            with Follower(run.metrics_path, self.total_steps):
+                yield run, log
 
     def say_finished(self) -> None:
         """Say that the run is finished, and what comes next."""

@@ -17,12 +17,15 @@ from typing import Any, TypeVar
 # Before ray is imported, which reads them once. Without a stated mode a local Ray writes a token file that locks later
 # clusters of the same user; the print patch doubles every line; nothing is reported to anyone. A local Ray starts no
 # workers that nobody has asked for, Ray Train none that waits for a notice of preemption: each costs a launch a second.
+# It collects no metrics, which nobody could read, and its workers have the priority of any other process.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+os.environ.setdefault("RAY_enable_metrics_collection", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
 

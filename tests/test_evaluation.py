@@ -214,7 +214,7 @@ def test_a_diverged_model_is_wrong_everywhere_and_gets_no_files(raw_dataset, tmp
     run = RunFolder.create(tmp_path / "run", CONFIG, raw_dataset)
     trainer = Trainer(raw_dataset, run, ALONE)
     torch.nn.init.constant_(next(trainer._model.parameters()), float("nan"))
-    trainer._save_checkpoint(["step"])
+    trainer._save_checkpoint()
     trainer.close()
     assert _evaluated(run, raw_dataset).summary()["top5"] == 0
     with pytest.raises(InputError, match="gives no number for 10 samples: its training diverged"):

@@ -2,8 +2,12 @@
 
 import pytest
 
-from cluster.placement import Placement, WorkerRange, cpus_per_worker, place_workers
+from cluster.placement import Holder, Placement, WorkerRange, cpus_per_worker, place_workers
 from pipeline.command import InputError
+
+
+def cpus_each(nodes, workers, requested):
+    return cpus_per_worker([Holder(cpus) for cpus in nodes], workers, requested)
 
 
 @pytest.mark.parametrize(
@@ -20,7 +24,7 @@ from pipeline.command import InputError
     ],
 )
 def test_workers_get_as_many_whole_cpus_as_fit(nodes, workers, expected):
-    assert cpus_per_worker(nodes, workers, None) == expected
+    assert cpus_each(nodes, workers, None) == expected
 
 
 @pytest.mark.parametrize(
@@ -35,15 +39,15 @@ def test_workers_get_as_many_whole_cpus_as_fit(nodes, workers, expected):
 )
 def test_what_does_not_fit_names_the_way_out(nodes, workers, requested, way_out):
     with pytest.raises(InputError, match=way_out):
-        cpus_per_worker(nodes, workers, requested)
+        cpus_each(nodes, workers, requested)
 
 
 @pytest.mark.parametrize("workers", range(1, 9))
 def test_the_way_out_fits(workers):
     with pytest.raises(InputError) as refused:
-        cpus_per_worker([2, 3], workers, 4.0)
+        cpus_each([2, 3], workers, 4.0)
     share = float(str(refused.value).rsplit(" ", 1)[1])
-    assert cpus_per_worker([2, 3], workers, share) == share
+    assert cpus_each([2, 3], workers, share) == share
 
 
 def test_gpus_decide_where_there_are_any():
@@ -52,6 +56,18 @@ def test_gpus_decide_where_there_are_any():
     assert place_workers(nodes, WorkerRange(2, 2), None) == Placement(2, 8.0, 1)
     with pytest.raises(InputError, match="the cluster has 8; use --workers 8"):
         place_workers(nodes, WorkerRange(9, 9), None)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ([(8, 3), (8, 1)], Placement(4, 2.0, 1)),  # three on the first node
+        ([(16, 0), (8, 8)], Placement(8, 1.0, 1)),  # none on the head
+        ([(16, 0), (8, 2), (8, 2)], Placement(4, 4.0, 1)),
+    ],
+)
+def test_workers_lie_where_their_gpus_are(nodes, expected):
+    assert place_workers([{"CPU": float(cpus), "GPU": float(gpus)} for cpus, gpus in nodes], None, None) == expected
 
 
 def test_without_gpus_there_is_one_worker_per_node():
@@ -69,7 +85,7 @@ def test_threads_follow_the_cpus():
 
 def test_no_cpus_at_all_is_refused():
     with pytest.raises(InputError, match="must be above 0"):
-        cpus_per_worker([2], 1, 0.0)
+        cpus_each([2], 1, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_a_run_resumed_between_two_stalls_decides_the_same(straight, raw_dataset
     for _ in range(cut):
         interrupted._train_step(next(interrupted._loader))
         interrupted._evaluate()
-    interrupted._save_checkpoint(["step"])
+    interrupted._save_checkpoint()
     interrupted.close()
     resumed = Trainer(raw_dataset, run, ALONE)
     assert resumed._step == cut and resumed._plateau.num_reductions == 1

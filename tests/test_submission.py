@@ -155,8 +155,8 @@ def test_an_address_that_is_not_of_a_job_server_is_refused(address):
 def test_an_older_cluster_is_refused_and_another_release_is_said(checkout, job_server, monkeypatch, capsys):
     root, _ = checkout
     arguments = ["--working-dir", str(root), "--address", job_server]
-    monkeypatch.setattr(_JobServer, "answer", (200, {"ray_version": "2.50.1"}))
-    with pytest.raises(InputError, match=r"the cluster runs Ray 2\.50\.1, this project needs 2\.51 or newer; upgrade"):
+    monkeypatch.setattr(_JobServer, "answer", (200, {"ray_version": "2.59.1"}))
+    with pytest.raises(InputError, match=r"the cluster runs Ray 2\.59\.1, this project needs 2\.60 or newer; upgrade"):
         preflight.main(arguments)
     monkeypatch.setattr(_JobServer, "answer", (200, {"ray_version": "9.0.0"}))
     assert preflight.main(arguments) == 0

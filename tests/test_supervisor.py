@@ -1,6 +1,7 @@
 """A run on a cluster that loses and gains workers, with a cluster of ours in place of Ray."""
 
 import json
+import threading
 
 import pytest
 from runs import CONFIG
@@ -27,14 +28,19 @@ class FakeCluster:
         run: That the launches belong to.
         script: For each launch what happens: a list of callables, one a poll; the launch ends when one returns True.
         num_nodes: At first.
+        refused_from: So many nodes are not fit.
     """
 
-    def __init__(self, run, script, num_nodes=2):
-        self.run, self.num_nodes, self.launches = run, num_nodes, []
+    def __init__(self, run, script, num_nodes=2, refused_from=100):
+        self.run, self.num_nodes, self.refused_from, self.launches = run, num_nodes, refused_from, []
         self._script = iter(script)
 
     def nodes(self):
         return [{"CPU": 1.0}] * self.num_nodes
+
+    def check(self, placement):
+        if self.num_nodes >= self.refused_from:
+            raise InputError("the new node has no dataset")
 
     def start(self, placement):
         self.launches.append(placement.num_workers)
@@ -85,7 +91,11 @@ def finishes(cluster):
 
 
 def supervised(run, cluster, workers="1:2"):
-    supervise(run, cluster, lambda nodes: place_workers(nodes, WorkerRange.parse(workers), None))
+    log = JsonLog(run.launches_path)
+    try:
+        supervise(run, log, cluster, lambda nodes: place_workers(nodes, WorkerRange.parse(workers), None))
+    finally:
+        log.close()
     return cluster.launches
 
 
@@ -173,6 +183,44 @@ def test_a_run_that_has_not_begun_is_stopped_at_once(run):
     with pytest.raises(KeyboardInterrupt):
         supervised(run, FakeCluster(run, [[interrupted]]))  # a further poll would end the script
     assert not run.stop_request.is_made()
+
+
+def test_nodes_that_are_not_fit_are_not_taken_in(run, capsys):
+    script = [[goes_on, gains_a_node, *[goes_on] * 5, finishes]]
+    assert supervised(run, FakeCluster(run, script, num_nodes=1, refused_from=2)) == [1]
+    assert capsys.readouterr().out.count("new nodes are not taken in: the new node has no dataset") == 1
+
+
+def test_nodes_that_are_not_fit_at_first_end_the_run(run):
+    with pytest.raises(InputError, match="has no dataset"):
+        supervised(run, FakeCluster(run, [], refused_from=2))
+
+
+def test_a_launch_that_ended_well_forgets_the_losses_before(run):
+    unlucky = [goes_on, loses_a_worker]
+    grown = [goes_on, gains_a_node, goes_on, goes_on, stops_if_asked]
+    script = [unlucky, unlucky, unlucky, grown, unlucky, unlucky, unlucky, [finishes]]
+    assert supervised(run, FakeCluster(run, script, num_nodes=1)) == [1, 1, 1, 1, 2, 2, 2, 2]
+
+
+def test_a_signal_during_the_last_step_does_not_undo_the_end(run):
+    def interrupted(cluster):
+        raise Terminated
+
+    def finishes_all_the_same(cluster):
+        cluster.run.finish({"num_steps": 10, "best_val_top1": None})
+        return True
+
+    supervised(run, FakeCluster(run, [[goes_on, interrupted, finishes_all_the_same]]))
+    assert events(run) == ["launch", "stop", "finish"]
+
+
+def test_a_result_that_is_seen_late_is_waited_for(run):
+    def ends(cluster):
+        threading.Timer(0.2, cluster.run.finish, [{"num_steps": 10, "best_val_top1": None}]).start()
+        return True
+
+    assert supervised(run, FakeCluster(run, [[goes_on, ends]])) == [2]
 
 
 def test_a_run_has_one_supervisor(run):

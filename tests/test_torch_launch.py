@@ -11,6 +11,7 @@ import psutil
 import pytest
 from runs import entries, losses
 
+from cluster import ledger
 from cluster.run_folder import RunFolder
 from jobs import train
 from pipeline.command import InputError
@@ -88,6 +89,20 @@ def test_a_signal_stops_a_run_alone_at_a_checkpoint(raw_dataset, tmp_path, signu
     run = RunFolder.open(tmp_path / "run")
     (stop,) = entries(run, "stop")
     assert run.checkpoints.latest_step() == stop["step"] >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_torchrun_passes_a_signal_on_and_all_workers_stop_at_a_checkpoint(raw_dataset, tmp_path):
+    command = [*TORCHRUN, "jobs/train.py", *_options(raw_dataset, tmp_path / "run", 100)]
+    process = _start(command)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and "stopped at a checkpoint" in output, errors
+    run = RunFolder.open(tmp_path / "run")
+    (stop,) = entries(run, "stop")
+    assert run.checkpoints.latest_step() == stop["step"] >= 10
+    assert ledger.main([str(run.path)]) == 0
 
 
 @pytest.mark.slow
