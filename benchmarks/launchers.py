@@ -60,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     numbers = itertools.count()
     try:
         values = run_rounds(
-            {name: partial(_measure, *case, folder, numbers, arguments.steps) for name, case in _ALTERNATIVES.items()},
+            {
+                name: partial(_measure, *case, name == _BESIDE, folder, numbers, arguments.steps)
+                for name, case in _ALTERNATIVES.items()
+            },
             arguments.rounds,
         )
     finally:
