@@ -38,7 +38,8 @@ class TrainingConfig:
         early_stop_patience: Evaluations in a row without a better top-1 on `val` after which the run ends; None: it
             goes on.
         evaluations_per_epoch: How often `val` is read; below 1, an evaluation lies several epochs apart.
-        checkpoint_interval: Steps between checkpoints.
+        checkpoint_interval: At most so many steps are computed again after a loss. A checkpoint is begun twice as
+            often, since it is written while training goes on, and is whole before the next one is begun.
         num_checkpoints: Checkpoints kept beside the best.
     """
 
@@ -93,6 +94,11 @@ class TrainingConfig:
     def total_steps(self, num_samples: int) -> int:
         """Return the run's length in steps on a training set of `num_samples`."""
         return max(1, round(self.num_epochs * num_samples / self.global_batch_size))
+
+    @property
+    def steps_between_checkpoints(self) -> int:
+        """Steps from the beginning of a checkpoint to that of the next."""
+        return max(1, self.checkpoint_interval // 2)
 
     def evaluation_interval(self, num_samples: int) -> int:
         """Return the steps between two evaluations."""

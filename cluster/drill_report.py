@@ -60,14 +60,14 @@ class Outage:
 
     Attributes:
         event: What was done.
-        step: That had been made, by the speed of the latest line.
+        step: The latest that was logged.
         at_seconds: Since the run began.
         noticed_seconds: Until the launcher knew it; of the driver's death: until Ray said that its job had failed.
         first_step_seconds: Until a step after it was logged.
         all_workers_seconds: Until a step by all workers that the cluster could hold was logged.
         resumed_steps: The checkpoint of each restart.
-        num_recomputed_steps: That were made again: those that the ledger had and the restarts undid, or if it is more,
-            those that had been made since the checkpoint.
+        num_recomputed_steps: That were logged, and undone by the restarts. Steps since the latest line are not known to
+            anyone; a line is written at least each time a checkpoint is begun.
         num_workers: Before, and after each restart.
     """
 
@@ -121,7 +121,7 @@ def judge_restarts(entries: Sequence[Mapping[str, Any]], checkpoint_interval: in
 
     Args:
         entries: Of the run's `metrics.jsonl`.
-        checkpoint_interval: Steps between checkpoints.
+        checkpoint_interval: Most steps that a restart may undo; checkpoints are begun twice as often.
     """
     # Where checkpoints were written: each interval, at each evaluation's best, and where the workers were stopped.
     stops = {entry["step"] for entry in entries if entry["kind"] in ("stop", "evaluation")}
@@ -133,7 +133,7 @@ def judge_restarts(entries: Sequence[Mapping[str, Any]], checkpoint_interval: in
     findings += [
         f"restart {i} began at step {step}, where no checkpoint was written"
         for i, step in enumerate(starts[1:], 1)
-        if not step or (step % checkpoint_interval and step not in stops)
+        if not step or (step % max(1, checkpoint_interval // 2) and step not in stops)
     ]
     findings += [
         f"the resume from step {step} undid {num_steps} steps, more than the interval of {checkpoint_interval}"

@@ -82,16 +82,15 @@ class DrilledRun:
         new = [entry for entry in self._entries("metrics") if entry["time"] > happened]
         starts = _starts(new)
         num_undone = sum(entry["num_rolled_back"] for entry in new if entry["kind"] == "resume")
-        step = self._step_at(before, happened)
         return Outage(
             event=planned.event,
-            step=step,
+            step=_lines(before)[-1]["step"],
             at_seconds=happened - self._began,
             noticed_seconds=noticed - happened,
             first_step_seconds=self._first_step_time(starts[0]["time"]) - happened,
             all_workers_seconds=self._first_step_time(starts[-1]["time"]) - happened,
             resumed_steps=tuple(entry["step"] for entry in starts),
-            num_recomputed_steps=max(num_undone, step - starts[0]["step"]),
+            num_recomputed_steps=num_undone,
             num_workers=(num_workers, *(entry["world_size"] for entry in starts)),
         )
 
@@ -141,13 +140,6 @@ class DrilledRun:
         lines = _lines(self._entries("metrics"))
         interval = recipe.checkpoint_interval * recipe.global_batch_size / lines[-1]["images_per_second"]
         time.sleep(planned.fraction * interval)
-
-    def _step_at(self, entries: list[dict[str, Any]], moment: float) -> int:
-        """Return which step had been made by then, judged by the latest line and the speed that it tells."""
-        line = _lines(entries)[-1]
-        return int(
-            line["step"] + (moment - line["time"]) * line["images_per_second"] / self._run().config.global_batch_size
-        )
 
     def _do(self, planned: PlannedEvent, happened: float) -> float:
         """Let an event happen; return when it was noticed, in Unix time."""

@@ -160,7 +160,7 @@ class Trainer:
             is_best = (self._is_last() or self._step % self._evaluation_interval == 0) and self._evaluate()
             is_stopped = self._stop.is_reached()  # after this step; which may be the last one by now
             # The best one is always the latest too: what is restored is never older than the best that is kept.
-            if self._is_last() or is_stopped or is_best or self._step % self._config.checkpoint_interval == 0:
+            if self._is_last() or is_stopped or is_best or self._step % self._config.steps_between_checkpoints == 0:
                 self._save_checkpoint(is_best)
             if is_stopped:
                 break
@@ -286,6 +286,8 @@ class Trainer:
         if self._ledger is not None:
             self._checkpoints.write(self._state(), self._step, is_best)
             self._ledger.consolidate()
+            if self._config.checkpoint_interval == 1:  # no step may be made before it is whole
+                self._checkpoints.wait()
 
     def _restore(self) -> None:
         """Go on from the newest whole checkpoint, which the first worker chooses: others may see an older folder."""

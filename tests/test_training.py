@@ -1,6 +1,8 @@
 """The worker loop: the same numbers straight or resumed, alone or among others."""
 
 import dataclasses
+import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from runs import ALONE, CONFIG, entries, losses
 from worker_process import run_workers
 
+from cluster.checkpoint import CheckpointStore
 from cluster.run_folder import RunFolder
 from cluster.step_log import StepLog
 from cluster.training import Trainer, check_fits
@@ -214,3 +217,23 @@ def test_workers_that_are_asked_to_stop_do_so_at_a_checkpoint(straight, raw_data
     resumed.close()
     assert losses(run) == losses(straight)
     assert [(entry["step"], entry["num_rolled_back"]) for entry in entries(run, "resume")] == [(3, 0)]
+
+
+def test_training_goes_no_further_than_an_interval_beyond_the_last_whole_checkpoint(raw_dataset, tmp_path, monkeypatch):
+    disk_works, save = threading.Event(), CheckpointStore.save
+    monkeypatch.setattr(CheckpointStore, "save", lambda *arguments: disk_works.wait(60) and save(*arguments))
+    monkeypatch.setattr(Trainer, "_evaluate", lambda self: False)
+    run = RunFolder.create(tmp_path, CONFIG, raw_dataset)  # of a checkpoint interval of 4
+    trainer = Trainer(raw_dataset, run, ALONE)
+    thread = threading.Thread(target=trainer.run)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while trainer._step < 4:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.5)  # it would go on here
+    assert trainer._step == 4 and run.checkpoints.latest_step() == 0
+    disk_works.set()
+    thread.join(60)
+    trainer.close()
+    assert run.result["num_steps"] == 10
