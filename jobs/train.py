@@ -261,7 +261,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[Arguments, TrainingConfig]:
     return command.arguments, command.config
 
 
-def _paths(arguments: Arguments, is_quiet: bool) -> tuple[Path, Path]:
+def _paths(arguments: Arguments, is_quiet: bool = False) -> tuple[Path, Path]:
     """Return dataset and run folder; without --data, those of the embedded default."""
     if arguments.data is not None:
         if arguments.run is None:
