@@ -157,10 +157,12 @@ time.sleep(60)
 """
 
 
-def test_a_stopped_job_gets_the_time_that_the_submit_line_asks_for(tmp_path):
+def test_a_stopped_job_gets_the_time_that_the_submit_line_asks_for(tmp_path, monkeypatch):
     script = tmp_path / "slow_end.py"
     script.write_text(SLOW_END)
-    with local_ray(num_cpus=1) as address:
+    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "3")  # Ray's own default, in place of a local Ray's
+    with local_ray(num_cpus=1) as ray:
+        address = ray.address
         client = [sys.executable, "-m", "jobs.preflight", "--address", address]
         told = subprocess.run(client, cwd=ROOT, env=environment(), capture_output=True, text=True)
         assert told.returncode == 0, told.stderr
