@@ -174,7 +174,7 @@ def test_a_wrong_option_is_refused(arguments, capsys):
 @pytest.mark.timeout(300)
 def test_a_short_drill(raw_dataset, tmp_path):
     command = [sys.executable, "-m", "cluster.drill", "--data", str(raw_dataset.path), "--out", str(tmp_path / "out")]
-    command += ["--events", "worker", "replaced-node", "driver", "--steps", "200", "--global-batch-size", "4"]
+    command += ["--events", "worker", "replaced-node", "driver", "--steps", "600", "--global-batch-size", "4"]
     command += ["--minutes", "4"]
     answer = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert answer.returncode == 0, answer.stdout + answer.stderr
