@@ -1,9 +1,9 @@
 """Kill drill: SIGKILL of workers, nodes, raylets and the driver of a training run, at random moments, and its proof.
 
-A run of float64 is made twice: undisturbed, in one process, and on a local Ray of several nodes, where it is hit. Both
-must have trained the same samples in the same order (their ledgers are equal) and have ended with the same weights;
-each restart must have begun at a checkpoint, and nothing may be left running. The table says what each event cost.
-Status 1 where anything is not so.
+A run of float64 is made twice: on a local Ray of several nodes, where it is hit and at last stopped by `ray job stop`,
+and undisturbed, in one process, for as many steps. Both must have trained the same samples in the same order (their
+ledgers are equal) and have ended with the same weights; each restart must have begun at a checkpoint, and nothing may
+be left running. The table says what each event cost. Status 1 where anything is not so.
 """
 
 import dataclasses
@@ -42,6 +42,8 @@ from pipeline.shard import main as shard
 
 ROOT = Path(__file__).resolve().parent.parent
 _TRAIN = ROOT / "jobs" / "train.py"
+_MOST_STEPS = 10**9  # the run goes on until it is stopped, however fast the machine is
+_EVALUATION_STEPS = 150
 _CROP_SIZE = 24  # the smallest that the model takes: a step of 12 samples takes about 0.2 s on one core
 
 
@@ -58,8 +60,6 @@ class Arguments:
     events: tuple[Kind, ...] = ("worker", "node", "driver", "raylet", "worker", "replaced-node")
     """What is killed, in this order. `node` is not replaced: the run goes on with one worker, until another node joins
     later; `replaced-node` and `raylet` are, at once."""
-    steps: int = 360
-    """Length of the run: enough for all events."""
     global_batch_size: int = 12
     """Samples of a step."""
     checkpoint_interval: int = 10
@@ -77,8 +77,8 @@ class Arguments:
         """
         if not self.events:
             raise ValueError("events=(): must be at least one")
-        if min(self.steps, self.global_batch_size, self.checkpoint_interval) < 1:
-            raise ValueError("steps, global_batch_size and checkpoint_interval: must be at least 1")
+        if min(self.global_batch_size, self.checkpoint_interval) < 1:
+            raise ValueError("global_batch_size and checkpoint_interval: must be at least 1")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,28 +91,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    recipe = _recipe(arguments, dataset)
+    deadline = began + arguments.minutes * 60
     reference_path, run_path = out / "undisturbed", out / "run"
-    _say(f"undisturbed run of {arguments.steps} steps: {reference_path}")
-    _train_alone(["--data", str(data), "--run", str(reference_path), *recipe], out / "undisturbed.log")
-    _say(f"{time.monotonic() - began:.0f} s; now the run that is hit, at moments of seed {arguments.seed}: {run_path}")
+    _say(f"the run that is hit, at moments of seed {arguments.seed}: {run_path}")
     outages: list[Outage] = []
     findings: list[str] = []
     with local_ray(num_cpus=0, working_directory=ROOT) as cluster:
+        recipe = _recipe(arguments, dataset, _MOST_STEPS)
         command = ["python", str(_TRAIN), "--data", str(data), "--run", str(run_path), "--workers", "1:2", *recipe]
-        run = DrilledRun(cluster, command, run_path, began + arguments.minutes * 60, arguments.recovery_seconds)
+        run = DrilledRun(cluster, command, run_path, deadline, arguments.recovery_seconds)
         try:
             with run.submitted():
                 for planned in plan(arguments.events, arguments.seed):
                     outages.append(run.hit(planned))
                     _say(f"  {format_outage(outages[-1])}")
-                run.wait_for_end()
+                num_steps = run.stop()
         except DrillFailed as error:
             findings.append(str(error))
+    findings += run.left_running()
     proof: dict[str, Any] = {}
     if not findings:
+        _say(f"{time.monotonic() - began:.0f} s; now an undisturbed run of its {num_steps} steps: {reference_path}")
+        options = ["--data", str(data), "--run", str(reference_path), *_recipe(arguments, dataset, num_steps)]
+        _train_alone(options, out / "undisturbed.log", deadline)
         proof, findings = judge(RunFolder.open(reference_path), RunFolder.open(run_path))
-    findings += run.left_running()
     seconds = time.monotonic() - began
     report = {
         "seed": arguments.seed,
@@ -140,29 +142,40 @@ def _data(arguments: Arguments) -> Path:
     return data
 
 
-def _recipe(arguments: Arguments, dataset: Dataset) -> list[str]:
-    """Return the recipe's options: small, exact to float64, augmented, and of the asked length."""
-    num_epochs = arguments.steps * arguments.global_batch_size / dataset.num_samples("train")
+def _recipe(arguments: Arguments, dataset: Dataset, num_steps: int) -> list[str]:
+    """Return the recipe's options: small, exact to float64, augmented; each step the same at any length of the run."""
+    epochs_per_step = arguments.global_batch_size / dataset.num_samples("train")
     options = {
         "recipe": "small_demo",
         "precision": "float64",
         "augmentation.crop-size": _CROP_SIZE,
         "optimizer.learning-rate": 0.01,
-        "stuck-after-epochs": 1000,  # the weights count, not what is learnt
-        "evaluations-per-epoch": 2 / num_epochs,
-        "num-epochs": num_epochs,
+        "optimizer.warmup": 0,
+        "optimizer.schedule": "constant",
+        "stuck-after-epochs": 1e9,  # the weights count, not what is learnt
+        "evaluations-per-epoch": 1 / (_EVALUATION_STEPS * epochs_per_step),
+        "num-epochs": num_steps * epochs_per_step,
         "global-batch-size": arguments.global_batch_size,
         "checkpoint-interval": arguments.checkpoint_interval,
     }
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
-def _train_alone(options: list[str], log: Path) -> None:
+def _train_alone(options: list[str], log: Path, deadline: float) -> None:
     with open(log, "wb") as output:
         command = [sys.executable, str(_TRAIN), "--launcher", "alone", *options]
-        answer = subprocess.run(
-            command, env=environment(), cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False
-        )
+        try:
+            answer = subprocess.run(
+                command,
+                env=environment(),
+                cwd=ROOT,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+                timeout=max(0, deadline - time.monotonic()),
+            )
+        except subprocess.TimeoutExpired:
+            raise InputError(f"the undisturbed run did not end in time; give the drill more --minutes ({log})") from None
     if answer.returncode != 0:
         raise InputError(f"the undisturbed run failed; see {log}")
 

@@ -94,17 +94,21 @@ class DrilledRun:
             num_workers=(num_workers, *(entry["world_size"] for entry in starts)),
         )
 
-    def wait_for_end(self) -> None:
-        """Wait until the run is finished, and the job with it.
+    def stop(self) -> int:
+        """Stop the job, which ends the run at a checkpoint; return the checkpoint's step.
 
         Raises:
-            DrillFailed: It does not come, or the job failed.
+            DrillFailed: It did not end so, or not in time.
         """
         assert self._job is not None
         job = self._job
-        self._wait(lambda: job.poll() is not None, "the run's end", self._deadline - time.monotonic())
-        if job.returncode != 0:
-            raise DrillFailed(f"the job ended with status {job.returncode}: {self._last_words()}")
+        command = ["ray", "job", "stop", "--no-wait", "--address", self._cluster.address, self._submission_id]
+        subprocess.run(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        self._wait(lambda: job.poll() is not None, "the stopped job to end", is_job_needed=False)
+        last = self._entries("metrics")[-1]
+        if last["kind"] != "stop" or self._run().checkpoints.latest_step() != last["step"]:
+            raise DrillFailed(f"the stopped run did not end at a checkpoint: {self._last_words()}")
+        return int(last["step"])
 
     def left_running(self) -> list[str]:
         """Return what still runs of all that was seen, some time after the cluster was stopped; a line each."""
@@ -113,8 +117,8 @@ class DrilledRun:
 
     def _submit(self) -> None:
         self._num_submissions += 1
-        name = f"{self._run_path.parent.name}-{self._num_submissions}"
-        submit = ["ray", "job", "submit", "--address", self._cluster.address, "--submission-id", name, "--"]
+        submit = ["ray", "job", "submit", "--address", self._cluster.address]
+        submit += ["--submission-id", self._submission_id, "--"]
         with open(self._job_log, "wb") as output:
             self._job = subprocess.Popen(
                 [*submit, *self._command],
@@ -123,6 +127,10 @@ class DrilledRun:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
             )
+
+    @property
+    def _submission_id(self) -> str:
+        return f"{self._run_path.parent.name}-{self._num_submissions}"
 
     @property
     def _job_log(self) -> Path:
@@ -188,8 +196,6 @@ class DrilledRun:
                 raise DrillFailed(f"waited {time.monotonic() - began:.0f} s for {what}, in vain")
             assert self._job is not None
             if is_job_needed and self._job.poll() is not None and not condition():
-                if self._job.returncode == 0:
-                    raise DrillFailed(f"the run was finished while the drill waited for {what}; give it more --steps")
                 raise DrillFailed(f"the job ended while the drill waited for {what}: {self._last_words()}")
             time.sleep(_POLL_SECONDS)
 
