@@ -175,7 +175,7 @@ def _train_alone(options: list[str], log: Path, deadline: float) -> None:
                 timeout=max(0, deadline - time.monotonic()),
             )
         except subprocess.TimeoutExpired:
-            raise InputError(f"the undisturbed run did not end in time; give the drill more --minutes ({log})") from None
+            raise InputError(f"the undisturbed run did not end in time; give it more --minutes (see {log})") from None
     if answer.returncode != 0:
         raise InputError(f"the undisturbed run failed; see {log}")
 

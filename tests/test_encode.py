@@ -57,6 +57,32 @@ def test_original_keeps_all_bytes_but_those_of_odd_formats(note, kept):
         assert image.getexif().get(0x0112, 1) == 1
 
 
+@pytest.mark.parametrize("side", [20, 32, 40, 63, 64, 100, 135])
+def test_statistics_of_originals_count_points_of_the_centred_square(side):
+    pixels_HWC = np.random.default_rng(side).integers(0, 256, (side, side + 7, 3), dtype=np.uint8)
+    box = max(1, side // 32)
+    num_boxes = side // box
+    covered = pixels_HWC[: num_boxes * box, 3 : 3 + num_boxes * box].astype(float)
+    means = covered.reshape(num_boxes, box, num_boxes, box, 3).mean((1, 3))
+    nearest = [int((place + 0.5) * num_boxes / 32) for place in range(32)]
+    points_HWC = store_picture(pixels_HWC, ORIGINAL).pixels_HWC
+    assert points_HWC.flags.c_contiguous and points_HWC.dtype == np.uint8
+    assert np.abs(points_HWC - means[nearest][:, nearest]).max() <= (0.5 if box > 1 else 0)
+
+
+def test_points_of_originals_have_the_statistics_of_the_resized_square():
+    x, y = np.meshgrid(np.arange(500), np.arange(375))
+    waves = [np.sin(x / 30 + channel) * np.cos(y / (45 + channel)) for channel in range(3)]
+    pixels_HWC = (128 + 100 * np.stack(waves, axis=-1)).astype(np.uint8)
+    for size in (256, 100, 48):
+        points, resized = (
+            store_picture(pixels_HWC, EncodingConfig(encoding=encoding, size=size)).pixels_HWC.reshape(-1, 3)
+            for encoding in ("original", "raw")
+        )
+        assert np.abs(points.mean(0) - resized.mean(0)).max() < 0.5
+        assert np.abs(points.std(0) / resized.std(0) - 1).max() < 0.01
+
+
 def test_a_rotated_picture_is_turned_upright():
     stored = store_picture(ODD["exif_rotated"], ORIGINAL)
     assert (stored.width, stored.height) == (40, 48)
