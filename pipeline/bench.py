@@ -173,6 +173,7 @@ class _Stages:
             max_batch_size=self._batch_size,
             device="cpu",
             decode="cpu",
+            normalizer="kernel",
             device_id=0,
             num_threads=self._num_threads,
             prefetch_batches=LoaderConfig().prefetch_batches,

@@ -133,6 +133,7 @@ class _Loader(Iterator[Batch]):
             max_batch_size=max_batch_size,
             device=config.device,
             decode=config.decode or ("mixed" if config.device == "gpu" else "cpu"),
+            normalizer="operator" if config.device == "gpu" else "kernel",
             device_id=config.device_id,
             num_threads=config.num_threads or len(os.sched_getaffinity(0)) + 1,
             prefetch_batches=config.prefetch_batches,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from nvidia.dali import ops
 
-from pipeline.graph import GraphConfig, define_graph
+from pipeline.graph import GraphConfig, build_graph, define_graph
 
 PER_SAMPLE = {"CropMirrorNormalize": ("crop_pos_x", "crop_pos_y", "mirror", "mean"), "Resize": ("roi_start", "roi_end")}
 BASE = GraphConfig(
@@ -23,6 +23,7 @@ BASE = GraphConfig(
     max_batch_size=4,
     device="cpu",
     decode="cpu",
+    normalizer="operator",
     device_id=0,
     num_threads=1,
     prefetch_batches=2,
@@ -90,3 +91,40 @@ def test_the_pictures_stay_on_the_gpu_once_they_are_there(form):
             continue
         assert found["CropMirrorNormalize"] == {"gpu"}
         assert found.get("Resize", {"gpu"}) == {"gpu"} and found.get("decoders__Image", {decode}) == {decode}
+
+
+def _fed(num_samples: int, side: int) -> tuple:
+    generator, free = np.random.default_rng(0), 256 - 224
+    return (
+        list(generator.integers(0, 256, (num_samples, side, side, 3), dtype=np.uint8)),
+        *(np.float32(generator.integers(0, free + 1, num_samples)) / np.float32(free) for _ in range(2)),
+        np.arange(num_samples, dtype=np.int32) % 2,
+        generator.normal(120, 9, (num_samples, 3)).astype(np.float32),
+    )
+
+
+@pytest.mark.parametrize("output_type", ["float32", "float16"])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("form", [form for form in FORMS.values() if form["raw"]], ids=[f for f in FORMS if "raw" in f])
+def test_the_kernel_of_the_cpu_makes_the_operators_bits(form, layout, output_type):
+    fed = _fed(6, side=256)
+    mean_image = np.random.default_rng(1).uniform(90, 140, MEAN_IMAGE.shape).astype(np.float32)
+    options = form | {"mean_image_HWC": None if form["mean_image_HWC"] is None else mean_image}
+    divisor_3 = np.float32([58.4, 57.1, 57.4])
+    config = dataclasses.replace(
+        BASE, **options, layout=layout, output_type=output_type, divisor_3=divisor_3, max_batch_size=6
+    )
+    images = {}
+    for normalizer in ("operator", "kernel"):
+        (output,) = build_graph(lambda: fed, dataclasses.replace(config, normalizer=normalizer)).run()
+        images[normalizer] = np.array(output.as_tensor())
+    assert images["kernel"].dtype == output_type and images["kernel"].astype(np.float32).std() > 0.5
+    np.testing.assert_array_equal(images["kernel"], images["operator"])
+
+
+@pytest.mark.parametrize("mean_image_HWC", [None, MEAN_IMAGE], ids=["too small", "of another size than the mean image"])
+def test_the_kernel_reads_nothing_outside_of_a_picture(mean_image_HWC):
+    side = 200 if mean_image_HWC is None else 230
+    config = dataclasses.replace(BASE, raw=True, normalizer="kernel", mean_image_HWC=mean_image_HWC)
+    (output,) = build_graph(lambda: _fed(2, side), config).run()
+    assert np.isnan(np.array(output.as_tensor())).all()

@@ -103,7 +103,7 @@ class OblongSource(CodedSource):
 
 
 @pytest.mark.parametrize(("encoding", "crop"), [("original", "centre"), ("jpeg", "none")])
-def test_whole_pictures_of_any_shape_are_brought_to_the_square_that_the_statistics_count(tmp_path, encoding, crop):
+def test_whole_pictures_of_any_shape_are_brought_to_the_centred_square(tmp_path, encoding, crop):
     stored = EncodingConfig(encoding=encoding, size=32, crop=crop)
     shard_dataset(OblongSource(tmp_path, 40, 10, 32, False), tmp_path / "d", ShardingConfig(encoding=stored), 1)
     dataset = Dataset.open(tmp_path / "d")
@@ -111,7 +111,8 @@ def test_whole_pictures_of_any_shape_are_brought_to_the_square_that_the_statisti
     batch = _join(_take(_loader(dataset), 4))
     reader, basis = ShardReader(dataset, "train"), dataset.color_basis
     ids = batch.sample_ids.numpy()
-    squares = np.stack([store_picture(reader.read(i).tobytes(), stored).pixels_HWC for i in ids])
+    square = EncodingConfig(encoding="raw", size=32)
+    squares = np.stack([store_picture(reader.read(i).tobytes(), square).pixels_HWC for i in ids])
     parameters = draw_parameters(CONFIG, basis, 32, SEED, batch.positions.numpy() // 40, ids)
     expected = augment(squares, parameters, 28, divisor(CONFIG, basis))
     difference = np.abs(batch.images.numpy() - expected) * divisor(CONFIG, basis)[:, None, None]
