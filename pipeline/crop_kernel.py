@@ -53,35 +53,47 @@ _njit = functools.partial(_compiled, functools.partial(numba.njit, nogil=True, e
 
 @_njit
 def _normalise(
-    image_CHW: Array,
-    pixels_HWC: Array,
-    mean_image_HWC: Array,
+    image: Array,
+    channels_last: bool,
+    pixels: Array,
+    pixels_W: int,
+    mean_image: Array,
     left: int,
     top: int,
-    mirror: int,
+    mirror: bool,
     means: Array,
     reciprocals: Array,
 ) -> None:
-    """Make one image; a mean image without rows is none."""
-    size = image_CHW.shape[1]
-    values = np.empty(size, dtype=np.float32)
+    """Make one image; all arrays are flat, as they lie in memory."""
+    size = int(np.sqrt(len(image) // 3))
+    last = np.uint64(size - 1)  # an index without a sign can't count from the end: so the loops are vectorised
+    differences = np.empty(3 * size, dtype=np.float32)
+    mirrored, planar = np.empty(size, dtype=np.float32), np.empty(size, dtype=np.float32)
     for row in range(size):
-        pixels = pixels_HWC[top + row, left : left + size].reshape(-1)
+        first = 3 * (pixels_W * (top + row) + left)
+        line = pixels[first : first + 3 * size]
+        if len(mean_image):
+            subtrahends = mean_image[first : first + 3 * size]
+            for place in range(3 * size):
+                differences[place] = np.float32(line[place]) - subtrahends[place]
         for channel in range(3):
-            if len(mean_image_HWC):
-                subtrahends = mean_image_HWC[top + row, left : left + size].reshape(-1)
+            mean, reciprocal = means[channel], reciprocals[channel]
+            start = size * (size * channel + row)
+            target = planar if channels_last else image[start : start + size]
+            values = mirrored if mirror else target
+            if len(mean_image):
                 for column in range(size):
-                    values[column] = np.float32(pixels[3 * column + channel]) - subtrahends[3 * column + channel]
+                    values[column] = (differences[3 * column + channel] - mean) * reciprocal
             else:
                 for column in range(size):
-                    values[column] = np.float32(pixels[3 * column + channel])
-            mean, reciprocal, target = means[channel], reciprocals[channel], image_CHW[channel, row]
+                    values[column] = (np.float32(line[3 * column + channel]) - mean) * reciprocal
             if mirror:
                 for column in range(size):
-                    target[size - 1 - column] = (values[column] - mean) * reciprocal
-            else:
+                    target[column] = mirrored[last - np.uint64(column)]
+            if channels_last:
+                pixels_there = image[3 * size * row : 3 * size * (row + 1)]
                 for column in range(size):
-                    target[column] = (values[column] - mean) * reciprocal
+                    pixels_there[3 * column + channel] = planar[column]
 
 
 def _run(outputs, output_shapes, ranks, _0, inputs, input_shapes, _1, _2):  # type: ignore[no-untyped-def]
@@ -90,35 +102,28 @@ def _run(outputs, output_shapes, ranks, _0, inputs, input_shapes, _1, _2):  # ty
     Crops that a picture has no room for are no numbers: nothing outside of its memory is read.
     """
     height, width = input_shapes[0][0], input_shapes[0][1]
-    pixels_HWC = carray(inputs[0], (height, width, 3))
+    pixels = carray(inputs[0], height * width * 3)
     means = carray(inputs[4], 12).view(np.float32)
     shared = carray(inputs[5], 4 * input_shapes[5][0]).view(np.float32)
     channels_last, num_placements, reciprocals = shared[0] != 0, int(shared[1]), shared[2:_NUM_FIXED]
     mean_image = shared[_NUM_FIXED + 3 * num_placements :]
     num_images = max(1, num_placements)
     size = output_shapes[0][ranks[0] - 2]  # HWC or CHW, one side as long as the other
-    images = carray(outputs[0], num_images * 12 * size * size).view(np.float32)
+    images = carray(outputs[0], num_images * 12 * size * size).view(np.float32).reshape((num_images, 3 * size * size))
     if size > min(height, width) or len(mean_image) not in (0, 3 * height * width):
         images[:] = np.nan
         return
-    mean_image_HWC = mean_image.reshape((height if len(mean_image) else 0, width, 3))
     for index in range(num_images):
         if num_placements:
-            placement = shared[_NUM_FIXED + 3 * index : _NUM_FIXED + 3 * index + 3]
-            left, top = int(placement[0]) * (width - size) // 2, int(placement[1]) * (height - size) // 2
-            mirror = int(placement[2])
+            x, y, mirror = shared[_NUM_FIXED + 3 * index : _NUM_FIXED + 3 * index + 3]
+            left, top = int(x) * (width - size) // 2, int(y) * (height - size) // 2
         else:
             left = round(carray(inputs[1], 4).view(np.float32)[0] * (width - size))
             top = round(carray(inputs[2], 4).view(np.float32)[0] * (height - size))
-            mirror = int(carray(inputs[3], 4).view(np.int32)[0])
-        image = images[index * 3 * size * size : (index + 1) * 3 * size * size]
-        if channels_last:
-            image_CHW = image.reshape((size, size, 3)).transpose(2, 0, 1)
-            _normalise(image_CHW, pixels_HWC, mean_image_HWC, left, top, mirror, means, reciprocals)
-        else:
-            _normalise(
-                image.reshape((3, size, size)), pixels_HWC, mean_image_HWC, left, top, mirror, means, reciprocals
-            )
+            mirror = np.float32(carray(inputs[3], 4).view(np.int32)[0])
+        _normalise(
+            images[index], channels_last, pixels, width, mean_image, left, top, mirror != 0, means, reciprocals
+        )
 
 
 @functools.cache  # DALI has the functions' addresses: they are never collected
