@@ -121,9 +121,7 @@ def _run(outputs, output_shapes, ranks, _0, inputs, input_shapes, _1, _2):  # ty
             left = round(carray(inputs[1], 4).view(np.float32)[0] * (width - size))
             top = round(carray(inputs[2], 4).view(np.float32)[0] * (height - size))
             mirror = np.float32(carray(inputs[3], 4).view(np.int32)[0])
-        _normalise(
-            images[index], channels_last, pixels, width, mean_image, left, top, mirror != 0, means, reciprocals
-        )
+        _normalise(images[index], channels_last, pixels, width, mean_image, left, top, mirror != 0, means, reciprocals)
 
 
 @functools.cache  # DALI has the functions' addresses: they are never collected
