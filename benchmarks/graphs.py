@@ -27,6 +27,7 @@ from benchmarks.photographs import describe, list_photographs
 from benchmarks.record import Comparison, publish, record_document, run_rounds
 from pipeline.command import run_command
 from pipeline.dataset import Dataset
+from pipeline.graph import GraphConfig, normalised
 from pipeline.shard import main as shard
 from pipeline.shard_reader import ShardReader
 
@@ -77,12 +78,36 @@ def _normalise(pixels: Any, x: Any, y: Any, mirror: Any, mean: Any, **form: Any)
     )
 
 
+def _kernel(*fed: Any) -> Any:
+    """Define the second half as the loader has it on a CPU."""
+    config = GraphConfig(
+        raw=False,
+        whole=False,
+        stored_size=_SIZE,
+        crop_size=_CROP,
+        divisor_3=np.float32([58, 57, 57]),
+        mean_image_HWC=None,
+        ten_crops=False,
+        output_type="float32",
+        layout="NCHW",
+        max_batch_size=1,
+        device="cpu",
+        decode="cpu",
+        normalizer="kernel",
+        device_id=0,
+        num_threads=1,
+        prefetch_batches=1,
+    )
+    return normalised(*fed, config)
+
+
 _OF_JPEG: dict[str, Form] = {
     "decode": lambda jpeg, *_: _decode(jpeg),
     "decode, use_fast_idct": lambda jpeg, *_: _decode(jpeg, use_fast_idct=True),
     "decode, plain upsampling": lambda jpeg, *_: _decode(jpeg, jpeg_fancy_upsampling=False),
     "decode the crop alone": lambda jpeg, x, y, *_: _decode_crop(jpeg, x, y),
     "both": lambda jpeg, *rest: _normalise(_decode(jpeg), *rest),
+    "both, our kernel": lambda jpeg, *rest: _kernel(_decode(jpeg), *rest),
     "both, constant mean": lambda jpeg, x, y, mirror, _: _normalise(_decode(jpeg), x, y, mirror, _MEAN),
     "both, decode the crop alone": lambda jpeg, x, y, *rest: _normalise(_decode_crop(jpeg, x, y), 0.5, 0.5, *rest),
     "both, float16": lambda jpeg, *rest: _normalise(_decode(jpeg), *rest, dtype=types.FLOAT16),
@@ -93,6 +118,7 @@ _OF_JPEG: dict[str, Form] = {
 }
 _OF_PIXELS: dict[str, Form] = {
     "normalise": _normalise,
+    "normalise, our kernel": _kernel,
     "normalise, never mirrored": lambda pixels, x, y, _, mean: _normalise(pixels, x, y, 0, mean),
     "normalise, slice then flip": lambda pixels, x, y, mirror, mean: _normalise(
         fn.flip(fn.crop(pixels, crop=(_CROP, _CROP), crop_pos_x=x, crop_pos_y=y), horizontal=mirror), 0.5, 0.5, 0, mean
@@ -140,6 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 Comparison(of="both, operators side by side", quantity=quantity, to="both"),
                 Comparison(of="decode", quantity=quantity, to="libjpeg-turbo"),
                 Comparison(of="both", quantity=quantity, to="libjpeg-turbo, fastest flags"),
+                Comparison(of="normalise, our kernel", quantity=quantity, to="normalise"),
+                Comparison(of="both, our kernel", quantity=quantity, to="libjpeg-turbo, fastest flags"),
                 Comparison(of="normalise, never mirrored", quantity=quantity, to="normalise"),
                 Comparison(of="normalise", quantity=quantity, to="normalise by OpenCV"),
             ],

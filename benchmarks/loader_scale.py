@@ -36,11 +36,11 @@ _QUANTITIES = {
 }
 _FIRST_BATCH = """
 import json, os, sys, time
-import psutil, torch, nvidia.dali.fn, pipeline.loader
-from pipeline.dataset import Dataset
-from pipeline.loader import TrainLoader
+import psutil, torch, nvidia.dali.fn
 process = psutil.Process()
 before = process.memory_info().rss
+from pipeline.dataset import Dataset
+from pipeline.loader import TrainLoader
 began = time.perf_counter()
 loader = TrainLoader(Dataset.open(sys.argv[1]), global_batch_size=64)
 batch = next(loader)

@@ -24,9 +24,13 @@ import psutil
 from pipeline.command import InputError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+# What `ray job stop` should give a job to write its last checkpoint. After RAY_JOB_STOP_WAIT_TIME_S, 3 s by default, it
+# kills; the job supervisor's environment decides, which is the job's.
+STOP_SECONDS = 60
 _HOST = "127.0.0.1"
 _START_SECONDS = 90
-_STOP_SECONDS = 5
+_END_SECONDS = 5
+_NICENESS = 10
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000  # Ray's workers listen on 10,002 to 19,999, Linux gives away 32,768 and more
 _OBJECT_STORE_BYTES = 100_000_000  # of an added node: training puts nothing into it, and all lie in the same memory
 _DEFAULTS = {
@@ -38,7 +42,7 @@ _DEFAULTS = {
     "RAY_health_check_failure_threshold": "5",
     "RAY_prestart_worker_first_driver": "0",  # no workers before somebody asks for them
     "RAY_worker_niceness": "0",  # a training worker is no background process
-    "RAY_JOB_STOP_WAIT_TIME_S": "60",  # that a stopped job gets to write its last checkpoint
+    "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
 }
 
 
@@ -100,6 +104,7 @@ class Node:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise InputError(f"a local Ray did not start: {_last_line(self._log)}")
             time.sleep(0.2)
+        self._step_back()
 
     def processes(self) -> list[psutil.Process]:
         """Return its living processes: workers, and on the head the drivers of submitted jobs too."""
@@ -112,6 +117,17 @@ class Node:
         # given to others before `stop` has waited for the process.
         processes += [p for p in psutil.process_iter() if _session(p) == self._process.pid and p not in processes]
         return [process for process in processes if is_alive(process)]
+
+    def _step_back(self) -> None:
+        """Let Ray's own processes wait while workers of training want the cores that both have.
+
+        Not the raylet, whose niceness the workers would inherit.
+        """
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if process.name() != "raylet":
+                    for thread in process.threads():  # on Linux, niceness is a thread's
+                        os.setpriority(os.PRIO_PROCESS, thread.id, _NICENESS)
 
     def kill(self) -> None:
         """End all of it at once by SIGKILL, as when a machine loses its power."""
@@ -130,7 +146,7 @@ class Node:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
-        psutil.wait_procs(processes, timeout=_STOP_SECONDS)
+        psutil.wait_procs(processes, timeout=_END_SECONDS)
         self.kill()
         for process in processes:  # out of tree and session: a job's driver
             with contextlib.suppress(psutil.NoSuchProcess):

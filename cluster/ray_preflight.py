@@ -15,6 +15,7 @@ import pipeline.ray_executor  # noqa: F401  # first: it sets variables that ray 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.local_ray import STOP_SECONDS
 from cluster.placement import Placement
 from cluster.preflight import (
     Finding,
@@ -31,7 +32,7 @@ from cluster.preflight import (
 from pipeline.command import InputError
 
 _ANSWER_SECONDS = 60.0
-_STOP_SECONDS = 20  # two steps and a checkpoint of a large net on a CPU
+_LEAST_STOP_SECONDS = 20  # two steps and a checkpoint of a large net on a CPU
 
 
 def check_nodes(
@@ -76,10 +77,10 @@ def check_nodes(
 def _judge_stop() -> list[Finding]:
     """Return a warning where `ray job stop` would kill this job before its workers reach a checkpoint."""
     seconds = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "3")  # Ray's default
-    if int(seconds) >= _STOP_SECONDS:
+    if int(seconds) >= _LEAST_STOP_SECONDS:
         return []
     cause = f"`ray job stop` gives it {seconds} s to stop at a checkpoint"
-    next_step = """for more submit it with --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}'"""
+    next_step = f"""submit it with --runtime-env-json '{{"env_vars": {{"RAY_JOB_STOP_WAIT_TIME_S": "{STOP_SECONDS}"}}}}'"""
     return [Finding("warning", "this job", cause, next_step)]
 
 

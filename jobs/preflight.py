@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from cluster.local_ray import DEFAULT_ADDRESS
+from cluster.local_ray import DEFAULT_ADDRESS, STOP_SECONDS
 from cluster.ray_submission import LIMIT_BYTES, Upload, client_version, job_server_version, measure_upload
 from pipeline.command import InputError, run_command
 
@@ -33,9 +33,6 @@ _NEAR = 0.5  # of the limit
 _NUM_LISTED = 5
 _ENTRY_POINT = "jobs/train.py"
 _OLDEST_RAY = (2, 60)  # of the cluster: pyproject.toml
-# `ray job stop` kills what has not ended after 3 s unless the job supervisor's environment, which is the job's, says
-# otherwise.
-_STOP_SECONDS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +125,7 @@ def _address(asked: str | None) -> str:
 
 
 def _submit_line(arguments: Arguments, address: str) -> str:
-    environment = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)}})
+    environment = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}})
     options = ["--address", address, "--working-dir", str(arguments.working_dir)]
     return (
         f"ray job submit {shlex.join(options)} \\\n    --runtime-env-json {shlex.quote(environment)} \\\n"

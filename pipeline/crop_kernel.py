@@ -54,6 +54,7 @@ _njit = functools.partial(_compiled, functools.partial(numba.njit, nogil=True, e
 @_njit
 def _normalise(
     image: Array,
+    size: int,
     channels_last: bool,
     pixels: Array,
     pixels_W: int,
@@ -65,7 +66,6 @@ def _normalise(
     reciprocals: Array,
 ) -> None:
     """Make one image; all arrays are flat, as they lie in memory."""
-    size = int(np.sqrt(len(image) // 3))
     last = np.uint64(size - 1)  # an index without a sign can't count from the end: so the loops are vectorised
     differences = np.empty(3 * size, dtype=np.float32)
     mirrored, planar = np.empty(size, dtype=np.float32), np.empty(size, dtype=np.float32)
@@ -121,7 +121,9 @@ def _run(outputs, output_shapes, ranks, _0, inputs, input_shapes, _1, _2):  # ty
             left = round(carray(inputs[1], 4).view(np.float32)[0] * (width - size))
             top = round(carray(inputs[2], 4).view(np.float32)[0] * (height - size))
             mirror = np.float32(carray(inputs[3], 4).view(np.int32)[0])
-        _normalise(images[index], channels_last, pixels, width, mean_image, left, top, mirror != 0, means, reciprocals)
+        _normalise(
+            images[index], size, channels_last, pixels, width, mean_image, left, top, mirror != 0, means, reciprocals
+        )
 
 
 @functools.cache  # DALI has the functions' addresses: they are never collected
