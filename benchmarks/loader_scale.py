@@ -27,7 +27,7 @@ from pipeline.synthesize import synthesize
 
 _QUANTITIES = {
     "seconds_to_first_batch": "from opening the dataset to a batch of 64; without the imports",
-    "added_megabytes": "resident memory after 20 batches, less that after importing torch and DALI and less the queue",
+    "added_megabytes": "resident memory after 20 batches, less that after importing torch and DALI, and less the queue",
     "permutation_seconds": "the order of one epoch",
     "streams_seconds": "the order of one epoch in 16 streams",
     "megabytes_grown": "resident memory from batch 2,000 to the last",
@@ -40,14 +40,15 @@ import psutil, torch, nvidia.dali.fn
 process = psutil.Process()
 before = process.memory_info().rss
 from pipeline.dataset import Dataset
-from pipeline.loader import TrainLoader
+from pipeline.loader import LoaderConfig, TrainLoader
 began = time.perf_counter()
 loader = TrainLoader(Dataset.open(sys.argv[1]), global_batch_size=64)
 batch = next(loader)
 seconds = time.perf_counter() - began
 for _ in range(20):
     batch = next(loader)
-queue = 6 * batch.images.nbytes  # two finished, two in the graph, one on its way, one in use
+# Finished ones and those in the graph, one on its way and one in use.
+queue = (2 * LoaderConfig.prefetch_batches + 2) * batch.images.nbytes
 added = process.memory_info().rss - before - queue
 loader.close()
 print(json.dumps({"seconds_to_first_batch": seconds, "added_megabytes": added / 1e6}))

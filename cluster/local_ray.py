@@ -30,7 +30,6 @@ STOP_SECONDS = 60
 _HOST = "127.0.0.1"
 _START_SECONDS = 90
 _END_SECONDS = 5
-_NICENESS = 10
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000  # Ray's workers listen on 10,002 to 19,999, Linux gives away 32,768 and more
 _OBJECT_STORE_BYTES = 100_000_000  # of an added node: training puts nothing into it, and all lie in the same memory
 _DEFAULTS = {
@@ -104,7 +103,6 @@ class Node:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise InputError(f"a local Ray did not start: {_last_line(self._log)}")
             time.sleep(0.2)
-        self._step_back()
 
     def processes(self) -> list[psutil.Process]:
         """Return its living processes: workers, and on the head the drivers of submitted jobs too."""
@@ -117,17 +115,6 @@ class Node:
         # given to others before `stop` has waited for the process.
         processes += [p for p in psutil.process_iter() if _session(p) == self._process.pid and p not in processes]
         return [process for process in processes if is_alive(process)]
-
-    def _step_back(self) -> None:
-        """Let Ray's own processes wait while workers of training want the cores that both have.
-
-        Not the raylet, whose niceness the workers would inherit.
-        """
-        for process in self.processes():
-            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
-                if process.name() != "raylet":
-                    for thread in process.threads():  # on Linux, niceness is a thread's
-                        os.setpriority(os.PRIO_PROCESS, thread.id, _NICENESS)
 
     def kill(self) -> None:
         """End all of it at once by SIGKILL, as when a machine loses its power."""

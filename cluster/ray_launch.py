@@ -171,10 +171,21 @@ def launch(work: Callable[[World], None], placement: Placement, name: str) -> No
         raise InputError(f"{lost}; the same command tries again") from lost
 
 
+class _LeanTrainer(TorchTrainer):
+    """Without the process that hands out shards of Ray Data's datasets: here there are none.
+
+    Each process of Ray wakes up a hundred times a second, on cores that the workers may have no others than.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # of the v2 API
+        return [callback for callback in callbacks if type(callback).__name__ != "DatasetsCallback"]
+
+
 def _trainer(worker: Callable[[], None], placement: Placement, name: str, storage: str) -> TorchTrainer:
     environment = ALLOCATOR_ENVIRONMENT | {"OMP_NUM_THREADS": str(placement.num_threads)}
     resources = {"CPU": placement.cpus_per_worker, "GPU": float(placement.gpus_per_worker)}
-    return TorchTrainer(
+    return _LeanTrainer(
         worker,
         torch_config=TorchConfig(backend=process_group_backend("cuda" if placement.gpus_per_worker else "cpu")),
         scaling_config=ScalingConfig(

@@ -1,6 +1,7 @@
 """Ask every node that may hold a worker what it has, before anything starts: `cluster/preflight.py` as Ray tasks."""
 
 import dataclasses
+import json
 import math
 import os
 import sys
@@ -80,7 +81,8 @@ def _judge_stop() -> list[Finding]:
     if int(seconds) >= _LEAST_STOP_SECONDS:
         return []
     cause = f"`ray job stop` gives it {seconds} s to stop at a checkpoint"
-    next_step = f"""submit it with --runtime-env-json '{{"env_vars": {{"RAY_JOB_STOP_WAIT_TIME_S": "{STOP_SECONDS}"}}}}'"""
+    environment = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}})
+    next_step = f"for more submit it with --runtime-env-json '{environment}'"
     return [Finding("warning", "this job", cause, next_step)]
 
 
