@@ -27,6 +27,12 @@ def test_ray_gets_the_placement_and_no_retries(tmp_path, strategy):
     assert trainer.run_config.worker_runtime_env["env_vars"]["OMP_NUM_THREADS"] == "2"
 
 
+def test_no_process_is_started_for_datasets(tmp_path):
+    callbacks = _trainer(lambda: None, Placement(2, 1.0, 0), "run", str(tmp_path))._create_default_callbacks()
+    names = {type(callback).__name__ for callback in callbacks}
+    assert "BackendSetupCallback" in names and "DatasetsCallback" not in names
+
+
 def test_a_gpu_takes_nccl_and_talks_over_gloo(tmp_path):
     trainer = _trainer(lambda: None, Placement(2, 4.0, 1), "run", str(tmp_path))
     assert trainer.scaling_config.resources_per_worker == {"CPU": 4.0, "GPU": 1.0}
