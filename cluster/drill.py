@@ -77,8 +77,9 @@ class Arguments:
         """
         if not self.events:
             raise ValueError("events=(): must be at least one")
-        if min(self.global_batch_size, self.checkpoint_interval) < 1:
-            raise ValueError("global_batch_size and checkpoint_interval: must be at least 1")
+        for field in ("global_batch_size", "checkpoint_interval"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

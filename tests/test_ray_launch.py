@@ -27,6 +27,7 @@ def test_ray_gets_the_placement_and_no_retries(tmp_path, strategy):
     assert trainer.run_config.worker_runtime_env["env_vars"]["OMP_NUM_THREADS"] == "2"
 
 
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # Ray's own, of Ray's own settings
 def test_no_process_is_started_for_datasets(tmp_path):
     callbacks = _trainer(lambda: None, Placement(2, 1.0, 0), "run", str(tmp_path))._create_default_callbacks()
     names = {type(callback).__name__ for callback in callbacks}
