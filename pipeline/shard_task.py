@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import xxhash
@@ -128,6 +129,7 @@ def write_shard(task: ShardTask, source: Source, encoding: EncodingConfig, out: 
     """
     if not (partial / PLAN_JSON).exists():
         raise InputError(f"node {socket.gethostname()} does not see {out}; write to a file system that all nodes share")
+    cv2.setNumThreads(1)  # the processes share the cores already
     rows, rejects, sums = [], [], PixelSums()
     writer = ShardWriter(out, task.name)
     with contextlib.suppress(_NothingStored), writer.open():
