@@ -174,7 +174,7 @@ def launch(work: Callable[[World], None], placement: Placement, name: str) -> No
 class _LeanTrainer(TorchTrainer):
     """Without the process that hands out shards of Ray Data's datasets: here there are none.
 
-    Each process of Ray wakes up a hundred times a second, on cores that the workers may have no others than.
+    An actor of Ray wakes up a hundred times a second, on cores that the workers may have no others than.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
