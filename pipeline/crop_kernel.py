@@ -1,6 +1,6 @@
 """Crop, mirror, normalise and lay out a picture on a CPU, in one vectorised pass: what DALI's `numba_function` runs.
 
-DALI's own `crop_mirror_normalize` takes a picture's values one at a time on a CPU, and several times as long
+DALI's own `crop_mirror_normalize` takes a picture's values one at a time on a CPU, and three times as long
 (docs/decisions/0009-the-second-half-on-the-cpu-is-vectorised.md). The float32 operations are the same in the same
 order, so the bits are too. Numba compiles where it runs, and keeps the result beside this file or in the user's cache;
 what differs from graph to graph is data, so that it compiles once.
