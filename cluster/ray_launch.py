@@ -25,6 +25,7 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from cluster.allocator import ALLOCATOR_ENVIRONMENT
 from cluster.placement import Placement
@@ -151,6 +152,7 @@ class RayLaunch:
             work(World(rank, context.get_world_size(), device, **wants_to_stop))
 
         try:
+            _remove_placement_groups()
             with tempfile.TemporaryDirectory(prefix="alexnet-ray-") as storage:
                 _trainer(worker, placement, name, storage).fit()
         except BaseException as error:
@@ -172,14 +174,34 @@ def launch(work: Callable[[World], None], placement: Placement, name: str) -> No
 
 
 class _LeanTrainer(TorchTrainer):
-    """Without the process that hands out shards of Ray Data's datasets: here there are none.
+    """Without three actors of Ray Train that serve nothing here; see docs/decisions.
 
-    An actor of Ray wakes up a hundred times a second, on cores that the workers may have no others than.
+    They would hand out shards of Ray Data's datasets, remove what a dead controller left (which needs a dashboard; see
+    `_remove_placement_groups`), and ask an autoscaler for room that the supervisor has already found. Each wakes up a
+    hundred times a second, on cores that the workers may have no others than. A Ray whose methods have other names
+    starts them all the same.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
+        superfluous = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # of the v2 API
-        return [callback for callback in callbacks if type(callback).__name__ != "DatasetsCallback"]
+        return [callback for callback in callbacks if type(callback).__name__ not in superfluous]
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        def do_nothing(*_: object) -> None:
+            pass
+
+        if policy := arguments.get("scaling_policy"):
+            policy.after_controller_start = policy._maybe_send_resource_request = do_nothing
+        return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
+
+
+def _remove_placement_groups() -> None:
+    """Remove this driver's placement groups: that of a controller which was killed would keep its CPUs and GPUs."""
+    job_id = ray.get_runtime_context().get_job_id()
+    for group_id, group in placement_group_table().items():
+        if group_id.endswith(job_id) and group["state"] != "REMOVED":  # its last bytes are its job's
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group_id)))
 
 
 def _trainer(worker: Callable[[], None], placement: Placement, name: str, storage: str) -> TorchTrainer:

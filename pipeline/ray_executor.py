@@ -33,6 +33,13 @@ from pipeline.command import InputError, raise_terminated
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# A local Ray does not look for new log files ten times a second, as nobody reads them from it, and keeps no history of
+# tasks, which only a dashboard would show: on a machine of two cores both cost the workers time.
+_LOCAL_DEFAULTS = {
+    "LOG_NAME_UPDATE_INTERVAL_S": "60",
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "RAY_task_events_report_interval_ms": "0",
+}
 _TASKS_PER_CPU = 2  # in flight where no number is asked for: one runs, one waits
 _FINISH_SECONDS = 5.0  # that tasks under way get when one has failed; Ray ends them when this process leaves
 _CONNECT_SECONDS = 10.0
@@ -51,6 +58,8 @@ def ray_session(address: str) -> Iterator[None]:
     """
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     cluster = os.environ.get("RAY_ADDRESS", "") if address == "auto" else ""
+    if address == "local":
+        os.environ.update(_LOCAL_DEFAULTS | os.environ)
     try:
         host, _, port = cluster.removeprefix("ray://").rpartition(":")
         if host:  # a dead address is told here at once; Ray would try for minutes

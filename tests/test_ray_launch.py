@@ -28,10 +28,10 @@ def test_ray_gets_the_placement_and_no_retries(tmp_path, strategy):
 
 
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # Ray's own, of Ray's own settings
-def test_no_process_is_started_for_datasets(tmp_path):
+def test_no_actor_is_started_that_serves_nothing(tmp_path):
     callbacks = _trainer(lambda: None, Placement(2, 1.0, 0), "run", str(tmp_path))._create_default_callbacks()
     names = {type(callback).__name__ for callback in callbacks}
-    assert "BackendSetupCallback" in names and "DatasetsCallback" not in names
+    assert "BackendSetupCallback" in names and not names & {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
 
 def test_a_gpu_takes_nccl_and_talks_over_gloo(tmp_path):
