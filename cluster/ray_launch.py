@@ -149,6 +149,8 @@ class RayLaunch:
             _end_with_parent()
             context = ray.train.get_context()
             rank, device = context.get_world_rank(), torch.device(get_device())
+            if rank == 0:
+                _end_synchronization_actor()
             wants_to_stop = {} if stop_request is None or rank else {"wants_to_stop": stop_request.is_made}
             work(World(rank, context.get_world_size(), device, **wants_to_stop))
 
@@ -195,6 +197,14 @@ class _LeanTrainer(TorchTrainer):
         if policy := arguments.get("scaling_policy"):  # a part of the controller
             policy.after_controller_start, policy._maybe_send_resource_request = after_start, lambda: None
         return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
+
+
+def _end_synchronization_actor() -> None:
+    """End, from a worker, the actor through which workers agree on what they report to Ray Train: nothing here."""
+    with contextlib.suppress(ImportError, AttributeError):  # another Ray than 2.60 may have other names inside
+        from ray.train.v2._internal.execution.context import get_train_context
+
+        ray.kill(get_train_context().execution_context.synchronization_actor)
 
 
 def _remove_placement_groups() -> None:

@@ -33,10 +33,11 @@ from pipeline.command import InputError, raise_terminated
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-# A local Ray does not look for new log files ten times a second, as nobody reads them from it, and keeps no history of
-# tasks, which only a dashboard would show: on a machine of two cores both cost the workers time.
+# A local Ray does not look for new log files ten times a second, as nobody reads them from it, nor keep a history of
+# tasks and of its node's load, which only a dashboard would show: on two cores this costs the workers time.
 _LOCAL_DEFAULTS = {
     "LOG_NAME_UPDATE_INTERVAL_S": "60",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
     "RAY_task_events_report_interval_ms": "0",
 }
