@@ -204,7 +204,8 @@ def _end_synchronization_actor() -> None:
     with contextlib.suppress(ImportError, AttributeError):  # another Ray than 2.60 may have other names inside
         from ray.train.v2._internal.execution.context import get_train_context
 
-        ray.kill(get_train_context().execution_context.synchronization_actor)
+        actor: Any = get_train_context().execution_context.synchronization_actor
+        ray.kill(actor)
 
 
 def _remove_placement_groups() -> None:
