@@ -209,7 +209,7 @@ def _end_synchronization_actor() -> None:
 
 
 def _remove_placement_groups() -> None:
-    """Remove this driver's placement groups: that of a controller which was killed would keep its CPUs and GPUs."""
+    """Remove this driver's placement groups, of earlier launches: a killed controller's would keep CPUs and GPUs."""
     job_id = ray.get_runtime_context().get_job_id()
     for group_id, group in placement_group_table().items():
         if group_id.endswith(job_id) and group["state"] != "REMOVED":  # its last bytes are its job's

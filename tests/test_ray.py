@@ -160,6 +160,7 @@ def test_a_run_goes_on_without_a_killed_actor_and_consumes_each_sample_once(raw_
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
     assert re.search(r"a worker was lost \(.+\); going on from step \d+", output)
+    assert psutil.wait_procs(list(actors.values()), timeout=10)[1] == []
     run = RunFolder.open(tmp_path / "run")
     (resume,) = entries(run, "resume")
     assert resume["step"] >= 5 and resume["num_rolled_back"] < 20

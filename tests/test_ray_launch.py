@@ -1,9 +1,15 @@
 """What is asked of Ray Train, and how its failures are told apart; no Ray is started."""
 
+import atexit
+import os
+
 import pytest
 import ray
-from ray.train import ControllerError, WorkerGroupError
+from ray import cloudpickle
+from ray.train import ControllerError, ScalingConfig, WorkerGroupError
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
 from cluster import ray_launch
 from cluster.placement import Placement
@@ -32,6 +38,18 @@ def test_no_actor_is_started_that_serves_nothing(tmp_path):
     callbacks = _trainer(lambda: None, Placement(2, 1.0, 0), "run", str(tmp_path))._create_default_callbacks()
     names = {type(callback).__name__ for callback in callbacks}
     assert "BackendSetupCallback" in names and not names & {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+
+
+def test_the_controller_asks_no_autoscaler_and_does_not_linger(tmp_path, monkeypatch):
+    given, at_exit = {}, []
+    monkeypatch.setattr(TorchTrainer, "_initialize_and_run_controller", lambda _, **arguments: given.update(arguments))
+    monkeypatch.setattr(atexit, "register", lambda *call: at_exit.append(call))
+    trainer = _trainer(lambda: None, Placement(2, 1.0, 0), "run", str(tmp_path))
+    trainer._initialize_and_run_controller(scaling_policy=FixedScalingPolicy(ScalingConfig(num_workers=2)))
+    policy = cloudpickle.loads(cloudpickle.dumps(given["scaling_policy"]))  # as it comes to the controller
+    policy.after_controller_start(None)
+    assert at_exit == [(os._exit, 0)]
+    assert policy.make_decision_for_non_running_worker_group().num_workers == 2  # and needs no coordinator
 
 
 def test_a_gpu_takes_nccl_and_talks_over_gloo(tmp_path):
