@@ -112,7 +112,7 @@ def _launch(run: RunFolder, cluster: Cluster, place: Place, placement: Placement
     growth = _Growth(cluster, place, placement.num_workers)
     try:
         while not launch.wait(_POLL_SECONDS):
-            if not run.stop_request.is_made() and growth.is_due() and _size(run) > metrics_size:
+            if not run.stop_request.is_made() and growth.is_due(has_begun=_size(run) > metrics_size):
                 log.write("resize", num_workers=growth.num_workers)
                 _say(f"the cluster holds {growth.num_workers} workers now: stopping at a checkpoint to take them in")
                 run.stop_request.make()
@@ -143,8 +143,12 @@ class _Growth:
         self._cluster, self._place, self.num_workers = cluster, place, num_workers
         self._since: float | None = None
 
-    def is_due(self) -> bool:
-        """Return whether more workers fit, for long enough, on nodes that are fit for the run."""
+    def is_due(self, has_begun: bool) -> bool:
+        """Return whether more workers fit, for long enough, on nodes that are fit for the run.
+
+        Args:
+            has_begun: Whether the launch's workers have; before, they can't stop at a checkpoint.
+        """
         try:
             placement = self._place(self._cluster.nodes())
         except InputError:  # it holds less than the least
@@ -155,7 +159,7 @@ class _Growth:
             return False
         now = time.monotonic()
         self._since = now if self._since is None else self._since
-        if now - self._since < _SETTLE_SECONDS:
+        if now - self._since < _SETTLE_SECONDS or not has_begun:
             return False
         self.num_workers, self._since = placement.num_workers, None  # a number that was refused is not tried again
         try:

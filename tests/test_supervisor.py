@@ -130,6 +130,12 @@ def test_a_run_does_not_grow_before_its_workers_have_begun(run):
     assert "resize" not in events(run)
 
 
+def test_a_node_that_joins_before_the_workers_have_begun_is_taken_in_afterwards(run):
+    nothing_yet = [gains_a_node, *[lambda cluster: False] * 20]
+    cluster = FakeCluster(run, [[*nothing_yet, goes_on, goes_on, stops_if_asked], [finishes]], num_nodes=1)
+    assert supervised(run, cluster) == [1, 2]
+
+
 def test_a_run_of_a_fixed_number_waits_for_a_replacement(run, monkeypatch):
     cluster = FakeCluster(run, [[reaches(4), loses_a_node], [finishes]])
     monkeypatch.setattr(supervisor.time, "sleep", lambda seconds: gains_a_node(cluster))
