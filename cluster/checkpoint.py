@@ -34,6 +34,8 @@ class CheckpointStore:
     def save(self, state: dict[str, Any], step: int, is_best: bool = False) -> None:
         """Write a checkpoint, and remove those that are too old.
 
+        One of this step that is there already stays as it is: a kill while it is replaced could cost the only one.
+
         Args:
             state: To write.
             step: Of it.
@@ -47,6 +49,8 @@ class CheckpointStore:
         kinds: tuple[Kind, ...] = ("best", "step") if is_best else ("step",)
         for kind in kinds:
             name = _name(kind, step)
+            if kind == "step" and name in self._names("step"):
+                continue
             with atomic_file(self._folder / f"{name}.pt") as file:
                 file.write(content)
             write_json(self._folder / f"{name}.json", {"step": step, "num_bytes": len(content), "sha256": digest})

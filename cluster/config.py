@@ -11,12 +11,14 @@ from pipeline.augmentation import AugmentationConfig
 from pipeline.shard_reader import OnBadSample
 from pipeline.stream_order import StreamConfig
 
-Precision = Literal["float32", "bfloat16", "float64"]
+Precision = Literal["auto", "float32", "bfloat16", "float64"]
+# Fields that may change at a resume: how a run is operated, not what it computes.
+_OPERATION = ("stuck_after_epochs", "checkpoint_interval", "num_checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """A recipe: everything that decides the numbers of a run, and nothing about where it runs.
+    """A recipe: everything that decides the numbers of a run, little about its operation, nothing about where it runs.
 
     Attributes:
         name: Of the recipe.
@@ -31,7 +33,8 @@ class TrainingConfig:
             alone. Nothing is learnt.
         global_batch_size: Samples of a step over all workers.
         num_epochs: Length of the run; may be a fraction.
-        precision: `float32`, `bfloat16` (autocast; weights stay float32) or `float64`.
+        precision: `float32`, `bfloat16` (autocast; weights stay float32), `float64`, or `auto`: bfloat16 where all
+            devices of the run compute in it natively, else float32. It is resolved as a run begins, and recorded so.
         stuck_after_epochs: A run whose loss after so many epochs is still that of a guess, to within 1 %, is stopped;
             at least 1.
         seed: Of weights, order, augmentation and dropout.
@@ -53,7 +56,7 @@ class TrainingConfig:
     synthetic_data: bool = False
     global_batch_size: int
     num_epochs: float
-    precision: Precision = "float32"
+    precision: Precision = "auto"
     stuck_after_epochs: float = 1.0
     seed: int = 0
     early_stop_patience: int | None = None
@@ -103,6 +106,18 @@ class TrainingConfig:
     def evaluation_interval(self, num_samples: int) -> int:
         """Return the steps between two evaluations."""
         return max(1, round(num_samples / self.global_batch_size / self.evaluations_per_epoch))
+
+    def identity(self) -> "TrainingConfig":
+        """Return the recipe with what may change at a resume at its default: equal ones compute the same numbers.
+
+        How often `val` is read belongs to the identity only where the rate or the end depends on it.
+        """
+        operation = list(_OPERATION)
+        if self.optimizer.schedule != "plateau" and self.early_stop_patience is None:
+            operation.append("evaluations_per_epoch")
+        fields = dataclasses.fields(self)
+        defaults: dict[str, Any] = {field.name: field.default for field in fields if field.name in operation}
+        return dataclasses.replace(self, **defaults)
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON values."""

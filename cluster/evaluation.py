@@ -5,6 +5,7 @@ Every worker fills the rows of its own samples, the sum over the workers joins t
 workers there were, but for what a sample's own logits do: kernels may round them otherwise in a batch of another size.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,10 +16,11 @@ from torch import nn
 from cluster.config import TrainingConfig
 from cluster.precision import forward_context, input_dtype
 from cluster.run_folder import RunFolder
+from cluster.stopping import StopAgreement
 from cluster.world import World
 from model.metrics import NO_RANK, label_ranks
 from pipeline.dataset import Dataset
-from pipeline.loader import EvalLoader
+from pipeline.loader import Batch, EvalLoader
 
 Crops = Literal["centre", "ten"]
 NUM_CROPS: dict[Crops, int] = {"centre": 1, "ten": 10}
@@ -62,8 +64,14 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module, dataset: Dataset, split: str, world: World, run: RunFolder, crops: Crops = "centre"
-) -> Evaluation:
+    model: nn.Module,
+    dataset: Dataset,
+    split: str,
+    world: World,
+    run: RunFolder,
+    crops: Crops = "centre",
+    stop: StopAgreement | None = None,
+) -> Evaluation | None:
     """Evaluate a model on a split; all workers call it and get the same result.
 
     Args:
@@ -73,15 +81,19 @@ def evaluate(
         world: Of this worker.
         run: Of the model: its recipe's crop, normalisation and precision, and its training set's colours.
         crops: `ten` averages the softmax over the ten crops of the 2012 paper (section 4.1).
+        stop: By which workers agree to stop; None: they don't.
+
+    Returns:
+        The evaluation, or None where the workers were asked to stop before its end.
 
     Raises:
         RuntimeError: A sample of the manifest was not evaluated exactly once.
     """
-    config = run.config
+    config, batch_size = run.config, BATCH_SIZE // NUM_CROPS[crops]
     loader = EvalLoader(
         dataset,
         split,
-        batch_size=BATCH_SIZE // NUM_CROPS[crops],
+        batch_size=batch_size,
         rank=world.rank,
         world_size=world.world_size,
         augmentation=config.augmentation,
@@ -94,19 +106,33 @@ def evaluate(
     rows = torch.zeros(dataset.num_samples(split), 6, dtype=torch.float64)
     was_training = model.training
     model.eval()
-    for batch in loader:
-        scores = log_probabilities(model, batch.images, config, world.device)
-        best, predicted = scores.max(dim=1)
-        losses, ranks = -scores.gather(1, batch.labels[:, None])[:, 0], label_ranks(scores, batch.labels)
-        columns = (torch.ones_like(best), batch.labels, predicted, best.exp(), ranks, losses)
-        rows.index_add_(0, batch.sample_ids, torch.stack([column.double() for column in columns], dim=1).cpu())
+    # A worker may have a sample, and so a batch, less than another; all agree equally often.
+    num_batches = math.ceil(math.ceil(dataset.num_samples(split) / world.world_size) / batch_size)
+    is_stopped = False
+    for _ in range(num_batches):
+        if stop is not None:
+            stop.ask()
+        if (batch := next(loader, None)) is not None:
+            _fill(rows, batch, log_probabilities(model, batch.images, config, world.device))
+        if is_stopped := stop is not None and stop.is_reached():
+            break
     loader.close()
     model.train(was_training)
+    if is_stopped:
+        return None
     times_seen, labels, predicted, probabilities, ranks, losses = world.sum(rows).numpy().T
     if not (times_seen == 1).all():
         raise RuntimeError(f"{int((times_seen != 1).sum())} samples of {split} were not evaluated exactly once")
     labels, predicted, ranks = (column.astype(np.int64) for column in (labels, predicted, ranks))
     return Evaluation(split, labels, predicted, probabilities, ranks, losses)
+
+
+def _fill(rows: torch.Tensor, batch: Batch, scores: torch.Tensor) -> None:
+    """Fill the rows of a batch's samples from the logarithms of their classes' probabilities."""
+    best, predicted = scores.max(dim=1)
+    losses, ranks = -scores.gather(1, batch.labels[:, None])[:, 0], label_ranks(scores, batch.labels)
+    columns = (torch.ones_like(best), batch.labels, predicted, best.exp(), ranks, losses)
+    rows.index_add_(0, batch.sample_ids, torch.stack([column.double() for column in columns], dim=1).cpu())
 
 
 def log_probabilities(

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from cluster.config import Precision
 from cluster.evaluation import Crops, Evaluation, evaluate
 from cluster.run_folder import RunFolder
 from cluster.trained_model import load_model
@@ -53,7 +54,15 @@ PREDICTIONS_SCHEMA = pa.schema(
 )
 
 
-def evaluate_run(dataset_path: Path, run_path: Path, split: str, crops: Crops, out: Path, world: World) -> None:
+def evaluate_run(
+    dataset_path: Path,
+    run_path: Path,
+    split: str,
+    crops: Crops,
+    out: Path,
+    world: World,
+    precision: Precision | None = None,
+) -> None:
     """Evaluate a run's model; every worker calls this, the first one writes the files.
 
     Args:
@@ -63,21 +72,25 @@ def evaluate_run(dataset_path: Path, run_path: Path, split: str, crops: Crops, o
         crops: See `cluster.evaluation`.
         out: Folder of the files.
         world: Of this worker.
+        precision: To compute in, where another one than the run's fits the workers.
 
     Raises:
         InputError: There is no checkpoint, the workers see different ones, or the model gives no numbers.
     """
     torch.set_num_threads(world.num_threads)
     dataset, run = Dataset.open(dataset_path), RunFolder.open(run_path)
+    run = run if precision is None else run.in_precision(precision)
     model, step = load_model(run, world.device)
     if not world.agrees(step):
         raise InputError(f"the workers see different checkpoints in {run.path}; is it a shared folder, still training?")
     evaluation = evaluate(model, dataset, split, world, run, crops)
+    assert evaluation is not None  # nobody asks these workers to stop
     num_broken = int((~np.isfinite(evaluation.losses_N)).sum())
     if num_broken:
         raise InputError(f"the model of {run.path} gives no number for {num_broken} samples: its training diverged")
     if world.is_first:
-        document = {"crops": crops, "step": step, "recipe": run.config.name, "dataset_sha256": dataset.sha256}
+        document = {"crops": crops, "step": step, "recipe": run.config.name, "precision": run.config.precision}
+        document["dataset_sha256"] = dataset.sha256
         write_evaluation(out, evaluation, dataset, document)
 
 

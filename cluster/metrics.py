@@ -22,6 +22,8 @@ from types import TracebackType
 from typing import Any
 
 _POLL_SECONDS = 0.2
+_LINES_BEFORE_ADVICE = 4  # of steps since a start: by then some ten steps have been made, and the pace is known
+_LONG_SECONDS = 600.0
 
 
 def format_line(entry: dict[str, Any], total_steps: int) -> str | None:
@@ -51,11 +53,19 @@ def format_line(entry: dict[str, Any], total_steps: int) -> str | None:
 
 
 class Follower:
-    """Prints a growing log's new entries from a thread, while the block runs."""
+    """Prints a growing log's new entries from a thread, while the block runs.
 
-    def __init__(self, path: Path, total_steps: int) -> None:
-        """Take the log and the run's length; entries that are there already are not shown."""
-        self._path, self._total_steps = path, total_steps
+    After the first steps it says how long the run will take, if that is more than ten minutes.
+
+    Args:
+        path: Of the log; entries that are there already are not shown.
+        total_steps: The run's length.
+        advice: What would shorten a run that takes long.
+    """
+
+    def __init__(self, path: Path, total_steps: int, advice: str = "") -> None:
+        self._path, self._total_steps, self._advice = path, total_steps, advice
+        self._num_step_lines = 0
         self._position = path.stat().st_size if path.exists() else 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -88,9 +98,19 @@ class Follower:
         self._position += len(whole)
         for line in whole.splitlines():
             try:
-                text = format_line(json.loads(line), self._total_steps)
+                entry = json.loads(line)
             except ValueError:
                 continue  # torn by a kill
-            if text:
-                sys.stdout.write(text + "\n")
+            for text in (format_line(entry, self._total_steps), self._expected_time(entry)):
+                if text:
+                    sys.stdout.write(text + "\n")
         sys.stdout.flush()
+
+    def _expected_time(self, entry: dict[str, Any]) -> str | None:
+        """Return, once, a line that says how long the run will take, if that is long."""
+        self._num_step_lines += entry["kind"] == "step"
+        is_time = entry["kind"] == "step" and self._num_step_lines == _LINES_BEFORE_ADVICE
+        if not is_time or entry["eta_seconds"] <= _LONG_SECONDS:
+            return None
+        expected = datetime.timedelta(seconds=round(entry["eta_seconds"]))
+        return f"at this pace the run will take {expected} to its end{self._advice and '; shorter with '}{self._advice}"

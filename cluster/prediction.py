@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from cluster.evaluation import BATCH_SIZE, NUM_CROPS, Crops, log_probabilities
+from cluster.precision import fitting_precision_here
 from cluster.run_folder import RunFolder
 from cluster.trained_model import load_model
 from pipeline.command import InputError
@@ -36,11 +37,13 @@ class Prediction:
 def predict(paths: Sequence[Path], run: RunFolder, crops: Crops, device: torch.device) -> Iterator[Prediction]:
     """Yield a prediction for each picture file, in their order.
 
+    The model computes in the run's precision, or in float32, which is then said, where this device would emulate that.
     Of equal probabilities the lower class index ranks first.
 
     Raises:
         InputError: The run has no checkpoint, or a file is no picture.
     """
+    run = run.in_precision(fitting_precision_here(run.config.precision, device))
     model, _ = load_model(run, device)
     classes_by_folder = _classes_by_folder(run.wnids, run.class_names)
     batch_size, encoding = BATCH_SIZE // NUM_CROPS[crops], run.encoding

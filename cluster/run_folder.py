@@ -1,4 +1,4 @@
-"""A run's folder is its identity: the same command resumes it, another recipe is refused.
+"""A run's folder is its identity: the same command resumes it, a recipe that computes something else is refused.
 
 RUN/
   mean_image.npy    mean picture of the training set, where the recipe subtracts it
@@ -15,6 +15,8 @@ RUN/
 So a run's model can be given new pictures without its dataset.
 """
 
+import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -26,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from cluster.checkpoint import CheckpointStore
-from cluster.config import TrainingConfig
+from cluster.config import Precision, TrainingConfig
 from cluster.json_log import JsonLog
 from cluster.ledger_files import Ledger
 from cluster.stopping import StopRequest
@@ -39,6 +41,7 @@ from pipeline.manifest import COLOR_JSON
 
 _CONFIG_JSON = "config.json"
 _MEAN_IMAGE = "mean_image.npy"
+_FORMAT_VERSION = 2  # of config.json; 1 had no number
 _LAUNCHES = "launches.jsonl"
 _DISTRIBUTIONS = ("alexnet-at-scale", "torch", "ray", "numpy", "pyarrow")
 
@@ -59,8 +62,14 @@ class RunFolder:
             InputError: It was written by another version.
         """
         self.path, self.document = path, document
+        version = document.get("format_version", 1)
+        if version > _FORMAT_VERSION:
+            raise InputError(
+                f"{path / _CONFIG_JSON} has format version {version}, this program reads up to {_FORMAT_VERSION}; "
+                "update this program, or choose another run folder"
+            )
         try:
-            self.config = TrainingConfig.from_json(document["recipe"])
+            self.config = TrainingConfig.from_json(document["recipe"])  # a field that is absent has its default
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
                 f"{path / _CONFIG_JSON} does not hold a recipe of this version ({error}); choose another run folder"
@@ -98,13 +107,22 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: TrainingConfig, dataset: Dataset) -> "RunFolder":
-        """Begin a run: write its `config.json`."""
+        """Begin a run: write its `config.json`.
+
+        Args:
+            path: Of the folder; created if needed.
+            config: The recipe, its precision resolved.
+            dataset: To train on.
+        """
+        if config.precision == "auto":
+            raise ValueError("precision='auto': must be resolved before a run begins")
         document = {
+            "format_version": _FORMAT_VERSION,
             "recipe": config.to_json(),
             "dataset": _describe(dataset),
             "color": json.loads((dataset.path / COLOR_JSON).read_text()),
             "versions": _versions(),
-            "git_commit": _git_commit(),
+            **_checkout(),
         }
         if config.augmentation.subtract == "mean_image":
             with atomic_file(path / _MEAN_IMAGE) as file:
@@ -193,6 +211,28 @@ class RunFolder:
         """Mark the run as finished."""
         write_json(self.path / "result.json", result)
 
+    def operate_as(self, config: TrainingConfig) -> dict[str, list[Any]]:
+        """Take over how the run is operated from now on, where a recipe asks for another way than is recorded.
+
+        Args:
+            config: Of the same identity.
+
+        Returns:
+            Field -> its value before and now, of those that changed.
+        """
+        config = self._of_this_precision(config)
+        changes = {name: list(values) for name, values in _differences(self.config, config).items()}
+        if changes:
+            document = self.document | {"format_version": _FORMAT_VERSION, "recipe": config.to_json()}
+            write_json(self.path / _CONFIG_JSON, document)
+            self.document, self.config = document, config
+        return changes
+
+    def in_precision(self, precision: Precision) -> "RunFolder":
+        """Return the run as one that computes in another precision; nothing is written."""
+        recipe = self.document["recipe"] | {"precision": precision}
+        return RunFolder(self.path, self.document | {"recipe": recipe})
+
     def check_classes(self, dataset: Dataset) -> None:
         """Check that a dataset has the classes that this run was trained for.
 
@@ -208,10 +248,9 @@ class RunFolder:
             )
 
     def _check_same(self, config: TrainingConfig, dataset: Dataset) -> None:
-        before, now = _flatten(self.document["recipe"]), _flatten(json.loads(json.dumps(config.to_json())))
-        changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        changed = _differences(self.config.identity(), self._of_this_precision(config).identity())
         if changed:
-            shown = ", ".join(f"{name} {before.get(name)} -> {now.get(name)}" for name in changed[:3])
+            shown = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in list(changed.items())[:3])
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise InputError(f"{self.path} holds a run of another recipe ({shown}{more}); choose another --run")
         self.check_classes(dataset)
@@ -219,6 +258,10 @@ class RunFolder:
             raise InputError(
                 f"{self.path} holds a run on another dataset ({self.document['dataset']['path']}); choose another --run"
             )
+
+    def _of_this_precision(self, config: TrainingConfig) -> TrainingConfig:
+        """Return a recipe with the precision that this run has, where it leaves the choice."""
+        return dataclasses.replace(config, precision=self.config.precision) if config.precision == "auto" else config
 
 
 def open_launches(path: Path) -> JsonLog:
@@ -259,6 +302,12 @@ def _describe(dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def _differences(before: TrainingConfig, now: TrainingConfig) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted names of fields that differ, in their order, with both values."""
+    first, second = _flatten(before.to_json()), _flatten(now.to_json())
+    return {name: (first[name], second[name]) for name in first if first[name] != second[name]}
+
+
 def _flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in document.items():
@@ -268,17 +317,28 @@ def _flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    versions |= {name: importlib.metadata.version(name) for name in _DISTRIBUTIONS}
+    for name in _DISTRIBUTIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # run from a checkout, or without Ray
+            versions[name] = importlib.metadata.version(name)
     dali = [d for d in importlib.metadata.distributions() if (d.name or "").startswith("nvidia-dali-cuda")]
     return versions | {d.name: d.version for d in dali}
 
 
-def _git_commit() -> str | None:
-    """Return the checkout's commit, or None where the code runs from elsewhere (an upload, an installed package)."""
+def _checkout() -> dict[str, Any]:
+    """Return the checkout's commit and whether files that git tracks had changes since.
+
+    Both are None where the code runs from elsewhere (an upload, an installed package).
+    """
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": commit or None, "git_has_changes": bool(changes) if commit else None}
+
+
+def _git(*arguments: str) -> str:
+    """Return what git says of the checkout, or nothing where there is none."""
     try:
         answer = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
         )
     except OSError:
-        return None
-    return answer.stdout.strip() or None
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""

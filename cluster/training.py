@@ -138,6 +138,7 @@ class Trainer:
         self._step = 0
         self._best_top1: float | None = None
         self._num_evaluations_since_best = 0
+        self._is_evaluation_due = False
         self._log = JsonLog(run.metrics_path, lock_seconds) if world.is_first else None
         self._ledger = run.ledger if world.is_first else None
         self._checkpoints = CheckpointWriter(run.checkpoints)
@@ -152,20 +153,20 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the end, or until the workers are asked to stop; log, evaluate and checkpoint on the way."""
-        while not self._is_last():
-            self._stop.ask()
-            self._train_step(next(self._loader))
-            if self._is_last() or self._is_line_due():
-                self._write_line()
-            is_best = (self._is_last() or self._step % self._evaluation_interval == 0) and self._evaluate()
-            is_stopped = self._stop.is_reached()  # after this step; which may be the last one by now
+        while not self._is_finished():
+            is_stopped = not self._is_evaluation_due and self._advance()
+            is_best = False
+            if self._is_evaluation_due and not is_stopped:
+                is_best = self._evaluate()
+                is_stopped = self._is_evaluation_due  # nothing but a stop leaves it undone
             # The best one is always the latest too: what is restored is never older than the best that is kept.
-            if self._is_last() or is_stopped or is_best or self._step % self._config.steps_between_checkpoints == 0:
+            is_due = self._step % self._config.steps_between_checkpoints == 0
+            if self._is_last() or is_stopped or is_best or is_due:
                 self._save_checkpoint(is_best)
             if is_stopped:
                 break
         self._checkpoints.wait()
-        if self._world.is_first and self._is_last():
+        if self._world.is_first and self._is_finished():
             self._run.finish({"num_steps": self._step, "best_val_top1": self._best_top1})
         elif self._log is not None:
             self._log.write("stop", step=self._step)
@@ -181,6 +182,19 @@ class Trainer:
         patience = self._config.early_stop_patience
         is_early = patience is not None and self._num_evaluations_since_best >= patience
         return self._step == self._total_steps or self._plateau.is_over or is_early
+
+    def _is_finished(self) -> bool:
+        return self._is_last() and not self._is_evaluation_due
+
+    def _advance(self) -> bool:
+        """Make a step and log it; return whether the workers were asked to stop after it."""
+        self._stop.ask()
+        self._train_step(next(self._loader))
+        if self._is_last() or self._is_line_due():
+            self._write_line()
+        if "val" in self._dataset.splits:
+            self._is_evaluation_due = self._is_last() or self._step % self._evaluation_interval == 0
+        return self._stop.is_reached()
 
     def _is_line_due(self) -> bool:
         return self._step - self._first_step in _FIRST_LINES or self._step % _LINE_INTERVAL == 0
@@ -251,11 +265,15 @@ class Trainer:
         self._steps.write_line(self._step, self._optimizer.param_groups[0]["lr"])
 
     def _evaluate(self) -> bool:
-        """Evaluate on `val`; return whether the model is the best so far."""
-        if "val" not in self._dataset.splits:
-            return False
+        """Evaluate on `val`; return whether the model is the best so far.
+
+        If the workers are asked to stop meanwhile, nothing of it is noted and it stays due.
+        """
         began = time.perf_counter()
-        result = evaluate(self._model, self._dataset, "val", self._world, self._run).summary()
+        evaluation = evaluate(self._model, self._dataset, "val", self._world, self._run, stop=self._stop)
+        if evaluation is None:
+            return False
+        self._is_evaluation_due, result = False, evaluation.summary()
         if self._log is not None:
             self._log.write("evaluation", step=self._step, **result)
         is_best = self._best_top1 is None or result["top1"] > self._best_top1
@@ -276,6 +294,7 @@ class Trainer:
             "samples_seen": self._step * self._config.global_batch_size,
             "best_top1": self._best_top1,
             "num_evaluations_since_best": self._num_evaluations_since_best,
+            "is_evaluation_due": self._is_evaluation_due,
             "plateau": self._plateau.state_dict(),
         }
 
@@ -305,6 +324,7 @@ class Trainer:
             self._plateau.load_state_dict(state["plateau"])
             self._step, self._best_top1 = state["step"], state["best_top1"]
             self._num_evaluations_since_best = state["num_evaluations_since_best"]
+            self._is_evaluation_due = state.get("is_evaluation_due", False)  # absent before there was one
         if self._log is None or self._ledger is None:
             return
         self._run.checkpoints.remove_leftovers(step)

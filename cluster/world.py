@@ -47,8 +47,15 @@ class World:
 
     @property
     def num_threads(self) -> int:
-        """Threads that this worker may use; the launcher says so by OMP_NUM_THREADS."""
-        return int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0))
+        """Threads that this worker may use: OMP_NUM_THREADS, else its share of the cores that the node's workers may.
+
+        torchrun sets OMP_NUM_THREADS=1 for several workers where the user has set nothing, so 1 says nothing there.
+        """
+        num_workers = int(os.environ["LOCAL_WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+        stated = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # may be a list, for nested regions
+        if stated.isdigit() and int(stated) > (num_workers > 1):
+            return int(stated)
+        return max(1, len(os.sched_getaffinity(0)) // num_workers)
 
     def loader_config(
         self, decode: Decode | None, on_bad_sample: OnBadSample = "error", group_size: int = 1

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_NEEDED = ("torch", "ray", "pyarrow", "tyro", "xxhash", "matplotlib", "nvidia.dali")
+_NEEDED = ("torch", "pyarrow", "tyro", "xxhash", "matplotlib", "nvidia.dali")
+RAY = ("ray",)  # needed by those launchers alone that use it
 
 
 def check_interpreter(needed: Sequence[str] = _NEEDED) -> None:

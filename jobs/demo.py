@@ -22,6 +22,7 @@ from pipeline import embedded
 from pipeline.command import InputError, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
+_RECIPE = "synthetic_demo"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,20 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with _ray() as address:
         # Ctrl-C in `ray job submit` only detaches: the job is given a name to be stopped by.
         with _stopped_on_interrupt(address, run.name):
-            _run(
-                *("ray", "job", "submit", "--address", address, "--submission-id", run.name, "--working-dir", "."),
-                *(
-                    "--",
-                    "python",
-                    "jobs/train.py",
-                    "--data",
-                    str(data),
-                    "--run",
-                    str(run),
-                    "--workers",
-                    str(arguments.workers),
-                ),
-            )
+            submit = ("ray", "job", "submit", "--address", address, "--submission-id", run.name, "--working-dir", ".")
+            train = ("python", "jobs/train.py", "--data", str(data), "--run", str(run), "--recipe", _RECIPE)
+            _run(*submit, "--", *train, "--workers", str(arguments.workers))
     output = _run("python", "jobs/evaluate.py", "--data", str(data), "--run", str(run))
     sys.stdout.write(
         f"\nfrom archives to a trained AlexNet in {time.monotonic() - began:.0f} s: {output.splitlines()[-1]}\n"

@@ -14,9 +14,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from jobs.bootstrap import check_interpreter
+    from jobs import bootstrap
 
-    check_interpreter()
+    bootstrap.check_interpreter()
     from cluster.allocator import restart_with_tuned_allocator
 
     restart_with_tuned_allocator()
@@ -30,11 +30,13 @@ import tyro
 
 from cluster.evaluation import Crops
 from cluster.evaluation_files import evaluate_run, read_evaluation
+from cluster.precision import fitting_precision_here
 from cluster.preflight import Requirements
 from cluster.run_folder import RunFolder
 from cluster.trained_model import default_device
 from cluster.training import check_images_fit
 from cluster.world import World
+from jobs.bootstrap import RAY, check_interpreter
 from pipeline import embedded
 from pipeline.command import InputError, run_command
 from pipeline.dataset import Dataset
@@ -79,16 +81,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset.num_samples(split)  # refuses a split that is not there
     out = shared_path(arguments.out or run.evaluations_path / f"{split}-{arguments.crops}", "--out")
     _check_out(out)
-    work = functools.partial(evaluate_run, data, run.path, split, arguments.crops, out)
     if arguments.workers == 1:
-        work(World(0, 1, default_device()))
+        device = default_device()
+        precision = fitting_precision_here(run.config.precision, device)
+        evaluate_run(data, run.path, split, arguments.crops, out, World(0, 1, device), precision)
     else:
-        _launch(
-            work,
-            arguments,
-            run,
-            Requirements(dataset_path=data, dataset_sha256=dataset.sha256, folder=out, option="--out"),
-        )
+        requirements = Requirements(dataset_path=data, dataset_sha256=dataset.sha256, folder=out, option="--out")
+        work = functools.partial(evaluate_run, data, run.path, split, arguments.crops, out)
+        _launch(work, arguments, run, requirements)
     result, classes = read_evaluation(out)
     sys.stdout.write(
         f"{run.config.name} ({run.config.model.name}) after step {result['step']}, on {split} of {data}, "
@@ -108,8 +108,9 @@ def _check_out(out: Path) -> None:
 
 
 def _launch(work: Callable[[World], None], arguments: Arguments, run: RunFolder, requirements: Requirements) -> None:
+    check_interpreter(RAY)  # here: one worker alone needs no Ray
     from cluster.placement import WorkerRange, place_workers
-    from cluster.ray_launch import alive_nodes, launch, training_session  # here: one worker alone needs no Ray
+    from cluster.ray_launch import alive_nodes, launch, training_session
     from cluster.ray_preflight import check_nodes
 
     with training_session() as is_local:

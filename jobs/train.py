@@ -7,7 +7,7 @@
 On Ray a run goes on when workers or nodes are lost; with `2:8` it takes as many workers as the cluster holds at the
 moment, at least 2. Under torchrun, or with `--launcher alone`, Ray is not used. The run folder is the run's identity:
 the same command goes on where a run stopped. Fields of the recipe are overridden by their dotted names, e.g.
-`--optimizer.learning-rate 0.02`. Without --data and --run: the demo recipe on the embedded default.
+`--optimizer.learning-rate 0.02`. Without --data and --run: the recipe `synthetic_demo` on the embedded default.
 """
 
 import os
@@ -18,9 +18,9 @@ if __name__ == "__main__":
     # Run as a file, the checkout is not on the path but this folder is, where every job would hide a module of its
     # name.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from jobs.bootstrap import check_interpreter
+    from jobs import bootstrap
 
-    check_interpreter()
+    bootstrap.check_interpreter()
     if "TORCHELASTIC_RUN_ID" in os.environ or any(word.startswith("--launcher") for word in sys.argv):
         from cluster.allocator import restart_with_tuned_allocator
 
@@ -30,7 +30,7 @@ import argparse
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import tyro
@@ -41,11 +41,13 @@ from cluster.json_log import JsonLog
 from cluster.metrics import Follower
 from cluster.micro_batches import check_micro_batch_size
 from cluster.placement import Strategy, WorkerRange, place_workers
+from cluster.precision import Emulation, choose_precision, emulations_of_all, may_be_bfloat16
 from cluster.run_folder import RunFolder, open_launches, stop_request_of
 from cluster.supervisor import supervise
 from cluster.torch_launch import here, is_under_torchrun
 from cluster.training import check_fits, train
 from cluster.world import World
+from jobs.bootstrap import RAY, check_interpreter
 from jobs.recipes import get_recipe
 from pipeline import embedded
 from pipeline.command import InputError, run_command
@@ -54,7 +56,7 @@ from pipeline.manifest import DATASET_JSON
 from pipeline.paths import shared_path
 from pipeline.shard import main as shard
 
-_DEFAULT_RECIPE = "small_demo"
+_DEFAULT_RECIPE, _EMBEDDED_RECIPE = "small_demo", "synthetic_demo"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +67,8 @@ class Arguments:
     """Dataset folder. Default: the embedded synthetic mini-ImageNet."""
     run: Path | None = None
     """Run folder. Default, on the embedded dataset: a folder in the user's cache."""
-    recipe: str = _DEFAULT_RECIPE
-    """Name of the recipe."""
+    recipe: str | None = None
+    """Name of the recipe. Default: small_demo; on the embedded dataset synthetic_demo."""
     launcher: Literal["ray", "torch", "alone"] | None = None
     """Who starts the workers: `ray`; `torch`, which is torchrun, in one of whose processes this is; or nobody: `alone`,
     this process is the only one. Default: `torch` under torchrun, else `ray`."""
@@ -106,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train_on_ray(arguments: Arguments, config: TrainingConfig, workers: WorkerRange | None) -> None:
-    from cluster.ray_launch import RayCluster, alive_nodes, training_session  # here: the other launchers need no Ray
+    check_interpreter(RAY)  # here: the other launchers need no Ray
+    from cluster.ray_launch import RayCluster, alive_nodes, training_session
     from cluster.ray_preflight import check_nodes
 
     job = _Job.prepare(arguments, config, 1 if workers is None else workers.least)
@@ -138,6 +141,7 @@ def _train_on_ray(arguments: Arguments, config: TrainingConfig, workers: WorkerR
 
 def _train_here(arguments: Arguments, config: TrainingConfig, launcher: Literal["torch", "alone"]) -> None:
     with here(launcher) as (world, signals):
+        emulations = emulations_of_all(world) if may_be_bfloat16(config.precision) else []
         if not world.is_first:
             world.wait_for_all()  # until the dataset and the run folder are there
         job = _Job.prepare(arguments, config, world.world_size, is_quiet=not world.is_first)
@@ -148,6 +152,7 @@ def _train_here(arguments: Arguments, config: TrainingConfig, launcher: Literal[
                     signals.raise_first()
             return
         if not (is_finished := job.is_finished()):
+            job = job.in_precision(emulations)
             job.announce(_describe_here(world), world.world_size)
         if is_finished or job.is_dry:
             world.wait_for_all()
@@ -187,6 +192,8 @@ class _Job:
         run_path: The run's folder, as all workers see it.
         run: What it holds already, or None.
         is_dry: Nothing is to begin.
+        reason: Why the precision is what it is, where that needs saying.
+        is_emulated: Some device emulates that precision.
     """
 
     config: TrainingConfig
@@ -195,6 +202,8 @@ class _Job:
     run_path: Path
     run: RunFolder | None
     is_dry: bool
+    reason: str = ""
+    is_emulated: bool = False
 
     @classmethod
     def prepare(cls, arguments: Arguments, config: TrainingConfig, num_workers: int, is_quiet: bool = False) -> "_Job":
@@ -216,13 +225,28 @@ class _Job:
         sys.stdout.write(f"{self.run_path} is finished already: {self._evaluate_hint()}\n")
         return True
 
+    def in_precision(self, emulations: Sequence[Emulation]) -> "_Job":
+        """Return the job with its precision resolved, and warn where a device emulates it.
+
+        Args:
+            emulations: Of bfloat16, on devices that may get a worker.
+        """
+        recorded = None if self.run is None else self.run.config.precision
+        choice = choose_precision(self.config.precision, recorded, emulations)
+        for line in choice.warnings:
+            sys.stderr.write(f"warning: {line}\n")
+        config = replace(self.config, precision=choice.precision)
+        return replace(self, config=config, reason=choice.reason, is_emulated=bool(choice.warnings))
+
     def announce(self, workers: str, num_workers: int) -> None:
         """Say what begins, or would begin."""
         check_fits(self.config, self.dataset, num_workers)
+        reason = f" ({self.reason})" if self.reason else ""
         sys.stdout.write(
-            f"{'would train' if self.is_dry else 'training'} {self.config.name} ({self.config.model.name}) on "
-            f"{self.data}: {self.dataset.num_samples('train'):,} samples, {self.dataset.num_classes} classes, "
-            f"{self.total_steps:,} steps of {self.config.global_batch_size}\n{workers}; run folder {self.run_path}\n"
+            f"{'would train' if self.is_dry else 'training'} {self.config.name} ({self.config.model.name}) in "
+            f"{self.config.precision}{reason} on {self.data}: {self.dataset.num_samples('train'):,} samples, "
+            f"{self.dataset.num_classes} classes, {self.total_steps:,} steps of {self.config.global_batch_size}\n"
+            f"{workers}; run folder {self.run_path}\n"
         )
         sys.stdout.flush()
 
@@ -236,9 +260,24 @@ class _Job:
         with contextlib.closing(open_launches(self.run_path)) as log:
             # Once more, under the lock: another command may have begun a run here meanwhile.
             run = RunFolder.resume(self.run_path, self.config, self.dataset)
-            run = run or RunFolder.create(self.run_path, self.config, self.dataset)
-            with Follower(run.metrics_path, self.total_steps):
+            if run is None:
+                run = RunFolder.create(self.run_path, self.config, self.dataset)
+            elif changes := run.operate_as(self.config):
+                log.write("change", **changes)
+                sys.stdout.writelines(f"{name} {old} -> {new} from here on\n" for name, (old, new) in changes.items())
+            with Follower(run.metrics_path, self.total_steps, self._advice()):
                 yield run, log
+
+    def _advice(self) -> str:
+        """Return what would shorten the run."""
+        ways = [
+            "more or faster workers (a GPU, --workers)",
+            f"fewer epochs (--num-epochs, now {self.config.num_epochs:g})",
+        ]
+        ways += ["fewer pictures (pipeline.shard --max-train-samples)"]
+        if self.is_emulated:
+            ways.insert(0, "--precision float32 in a new --run, since bfloat16 is emulated here")
+        return ", or ".join(ways)
 
     def say_finished(self) -> None:
         """Say that the run is finished, and what comes next."""
@@ -251,8 +290,10 @@ class _Job:
 def _parse(argv: Sequence[str] | None) -> tuple[Arguments, TrainingConfig]:
     """Parse in two passes: the recipe's name decides the defaults of all other fields."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe", default=_DEFAULT_RECIPE)
-    config = get_recipe(first.parse_known_args(argv)[0].recipe)
+    first.add_argument("--recipe")
+    first.add_argument("--data")
+    known = first.parse_known_args(argv)[0]
+    config = get_recipe(known.recipe or (_EMBEDDED_RECIPE if known.data is None else _DEFAULT_RECIPE))
     default = _Command(arguments=Arguments(), config=config)
     try:
         command = tyro.cli(_Command, args=argv, default=default, description=__doc__)

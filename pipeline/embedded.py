@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-STORED_SIZE = 64
+STORED_SIZE = 32
 
 
 def cache_folder() -> Path:
@@ -18,10 +18,15 @@ def source_folder() -> Path:
 
 
 def dataset_folder() -> Path:
-    """Return where they are sharded to."""
-    return cache_folder() / "mini-imagenet" / "dataset"
+    """Return where they are sharded to; its name says the stored size, which other versions chose otherwise."""
+    return cache_folder() / "mini-imagenet" / f"dataset-{STORED_SIZE}"
+
+
+def datasets_of_other_versions() -> list[Path]:
+    """Return datasets of these archives that other versions of this program have left, and this one does not use."""
+    return sorted(path for path in dataset_folder().parent.glob("dataset*") if path != dataset_folder())
 
 
 def run_folder() -> Path:
-    """Return where the demo recipe is trained on them."""
-    return cache_folder() / "runs" / "demo"
+    """Return where the default recipe is trained on them."""
+    return cache_folder() / "runs" / "synthetic_demo"

@@ -88,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.source is None:
         folder = embedded.dataset_folder()
         sys.stdout.write(f"no SOURCE given: sharding the embedded synthetic mini-ImageNet into {folder}\n")
+        for other in embedded.datasets_of_other_versions():
+            sys.stdout.write(f"{other} was left by another version and is not used; it may be removed\n")
         if (folder / DATASET_JSON).exists():
             sys.stdout.write(f"it is already there; train on it with\n  {_TRAIN}\n")
             return 0

@@ -15,17 +15,31 @@ def test_both_commands_work_on_the_embedded_default(tmp_path, monkeypatch, capsy
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     small = functools.partial(synthesize, classes=2, train_per_class=4, val_per_class=2, max_side=80)
     monkeypatch.setattr(shard, "synthesize", small)
-    arguments, _ = train._parse([])
+    arguments, config = train._parse([])
+    assert config.name == "synthetic_demo" and train._parse(["--data", "d"])[1].name == "small_demo"
     # The training command makes the dataset if it is not there yet, as the sharding command does.
     assert train._paths(arguments) == (embedded.dataset_folder(), embedded.run_folder())
     first, second = capsys.readouterr().out.splitlines()[:2]
     assert first.startswith("no --data given: training on the embedded synthetic mini-ImageNet in ")
     assert second.startswith("no SOURCE given: sharding the embedded synthetic mini-ImageNet into ")
     dataset = Dataset.open(embedded.dataset_folder())
-    assert (dataset.num_samples("train"), dataset.num_samples("val"), dataset.stored_size) == (8, 4, 64)
+    assert (dataset.num_samples("train"), dataset.num_samples("val"), dataset.stored_size) == (8, 4, 32)
     assert shard.main([]) == 0
     assert "it is already there; train on it with" in capsys.readouterr().out
     assert train._paths(arguments)[0] == embedded.dataset_folder()
+
+
+def test_a_dataset_of_another_version_is_told_of_and_left_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    small = functools.partial(synthesize, classes=2, train_per_class=4, val_per_class=2, max_side=80)
+    monkeypatch.setattr(shard, "synthesize", small)
+    old = embedded.dataset_folder().parent / "dataset"
+    old.mkdir(parents=True)
+    (old / "dataset.json").write_text("{}")
+    assert shard.main([]) == 0
+    assert f"{old} was left by another version and is not used; it may be removed" in capsys.readouterr().out
+    assert Dataset.open(embedded.dataset_folder()).stored_size == 32
+    assert (old / "dataset.json").read_text() == "{}"
 
 
 def test_archives_half_renamed_by_a_killed_run_are_made_again(tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ SHORT = dataclasses.replace(
     get_recipe("small_demo"),
     num_epochs=1,
     global_batch_size=10,
+    precision="float32",
     optimizer=dataclasses.replace(get_recipe("small_demo").optimizer, learning_rate=0.001),
 )
 SHORT_ARGUMENTS = ["--num-epochs", "1", "--global-batch-size", "10", "--optimizer.learning-rate", "0.001"]
@@ -114,7 +115,8 @@ def test_an_optimizer_is_chosen_on_the_command_line():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_survive_the_run_folder(name, raw_dataset, tmp_path):
-    assert RunFolder.create(tmp_path, get_recipe(name), raw_dataset).config == get_recipe(name)
+    config = dataclasses.replace(get_recipe(name), precision="float32")
+    assert RunFolder.create(tmp_path, config, raw_dataset).config == config
 
 
 def test_a_path_relative_to_an_uploaded_copy_is_refused(tmp_path, monkeypatch):
@@ -165,7 +167,7 @@ def test_a_wrong_interpreter_is_told_what_to_do(tmp_path):
     command = [sys.executable, "-S", ROOT / "jobs" / "train.py"]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert answer.returncode == 2
-    assert "lacks torch, ray" in answer.stderr and "make setup" in answer.stderr
+    assert "lacks torch, pyarrow" in answer.stderr and "make setup" in answer.stderr
     assert answer.stderr.count("\n") == 1
 
 
@@ -176,3 +178,29 @@ def test_without_dali_the_two_choices_are_named(monkeypatch, capsys):
     assert ended.value.code == 2
     line = capsys.readouterr().err
     assert "lacks nvidia.dali;" in line and "[cuda13]" in line and "[cuda12]" in line and line.count("\n") == 1
+
+
+WITHOUT_RAY = """
+import sys
+sys.modules["ray"] = None
+from jobs import evaluate, train
+from pipeline.command import run_command
+run_command({"train": train, "evaluate": evaluate}[sys.argv.pop(1)].main)
+"""
+
+
+@pytest.mark.parametrize("launcher", ["alone", "ray"])
+def test_only_the_launcher_on_ray_needs_ray(launcher, raw_dataset, tmp_path):
+    command = [sys.executable, "-c", WITHOUT_RAY]
+    paths = ["--data", raw_dataset.path, "--run", tmp_path / "run"]
+    run = ["train", *paths, *SHORT_ARGUMENTS, "--stuck-after-epochs", "100", "--launcher", launcher]
+    answer = subprocess.run([*command, *run], capture_output=True, text=True, cwd=ROOT)
+    if launcher == "alone":
+        assert answer.returncode == 0, answer.stderr
+        answer = subprocess.run([*command, "evaluate", *paths], capture_output=True, text=True, cwd=ROOT)
+        assert answer.returncode == 0, answer.stderr
+        command += ["evaluate", *map(str, paths), "--workers", "2"]
+        answer = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert answer.returncode == 2 and " lacks ray; run `make setup`" in answer.stderr
+    assert answer.stderr.count("\n") == 1
+    assert (tmp_path / "run").exists() == (launcher == "alone")

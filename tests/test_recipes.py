@@ -11,9 +11,15 @@ from jobs.recipes import RECIPES, get_recipe
 from model.alexnet import AlexNet
 from model.variants import VARIANTS
 from pipeline.command import InputError
+from pipeline.embedded import STORED_SIZE
 
 IMAGENET = 1_281_167
-STORED_SIZES = {"small_demo": 28, "mnist_tutorial": 28, "cifar_tutorial": 32}  # the others: 256
+STORED_SIZES = {
+    "small_demo": 28,
+    "synthetic_demo": STORED_SIZE,
+    "mnist_tutorial": 28,
+    "cifar_tutorial": 32,
+}  # the others: 256
 COST = re.compile(r"Cost: (\d+) x ([\d,]+) samples, ([\d.]+e\d+) operations")
 
 
@@ -44,5 +50,7 @@ def test_every_variant_has_a_recipe() -> None:
 
 
 def test_an_unknown_recipe_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(InputError, match=r"there is no recipe 'resnet'; there are small_demo, krizhevsky_2012"):
+    with pytest.raises(
+        InputError, match=r"there is no recipe 'resnet'; there are small_demo, synthetic_demo, krizhevsky"
+    ):
         get_recipe("resnet")

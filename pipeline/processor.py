@@ -1,0 +1,74 @@
+"""What processor this machine has, and what holds the libraries below it. Standard library only.
+
+Figures depend on it: a CPU without bfloat16 instructions emulates that type, up to 90 times slower than float32.
+"""
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+# Flags of Linux (arch/x86/include/asm/cpufeatures.h, arch/arm64/kernel/cpuinfo.c) -> what people call them.
+_INSTRUCTIONS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_bf16": "bfloat16",
+    "amx_bf16": "AMX bfloat16",
+    "asimd": "NEON",
+    "sve": "SVE",
+    "bf16": "bfloat16",
+}
+_BFLOAT16 = {"bfloat16", "AMX bfloat16"}
+# By which oneDNN, ATen, MKL and Numba are told to leave instructions unused.
+_LIMITS = (
+    "DNNL_MAX_CPU_ISA",
+    "ONEDNN_MAX_CPU_ISA",
+    "ATEN_CPU_CAPABILITY",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "NUMBA_CPU_NAME",
+)
+
+
+@dataclass(frozen=True)
+class Processor:
+    """A kind of processor, as a process on it finds it.
+
+    Attributes:
+        name: The maker's.
+        instructions: Vector instructions that it has, of those that matter here.
+        limits: Environment variables that keep libraries from using some of them, `NAME=value`.
+    """
+
+    name: str
+    instructions: tuple[str, ...]
+    limits: tuple[str, ...] = ()
+
+    @property
+    def has_bfloat16(self) -> bool:
+        """True where instructions compute in bfloat16; whether a library uses them is another question."""
+        return not _BFLOAT16.isdisjoint(self.instructions)
+
+    def __str__(self) -> str:
+        """Describe it in words."""
+        without = "" if self.has_bfloat16 else ", no bfloat16"
+        limits = f", limited by {' '.join(self.limits)}" if self.limits else ""
+        return f"{self.name} ({', '.join(self.instructions) or 'no vector instructions known'}{without}{limits})"
+
+
+def this_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Processor:
+    """Return the kind of this machine's processor; where Linux does not tell, its architecture alone.
+
+    Args:
+        cpuinfo: Where Linux tells.
+    """
+    first: dict[str, str] = {}
+    try:
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            first.setdefault(key.strip(), value.strip())
+    except OSError:
+        pass
+    flags = (first.get("flags") or first.get("Features") or "").split()
+    found = dict.fromkeys(name for flag, name in _INSTRUCTIONS.items() if flag in flags)
+    limits = tuple(f"{name}={os.environ[name]}" for name in _LIMITS if os.environ.get(name))
+    return Processor(first.get("model name") or platform.machine(), tuple(found), limits)
