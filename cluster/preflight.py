@@ -26,6 +26,7 @@ from typing import Any, Literal
 import psutil
 
 from pipeline.command import InputError
+from pipeline.paths import lies_inside
 
 _DISTRIBUTIONS = {
     "torch": ("torch",),
@@ -219,6 +220,9 @@ def _read_dataset(path: Path) -> tuple[str | None, str]:
         return None, f"can't be read there ({error.strerror})"
     except (ValueError, KeyError, TypeError):
         return None, "can't be read there (dataset.json is broken)"
+    outside = next((name for name in files if not lies_inside(name)), None)
+    if outside is not None:
+        return None, f"can't be used there (dataset.json names the file {outside!r}, which is not inside its folder)"
     broken = [name for name, known in files.items() if _num_bytes(path / name) != known["num_bytes"]]
     more = f" and {len(broken) - 1} more files" if len(broken) > 1 else ""
     lacks = f"is incomplete there ({broken[0]}{more} missing, unreadable or of another size)" if broken else ""

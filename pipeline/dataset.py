@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pipeline.manifest import (
     MEAN_IMAGE_NPY,
     manifest_path,
 )
+from pipeline.paths import lies_inside
 
 
 class Dataset:
@@ -42,7 +44,7 @@ class Dataset:
         """Open a dataset folder.
 
         Raises:
-            InputError: There is no finished dataset of this format at `path`.
+            InputError: There is no finished dataset of this format at `path`, or it names files outside of its folder.
         """
         folder = Path(path).absolute()
         if not folder.is_dir():
@@ -65,6 +67,9 @@ class Dataset:
                 f"{folder / DATASET_JSON} is of format {document['format']} {document['format_version']}; "
                 f"this program reads {FORMAT_NAME} {FORMAT_VERSION}"
             )
+        if not isinstance(document.get("files"), dict):
+            raise InputError(f"{folder / DATASET_JSON} does not list the dataset's files; shard again")
+        cls._check_names(folder / DATASET_JSON, document["files"])
         return cls(folder, document, hashlib.sha256(content).hexdigest())
 
     @property
@@ -119,10 +124,22 @@ class Dataset:
             columns: To read; all by default.
 
         Raises:
-            InputError: There is no such split, or the file is missing or was changed.
+            InputError: There is no such split, the file is missing or was changed, or it names shards outside of the
+                dataset's folder.
         """
         self._check_split(split)
-        return self._read_table(manifest_path(split), columns)
+        table = self._read_table(manifest_path(split), columns)
+        if "shard" in table.column_names:
+            self._check_names(self.path / manifest_path(split), table["shard"].unique().to_pylist())
+        return table
+
+    def num_bytes(self, name: str) -> int:
+        """Return the length that a file of the dataset had when it was written.
+
+        Raises:
+            InputError: `dataset.json` does not list it.
+        """
+        return int(self._listed(name)["num_bytes"])
 
     @cached_property
     def color_basis(self) -> ColorBasis:
@@ -181,9 +198,27 @@ class Dataset:
             raise InputError(
                 f"{self.path / name} can't be read ({error.strerror}); restore it, or shard again"
             ) from error
-        if hashlib.sha256(content).hexdigest() != self.document["files"][name]["sha256"]:
+        if hashlib.sha256(content).hexdigest() != self._listed(name)["sha256"]:
             raise InputError(f"{self.path / name} was changed since it was written; restore it, or shard again")
         return content
+
+    def _listed(self, name: str) -> dict[str, Any]:
+        try:
+            return dict(self.document["files"][name])
+        except KeyError as error:
+            raise InputError(
+                f"{self.path / DATASET_JSON} does not list {name}, which belongs to the dataset; shard again"
+            ) from error
+
+    @staticmethod
+    def _check_names(document: Path, names: Iterable[object]) -> None:
+        """Raise InputError where a document names a file outside of the dataset's folder."""
+        for name in names:
+            if not lies_inside(name):
+                raise InputError(
+                    f"{document} names the file {name!r}, which is not a path inside the dataset's folder; "
+                    "use a dataset that `python -m pipeline.shard` wrote"
+                )
 
     def _check_split(self, split: str) -> None:
         if split not in self.splits:

@@ -19,7 +19,7 @@ import torch
 from pipeline.augmentation import AugmentationParameters
 from pipeline.command import InputError
 from pipeline.graph import GraphConfig, build_graph
-from pipeline.shard_reader import ChangedSample, OnBadSample, ShardReader
+from pipeline.shard_reader import ChangedSample, ShardReader
 
 Draw = Callable[[np.ndarray, np.ndarray], AugmentationParameters]
 _LOOKAHEAD = 4  # batches whose bytes are asked for before they are read
@@ -39,7 +39,7 @@ class Feed:
     """Gives the graph its next batch, and remembers whose it is.
 
     Attributes:
-        num_replaced: Samples that were replaced because their bytes have changed.
+        num_replaced: Samples that were replaced because their bytes have changed or are gone.
     """
 
     def __init__(
@@ -49,7 +49,6 @@ class Feed:
         identify: Callable[[np.ndarray], np.ndarray],
         draw: Draw,
         num_offsets: int,
-        on_bad_sample: OnBadSample,
         num_alive: int,
     ) -> None:
         """Take what defines the batches.
@@ -60,13 +59,11 @@ class Feed:
             identify: Positions -> sample ids.
             draw: Positions and sample ids -> augmentation.
             num_offsets: Of a crop's corner along one side, less one.
-            on_bad_sample: What happens to a sample whose bytes have changed.
             num_alive: Batches that the graph holds at once.
         """
         self._reader, self._identify, self._draw = reader, identify, draw
         self._positions = positions
         self._free = np.float32(max(1, num_offsets))
-        self._on_bad_sample = on_bad_sample
         self.num_replaced = 0
         self._ahead: deque[tuple[np.ndarray, np.ndarray]] = deque()
         # The graph reads the fed arrays without a copy until the batch is done: keep those of all batches under way.
@@ -110,7 +107,7 @@ class Feed:
             try:
                 picture = self._reader.read(candidate)
             except ChangedSample:
-                if self._on_bad_sample == "error":
+                if self._reader.on_bad_sample == "error":
                     raise
                 continue
             self.num_replaced += step > 0

@@ -67,8 +67,8 @@ class LoaderConfig:
         prefetch_batches: Finished batches that wait.
         output_type: Of the images.
         layout: Of the images in memory. Their shape is always (N, 3, H, W): NHWC is torch's channels-last format.
-        on_bad_sample: A sample whose bytes have changed since they were written is an `error`, or is replaced by the
-            next whole one and counted (`skip-and-count`).
+        on_bad_sample: A sample whose bytes have changed since they were written, or are gone with the end of a shard or
+            all of it, is an `error`, or is replaced by the next whole one and counted (`skip-and-count`).
         group_size: Training samples that stay on one rank, as ghost batch normalisation wants it; divides the global
             batch.
     """
@@ -109,7 +109,7 @@ class _Loader(Iterator[Batch]):
         mean_image_HWC: np.ndarray | None = None,
         ten_crops: bool = False,
     ) -> None:
-        self._reader = ShardReader(dataset, split)
+        self._reader = ShardReader(dataset, split, config.on_bad_sample)
         self._augmentation, self._basis, self._config = augmentation, color_basis, config
         self._stored_size = dataset.stored_size
         try:
@@ -183,7 +183,6 @@ class _Loader(Iterator[Batch]):
             identify,
             draw,
             num_offsets=self._stored_size - self.crop_size,
-            on_bad_sample=self._config.on_bad_sample,
             num_alive=self._config.prefetch_batches + 2,
         )
 

@@ -1,4 +1,4 @@
-"""Paths on the command line of what may be a submitted job."""
+"""Paths that come from outside: on the command line of what may be a submitted job, and in a dataset's documents."""
 
 from pathlib import Path
 
@@ -20,3 +20,12 @@ def shared_path(path: Path, option: str) -> Path:
             f"give the absolute path"
         )
     return path.absolute()
+
+
+def lies_inside(name: object) -> bool:
+    """Return whether a name from a document stays in the document's folder: relative parts alone, and no backslash."""
+    return (
+        isinstance(name, str)
+        and not {"\\", "\0"} & set(name)
+        and not {"", ".", ".."} & set(name.split("/"))  # an absolute path begins with an empty part
+    )

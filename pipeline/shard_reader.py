@@ -2,7 +2,8 @@
 
 import functools
 import mmap
-from typing import Literal
+import os
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,17 +20,26 @@ class ChangedSample(InputError):
     """A sample whose bytes are not those that were written."""
 
 
+class _MappedShard(NamedTuple):
+    """A shard's bytes; `mapped` is None where there are none."""
+
+    mapped: mmap.mmap | None
+    content: np.ndarray
+
+
 class ShardReader:
     """Reads the pictures of one split; each read is checked against the manifest's hash.
 
     Attributes:
         num_samples: Of the split.
         class_indices: int64 (num_samples,), by sample id.
+        on_bad_sample: With `error`, a shard that is missing or has another length than when it was written is refused
+            when it is first used. Else those of its samples that are not whole are `ChangedSample`s, and no others.
     """
 
-    def __init__(self, dataset: Dataset, split: str) -> None:
+    def __init__(self, dataset: Dataset, split: str, on_bad_sample: OnBadSample = "error") -> None:
         """Read the manifest's columns; shards are mapped when first used."""
-        self._dataset, self._split, self._folder = dataset, split, dataset.path
+        self._dataset, self._split, self._folder, self.on_bad_sample = dataset, split, dataset.path, on_bad_sample
         self._raw = dataset.member == "npy"
         columns = ["shard", "offset", "num_bytes", "class_index", "hash", *(["width", "height"] if self._raw else [])]
         table = dataset.manifest(split, columns)
@@ -45,17 +55,17 @@ class ShardReader:
         self.class_indices = table["class_index"].to_numpy().astype(np.int64)
         del table, shards
         pa.default_memory_pool().release_unused()  # else the names of a million shards would stay
-        self._maps: dict[int, tuple[mmap.mmap, np.ndarray]] = {}
+        self._maps: dict[int, _MappedShard] = {}
 
     def read(self, sample_id: int) -> np.ndarray:
         """Return one picture, a view into the mapped shard: uint8, a JPEG's bytes (num_bytes,) or pixels (H, W, 3).
 
         Raises:
-            InputError: The shard is missing.
+            InputError: The shard can't be read, or is not as long as it was.
             ChangedSample: The bytes are not those that were written.
         """
         shard = int(self._shard_indices[sample_id])
-        _, content = self._map(shard)
+        content = self._map(shard).content
         first, length = int(self._offsets[sample_id]), int(self._lengths[sample_id])
         data = content[first : first + length]
         if xxhash.xxh3_64_intdigest(data.data) != int(self._hashes[sample_id]):
@@ -76,8 +86,10 @@ class ShardReader:
             self._lengths[sample_ids].tolist(),
             strict=True,
         ):
-            start = first // mmap.PAGESIZE * mmap.PAGESIZE
-            self._map(shard)[0].madvise(mmap.MADV_WILLNEED, start, first + length - start)
+            mapped, content = self._map(shard)
+            start, end = first // mmap.PAGESIZE * mmap.PAGESIZE, min(first + length, len(content))
+            if mapped is not None and 0 <= start < end:
+                mapped.madvise(mmap.MADV_WILLNEED, start, end - start)
 
     def shard_lengths(self) -> list[int]:
         """Return the number of samples of each shard, in the order of their sample ids."""
@@ -88,16 +100,33 @@ class ShardReader:
         """Of all samples; read when the first is to be named."""
         return self._dataset.manifest(self._split, ["key"])["key"]
 
-    def _map(self, shard: int) -> tuple[mmap.mmap, np.ndarray]:
-        if shard in self._maps:
-            return self._maps[shard]
-        path = self._folder / self._shard_names[shard]
+    def _map(self, shard: int) -> _MappedShard:
+        if shard not in self._maps:
+            self._maps[shard] = self._open(shard)
+        return self._maps[shard]
+
+    def _open(self, shard: int) -> _MappedShard:
+        """Map a shard; what of it is not there has no bytes, where bad samples are skipped.
+
+        Raises:
+            InputError: It can't be read, or is not as long as it was and bad samples are not skipped.
+        """
+        name, skips = self._shard_names[shard], self.on_bad_sample == "skip-and-count"
+        path, expected = self._folder / name, self._dataset.num_bytes(name)
         try:
             with open(path, "rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise InputError(f"shard {path} can't be read: {error}; restore it, or shard again") from error
+                found = os.fstat(file.fileno()).st_size
+                if found != expected and not skips:
+                    raise InputError(
+                        f"shard {path} has {found} bytes, {expected} when it was written; restore it, or shard again"
+                    )
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if found else None
+        except OSError as error:
+            if not (skips and isinstance(error, FileNotFoundError)):
+                raise InputError(f"shard {path} can't be read: {error.strerror}; restore it, or shard again") from error
+            mapped = None
+        if mapped is None:
+            return _MappedShard(None, np.empty(0, dtype=np.uint8))
         mapped.madvise(mmap.MADV_RANDOM)  # what is read next is known: the kernel need not guess
         # Views of an array, unlike those of a memoryview, are nothing that the garbage collector has to follow.
-        self._maps[shard] = mapped, np.frombuffer(mapped, dtype=np.uint8)
-        return self._maps[shard]
+        return _MappedShard(mapped, np.frombuffer(mapped, dtype=np.uint8))

@@ -103,6 +103,8 @@ def check_shard(check: ShardCheck, folder: Path, member: str, listed: dict[str, 
     """
     path = folder / check.shard
     problems = [problem for name in (check.shard, check.index) for problem in _file_problems(folder, name, listed)]
+    if not path.is_file():
+        return problems
     try:
         with tarfile.open(path) as tar:
             members = [(info.name, info.offset_data, info.size) for info in tar]
