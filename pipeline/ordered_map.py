@@ -26,6 +26,7 @@ from pipeline.command import InputError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _Pipe: TypeAlias = "Connection[Any, Any]"
+CHUNKS_PER_PROCESS = 4  # begun and not yet read: enough that processes seldom wait for one that is a few times slower
 
 
 def load_ahead(*modules: str) -> None:
@@ -44,7 +45,8 @@ def ordered_map(
 ) -> Iterator[Iterator[Result]]:
     """Give `map(function, items)`, computed by several processes; if the block raises, they are ended at once.
 
-    A process gets its next chunk when it has returned one and the results are being read, so little waits in memory.
+    A process gets its next chunk when it has returned one and the results are being read. No more than
+    `CHUNKS_PER_PROCESS` chunks a process are begun and not yet read, so that little waits in memory behind a slow one.
 
     Args:
         function: Picklable.
@@ -95,24 +97,28 @@ def _without_interrupts() -> Iterator[None]:
 
 
 def _results(workers: dict[_Pipe, BaseProcess], chunks: list[Sequence[Item]]) -> Iterator[Any]:
-    waiting = deque(enumerate(chunks))
+    waiting, idle = deque(enumerate(chunks)), deque(workers)
     under_way: dict[_Pipe, int] = {}
     finished: dict[int, list[Any]] = {}
 
-    def give(pipe: _Pipe) -> None:
-        if waiting:
+    def give(end: int) -> None:
+        while idle and waiting and waiting[0][0] < end:
+            pipe = idle.popleft()
             under_way[pipe], chunk = waiting.popleft()
             with suppress(BrokenPipeError):  # of a dead process: waiting for its answer tells
                 pipe.send(chunk)
 
-    for pipe in workers:
-        give(pipe)
     for number in range(len(chunks)):
-        while number not in finished:
-            for ready in wait(list(under_way)):
+        end = number + CHUNKS_PER_PROCESS * len(workers)
+        give(end)
+        while True:
+            for ready in wait(list(under_way), timeout=0 if number in finished else None):
                 pipe = cast(_Pipe, ready)
                 finished[under_way.pop(pipe)] = _receive(pipe, workers[pipe])
-                give(pipe)
+                idle.append(pipe)
+            give(end)
+            if number in finished:
+                break
         yield from finished.pop(number)
 
 

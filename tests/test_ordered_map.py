@@ -2,11 +2,13 @@ import multiprocessing
 import os
 import signal
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 
 from pipeline.command import InputError
-from pipeline.ordered_map import ordered_map
+from pipeline.ordered_map import CHUNKS_PER_PROCESS, ordered_map
 
 
 def answer(number: int) -> tuple[int, bytes, int]:
@@ -74,3 +76,23 @@ def test_an_exception_in_the_block_ends_the_processes():
         assert len(multiprocessing.active_children()) == 2
         raise KeyboardInterrupt
     assert multiprocessing.active_children() == []
+
+
+def count_begun(number: int, folder: Path, awaited: int) -> int:
+    """Return how many items have begun; the first waits until `awaited` have, and for any that follow."""
+    (folder / str(number)).touch()
+    while number == 0 and len(list(folder.iterdir())) < awaited:
+        time.sleep(0.01)
+    time.sleep(0.5 * (number == 0))
+    return len(list(folder.iterdir()))
+
+
+def test_no_more_than_a_few_chunks_are_begun_behind_a_slow_one(tmp_path):
+    num_processes, chunk_size = 3, 2
+    bound = CHUNKS_PER_PROCESS * num_processes * chunk_size
+    awaited = bound - 1  # the slow chunk's second item waits for its first
+    function = partial(count_begun, folder=tmp_path, awaited=awaited)
+    with ordered_map(function, range(2 * bound), num_processes, chunk_size) as results:
+        counts = list(results)
+    assert counts[0] == awaited
+    assert len(counts) == 2 * bound and max(counts) == 2 * bound  # and all the rest came after it
