@@ -12,9 +12,8 @@ import numpy as np
 
 from pipeline.color import ColorBasis, ColorNoiseConvention
 from pipeline.philox import philox4x32, seed_key, split_words
+from pipeline.random_streams import CounterStream
 
-# A stream is one use of randomness: its number is the counter's last word (dropout has a position's upper half there).
-_STREAM_GEOMETRY, _STREAM_COLOR = 0xA0000000, 0xA0000001
 _ALPHA_RESOLUTION = 2.0**16
 Subtract = Literal["mean", "mean_image"]
 
@@ -103,14 +102,14 @@ def draw_parameters(
     sample_ids_N: np.ndarray,
 ) -> AugmentationParameters:
     """Return the training parameters of each (epoch, sample id); shapes in `AugmentationParameters`."""
-    words_N4 = _words(seed, epochs_N, sample_ids_N, _STREAM_GEOMETRY)
+    words_N4 = _words(seed, epochs_N, sample_ids_N, CounterStream.GEOMETRY)
     num_offsets = np.uint64(stored_size - config.crop_of(stored_size) + 1)
     # A word times the number of offsets, upper half: uniform to within num_offsets / 2**32.
     crop_x_N, crop_y_N = ((words_N4[:, i] * num_offsets >> np.uint64(32)).astype(np.int64) for i in (0, 1))
     mirror_N = (words_N4[:, 2] >> np.uint64(31)).astype(np.int32) * np.int32(config.flip)
     noise_N3 = np.zeros((len(sample_ids_N), 3))
     if config.color_noise_sigma > 0:
-        alpha_N3 = _normals(_words(seed, epochs_N, sample_ids_N, _STREAM_COLOR)) * config.color_noise_sigma
+        alpha_N3 = _normals(_words(seed, epochs_N, sample_ids_N, CounterStream.COLOR)) * config.color_noise_sigma
         # Transcendental functions differ by an ulp between processors; rounded, the coefficients are the same
         # everywhere.
         alpha_N3 = np.round(alpha_N3 * _ALPHA_RESOLUTION) / _ALPHA_RESOLUTION
@@ -142,7 +141,7 @@ def _mean(config: AugmentationConfig, basis: ColorBasis) -> np.ndarray:
     return basis.mean_3 * basis.pixel_scale if config.subtract == "mean" else np.zeros(3)
 
 
-def _words(seed: int, epochs_N: np.ndarray, sample_ids_N: np.ndarray, stream: int) -> np.ndarray:
+def _words(seed: int, epochs_N: np.ndarray, sample_ids_N: np.ndarray, stream: CounterStream) -> np.ndarray:
     low_N, high_N = split_words(sample_ids_N)
     epochs_low_N, _ = split_words(epochs_N)
     counters_N4 = np.stack([low_N, high_N, epochs_low_N, np.full_like(low_N, stream)], axis=1)

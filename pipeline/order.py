@@ -30,7 +30,7 @@ def permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 
     Args:
         seed: Of the run, 0 <= seed < 2**64.
-        epoch: 0, 1, 2, ...
+        epoch: 0, 1, 2, ... below 2**32; or, for an order that no epoch reads, a `pipeline.random_streams.OrderStream`.
         num_samples: Of the split.
 
     Returns:

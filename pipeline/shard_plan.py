@@ -15,12 +15,11 @@ import pyarrow as pa
 from pipeline.command import InputError
 from pipeline.encode import EncodingConfig
 from pipeline.order import permutation
+from pipeline.random_streams import OrderStream
 from pipeline.shard_task import ShardTask
 from pipeline.sources.base import SPLITS, Listing
 
 DEFAULT_VAL_FRACTION = 0.05
-# "Epochs" of the order's generator that no training reaches.
-_SHUFFLE_STREAM, _VAL_STREAM, _SUBSET_STREAM = 1 << 32, (1 << 32) + 1, (1 << 32) + 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +113,7 @@ def plan_shards(listing: Listing, splits: dict[str, pa.Table], config: ShardingC
     tasks = []
     for split, table in splits.items():
         num_shards = -(-table.num_rows // config.samples_per_shard)
-        shuffle = permutation(config.seed, _SHUFFLE_STREAM, table.num_rows)
+        shuffle = permutation(config.seed, OrderStream.SHUFFLE, table.num_rows)
         bounds = [table.num_rows * i // num_shards for i in range(num_shards + 1)]
         for index, (first, end) in enumerate(itertools.pairwise(bounds)):
             rows = table.take(pa.array(shuffle[first:end]))
@@ -131,7 +130,7 @@ def _choose_val(train: pa.Table, listing: Listing, config: ShardingConfig) -> np
         # At least one of a class that has two or more, so that no class is missing from model selection; never all.
         at_least = 1 if fraction > 0 else 0
         num_chosen = [min(max(round(count * fraction), at_least), max(count - 1, 0)) for count in counts.tolist()]
-        return _choose_of_each_class(classes, np.array(num_chosen), config.seed, _VAL_STREAM)
+        return _choose_of_each_class(classes, np.array(num_chosen), config.seed, OrderStream.VAL)
     if config.val_last >= len(classes):
         raise InputError(
             f"--val-last is {config.val_last}, but the source has {len(classes)} training samples; some must be left"
@@ -160,10 +159,10 @@ def _choose_subset(train: pa.Table, num_samples: int, seed: int) -> np.ndarray:
     num_rest, rest = num_samples - first.sum(), counts - first
     shares, remainders = np.divmod(rest * num_rest, rest.sum())
     shares[np.argsort(-remainders, kind="stable")[: num_rest - shares.sum()]] += 1
-    return _choose_of_each_class(classes, first + shares, seed, _SUBSET_STREAM)
+    return _choose_of_each_class(classes, first + shares, seed, OrderStream.SUBSET)
 
 
-def _choose_of_each_class(classes: np.ndarray, num_chosen: np.ndarray, seed: int, stream: int) -> np.ndarray:
+def _choose_of_each_class(classes: np.ndarray, num_chosen: np.ndarray, seed: int, stream: OrderStream) -> np.ndarray:
     """Choose samples at random.
 
     Args:

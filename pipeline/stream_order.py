@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.order import SampleOrder, rank_slice
+from pipeline.random_streams import STREAM_EPOCHS, OrderStream
 
-_DEAL, _EPOCHS = (1 << 32) + 2, 1 << 33  # second words of Philox's key that `permutation` never uses
 _HALF_WORD = np.uint64(32)
 
 
@@ -66,7 +66,7 @@ class StreamOrder(SampleOrder):
         self._window_size = np.uint64(window_size)
         self._lengths = np.asarray(shard_lengths, dtype=np.int64)
         self._firsts = np.cumsum(self._lengths) - self._lengths
-        dealt = np.argsort(self._words(_DEAL, len(self._lengths)), kind="stable")
+        dealt = np.argsort(self._words(OrderStream.DEAL, len(self._lengths)), kind="stable")
         self._stream_of_shard = np.empty(len(dealt), dtype=np.int64)
         self._stream_of_shard[dealt] = np.arange(len(dealt)) % num_streams
         self.stream_of_sample = np.repeat(self._stream_of_shard, self._lengths)
@@ -87,7 +87,7 @@ class StreamOrder(SampleOrder):
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         num_shards = len(self._lengths)
-        words = self._words(_EPOCHS + epoch, num_shards + self.num_samples)
+        words = self._words(STREAM_EPOCHS + epoch, num_shards + self.num_samples)
         shards = np.lexsort((words[:num_shards], self._stream_of_shard))
         lengths = self._lengths[shards]
         starts = np.repeat(self._firsts[shards] - (np.cumsum(lengths) - lengths), lengths)
@@ -103,6 +103,6 @@ class StreamOrder(SampleOrder):
         )
         return shuffled[self._interleaved]
 
-    def _words(self, counter: int, count: int) -> np.ndarray:
+    def _words(self, stream: int, count: int) -> np.ndarray:
         """Return raw output of NumPy's Philox, which is stable between its releases: uint64 (count,)."""
-        return np.random.Philox(key=np.array([self.seed, counter], dtype=np.uint64)).random_raw(count)
+        return np.random.Philox(key=np.array([self.seed, stream], dtype=np.uint64)).random_raw(count)

@@ -25,6 +25,7 @@ from pipeline.files import atomic_file
 from pipeline.order import permutation
 from pipeline.ordered_map import ordered_map
 from pipeline.progress import progress_bar
+from pipeline.random_streams import picture_stream
 from pipeline.sources.official import DEVKIT_ARCHIVE, TRAIN_ARCHIVE, VAL_ARCHIVE
 from pipeline.synthetic_devkit import add_member, class_wnid, devkit_archive
 from pipeline.synthetic_pictures import NUM_CLASSES, draw_picture
@@ -142,7 +143,7 @@ def synthesize(
 
 def encode_picture(picture: Picture, seed: int, max_side: int) -> bytes:
     """Draw one picture and return its file; all that is random in it depends on the seed and the picture alone."""
-    stream = ("train", "val").index(picture.split) << 62 | picture.class_index << 40 | picture.number
+    stream = picture_stream(picture.split, picture.class_index, picture.number)
     random = np.random.Generator(np.random.Philox(key=np.array([seed, stream], dtype=np.uint64)))
     image = draw_picture(picture.class_index, random, max_side)
     match picture.oddity:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LIGHT = ["order", "augmentation", "reference", "color", "manifest", "philox"]
+LIGHT = ["order", "augmentation", "reference", "color", "manifest", "philox", "random_streams"]
 PROBE = "import sys, importlib; importlib.import_module(sys.argv[1]); sys.stdout.write(' '.join(sys.modules))"
 
 

@@ -36,7 +36,7 @@ class StoppedSource(OblongSource):
     """Is interrupted at a picture that lies in the middle of the run."""
 
     def read(self, file, offset, num_bytes):
-        if offset == 20:
+        if offset == 23:
             raise KeyboardInterrupt
         return super().read(file, offset, num_bytes)
 
@@ -53,7 +53,7 @@ def test_neither_workers_nor_an_interruption_change_a_byte(tmp_path, option):
         shard_dataset(make(OblongSource, tmp_path, config), tmp_path / str(num_workers), config, num_workers)
     assert digest(tmp_path / "1") == digest(tmp_path / "2")
     splits = plan_splits(make(OblongSource, tmp_path, config).list_samples(), config)
-    stopped = 20 in splits["train"]["offset"].to_pylist()
+    stopped = 23 in splits["train"]["offset"].to_pylist()
     assert stopped, "the run would not be interrupted"
     with pytest.raises(KeyboardInterrupt):
         shard_dataset(make(StoppedSource, tmp_path, config), tmp_path / "resumed", config, num_workers=1)
