@@ -19,7 +19,7 @@ from model.dropout import CountedDropout, Scaling
 from model.initialization import INITIALIZATIONS, initialize
 from model.layers import ACTIVATIONS, BATCH_NORM, Convolution, Dense, Layer, MaxPooling, Normalization, build_layers
 from model.lrn import CONVENTIONS
-from model.variants import VARIANTS, Variant
+from model.variants import VARIANTS
 
 _NO_NORMALIZATION = "none"
 ChannelOrder = Literal["rgb", "bgr"]
@@ -118,7 +118,10 @@ class AlexNet(nn.Module):
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes}: must be at least 1")
         variant = VARIANTS[config.name]
-        self._resize_to, self._reversed = config.resize_to, config.channel_order == "bgr"
+        if config.resize_to is not None:
+            check_image_size(config, config.resize_to)
+        self._config, self._image_sizes = config, image_sizes(config)
+        side = _made_for(config)
         build = partial(
             build_layers,
             dropout=config.dropout,
@@ -127,7 +130,8 @@ class AlexNet(nn.Module):
             activation=config.activation,
             batch_norm_group=config.batch_norm_group,
         )
-        self.features, maps = build(tuple(_switched(variant.features, config)), _expected_images(variant, config))
+        pictures = torch.empty(1, 3, side, side, device="meta")
+        self.features, maps = build(tuple(_switched(variant.features, config)), pictures)
         self.classifier, _ = build((*variant.hidden, Dense(num_classes)), maps.flatten(1))
         if config.num_towers is not None or config.normalization is not None:  # may have other parameters
             return
@@ -147,10 +151,17 @@ class AlexNet(nn.Module):
 
         Returns:
             (B, num_classes).
+
+        Raises:
+            ValueError: The pictures have a size for which the model is not made, see `image_sizes`.
         """
-        if self._resize_to is not None:
-            images = functional.interpolate(images, size=(self._resize_to, self._resize_to), mode="bilinear")
-        if self._reversed:
+        if (side := self._config.resize_to) is not None:
+            images = functional.interpolate(images, size=(side, side), mode="bilinear")
+        else:
+            for side in images.shape[2:]:
+                if not _is_between(side, self._image_sizes):
+                    raise ValueError(_does_not_fit(self._config, side))
+        if self._config.channel_order == "bgr":
             images = images.flip(1)
         activations = self.features(images).flatten(1)
         for layer in self.classifier:
@@ -161,13 +172,49 @@ class AlexNet(nn.Module):
         return activations
 
 
-def _expected_images(variant: Variant, config: ModelConfig) -> Tensor:
-    """Return a picture of the size that the variant's dense layers are made for, on the meta device."""
-    size = variant.image_size
-    first = next(layer for layer in variant.features if isinstance(layer, Convolution))
-    if config.first_padding is not None and isinstance(first.padding, int):
-        size += 2 * (first.padding - config.first_padding)
-    return torch.empty(1, 3, size, size, device="meta")
+def image_sizes(config: ModelConfig) -> tuple[int, int | None]:
+    """Return the least and the greatest height and width of pictures that the layers take; None: there is no greatest.
+
+    They are those of the variant (`Variant.image_sizes`), or with another `first_padding` those that give the first
+    convolution as many windows and still leave no pixel out.
+    """
+    least, greatest = VARIANTS[config.name].image_sizes
+    first, fewer = _first_convolution(config.name), _fewer_zeros(config)
+    if fewer == 0 or greatest is None:
+        return least + 2 * fewer, greatest
+    # The last window may end before the padding does, but by less than a stride, else there would be one more.
+    return least + 2 * fewer, min(greatest + fewer, least + 2 * fewer + first.stride - 1)
+
+
+def _made_for(config: ModelConfig) -> int:
+    """Return the size of pictures that the dense layers are made for."""
+    size, (_, greatest) = VARIANTS[config.name].image_size + 2 * _fewer_zeros(config), image_sizes(config)
+    return size if greatest is None else min(size, greatest)
+
+
+def _fewer_zeros(config: ModelConfig) -> int:
+    """Return how many zeros the switch takes away on each side of the picture."""
+    padding = _first_convolution(config.name).padding
+    return 0 if config.first_padding is None or not isinstance(padding, int) else padding - config.first_padding
+
+
+def _first_convolution(name: str) -> Convolution:
+    return next(layer for layer in VARIANTS[name].features if isinstance(layer, Convolution))
+
+
+def _is_between(size: int, sizes: tuple[int, int | None]) -> bool:
+    return sizes[0] <= size and (sizes[1] is None or size <= sizes[1])
+
+
+def _does_not_fit(config: ModelConfig, size: int) -> str:
+    """Say which sizes would."""
+    (least, greatest), made_for = image_sizes(config), _made_for(config)
+    padded = "" if config.first_padding is None else f" with first_padding={config.first_padding}"
+    taken = "" if least == greatest else f" and takes {least} " + ("and more" if greatest is None else f"to {greatest}")
+    field, remedy = "image_size", "crop the pictures to that, or resize them inside the model,"
+    if config.resize_to is not None:
+        field, remedy = "resize_to", "use"
+    return f"{field}={size}: {config.name}{padded} is made for {made_for}{taken}; {remedy} resize_to={made_for}"
 
 
 def _switched(features: Sequence[Layer], config: ModelConfig) -> Iterator[Layer]:
@@ -219,22 +266,11 @@ def build_model(
 
 
 def check_image_size(config: ModelConfig, image_size: int) -> None:
-    """Check that the layers make of a picture of this size what the dense layers take; on the meta device, at no cost.
+    """Check that the layers see every pixel of a picture of this size, and make of it what the dense layers take.
 
     Raises:
-        ValueError: Pictures of `image_size` x `image_size` pixels don't fit the variant.
+        ValueError: Pictures of `image_size` x `image_size` pixels don't fit the variant; says which would.
     """
-    variant = VARIANTS[config.name]
-    features = tuple(_switched(variant.features, config))
-    made_for = f"image_size={image_size}: {config.name} is made for {variant.image_size}"
     size = config.resize_to or image_size
-    given = torch.empty(1, 3, size, size, device="meta")
-    try:
-        needed, found = (
-            build_layers(features, images, dropout=0, seed=0)[1].shape
-            for images in (_expected_images(variant, config), given)
-        )
-    except RuntimeError as error:
-        raise ValueError(f"{made_for} ({error})") from error
-    if found != needed:
-        raise ValueError(f"{made_for}: its dense layers take maps of {needed[-1]} x {needed[-1]}, not {found[-1]}")
+    if not _is_between(size, image_sizes(config)):
+        raise ValueError(_does_not_fit(config, size))

@@ -30,6 +30,8 @@ class Variant:
         hidden: From feature maps to the last hidden layer.
         initialization: How its weights start unless told otherwise.
         image_size: Height and width of the pictures that the shapes are stated for.
+        image_sizes: Least and greatest size of pictures that are taken; None: as large as one likes. Where the dense
+            layers fix the maps' size, those of which the first convolution sees every pixel and makes the stated shape.
         num_parameters: At 1000 classes; asserted whenever the variant is built.
     """
 
@@ -38,6 +40,7 @@ class Variant:
     hidden: tuple[Layer, ...]
     initialization: str
     image_size: int
+    image_sizes: tuple[int, int | None]
     num_parameters: int
 
 
@@ -65,6 +68,7 @@ VARIANTS = {
         hidden=(Dense(4096), Activation(), Dropout(), Dense(4096), Activation(), Dropout()),
         initialization="paper",
         image_size=224,
+        image_sizes=(223, 225),  # 227 in the windows, of which 2 to 4 are padding
         num_parameters=60_965_224,
     ),
     "caffenet": Variant(
@@ -90,6 +94,7 @@ VARIANTS = {
         hidden=(Dense(4096), Activation(), Dropout(), Dense(4096), Activation(), Dropout()),
         initialization="caffe",
         image_size=227,
+        image_sizes=(227, 227),
         num_parameters=60_965_224,
     ),
     "alexnet_bn": Variant(
@@ -116,6 +121,7 @@ VARIANTS = {
         hidden=(Dense(4096), Activation(), Dropout(), Dense(4096), Activation(), Dropout()),
         initialization="caffe",
         image_size=224,
+        image_sizes=(223, 225),
         num_parameters=60_965_928,
     ),
     "alexnet_owt": Variant(
@@ -140,6 +146,7 @@ VARIANTS = {
         hidden=(Dropout(), Dense(4096), Activation(), Dropout(), Dense(4096), Activation()),
         initialization="torch",
         image_size=224,
+        image_sizes=(63, None),  # torchvision's least
         num_parameters=61_100_840,
     ),
     "alexnet_single": Variant(
@@ -167,6 +174,7 @@ VARIANTS = {
         hidden=(Dropout(), Dense(4096), Dropout(), Dense(4096)),
         initialization="torch",
         image_size=227,
+        image_sizes=(227, 227),
         num_parameters=62_378_344,
     ),
     "alexnet_stride4": Variant(
@@ -194,6 +202,7 @@ VARIANTS = {
         hidden=(Dense(4096), Activation(), Dropout(), Dense(4096), Activation(), Dropout()),
         initialization="kaiming",
         image_size=28,
+        image_sizes=(1, 220),  # what resizing does not shrink
         num_parameters=25_678_184,
     ),
     "alexnet_small": Variant(
@@ -217,6 +226,7 @@ VARIANTS = {
         hidden=(Dense(512), Activation(), Dropout(), Dense(512), Activation(), Dropout()),
         initialization="kaiming",
         image_size=26,
+        image_sizes=(24, None),
         num_parameters=2_247_368,
     ),
 }
