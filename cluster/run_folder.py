@@ -36,13 +36,15 @@ from pipeline.color import ColorBasis
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.encode import EncodingConfig
-from pipeline.files import atomic_file, write_json
+from pipeline.files import atomic_file, is_temporary, write_json
 from pipeline.manifest import COLOR_JSON
 
 _CONFIG_JSON = "config.json"
 _MEAN_IMAGE = "mean_image.npy"
 _FORMAT_VERSION = 2  # of config.json; 1 had no number
 _LAUNCHES = "launches.jsonl"
+_STOP_REQUEST = "stop-request"
+_BEFORE_CONFIG = (_MEAN_IMAGE, _LAUNCHES, _STOP_REQUEST)
 _DISTRIBUTIONS = ("alexnet-at-scale", "torch", "ray", "numpy", "pyarrow")
 
 
@@ -276,12 +278,12 @@ def open_launches(path: Path) -> JsonLog:
 
 def stop_request_of(path: Path) -> StopRequest:
     """Return the word of the launching process to the workers of the run in `path`, which may be new."""
-    return StopRequest(path / "stop-request")
+    return StopRequest(path / _STOP_REQUEST)
 
 
 def _is_of_a_beginning(path: Path) -> bool:
     """Return whether a file may lie in a run's folder before its `config.json` does."""
-    return path.suffix in (".tmp", ".npy") or path.name == _LAUNCHES
+    return path.is_file() and (path.name in _BEFORE_CONFIG or is_temporary(path.name))
 
 
 def _describe(dataset: Dataset) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,11 @@ def renamed_at_end(path: Path) -> Iterator[Path]:
         flush_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a file has the name of one that this project began to write; after a kill such files remain."""
+    return re.fullmatch(r"\..+[.-][0-9a-f]{32}\.tmp", name) is not None
 
 
 def flush_folder(folder: Path) -> None:

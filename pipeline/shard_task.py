@@ -24,7 +24,7 @@ from pipeline.command import InputError
 from pipeline.decode import RejectedPicture
 from pipeline.direct_file import WrittenFile
 from pipeline.encode import EncodingConfig, store_picture
-from pipeline.files import atomic_file
+from pipeline.files import atomic_file, is_temporary
 from pipeline.manifest import MANIFEST_SCHEMA, REJECTS_SCHEMA
 from pipeline.ordered_map import ordered_map
 from pipeline.shard_writer import ShardWriter
@@ -244,4 +244,5 @@ def _remove_leftovers(*folders: Path) -> None:
     """Remove temporary files of processes that were killed."""
     for folder in folders:
         for path in folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+            if is_temporary(path.name):
+                path.unlink(missing_ok=True)

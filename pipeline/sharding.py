@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.command import InputError
-from pipeline.files import atomic_file, sha256_file, write_json, write_table
+from pipeline.files import atomic_file, is_temporary, sha256_file, write_json, write_table
 from pipeline.histograms import histograms
 from pipeline.manifest import (
     CLASSES_PARQUET,
@@ -46,6 +46,7 @@ from pipeline.sources.base import Listing, Source
 from pipeline.statistics import PixelSums, color_document
 
 _PARTIAL = ".partial"
+_LOCK = "lock"
 
 
 def shard_dataset(
@@ -71,7 +72,7 @@ def shard_dataset(
     finished, partial = out / DATASET_JSON, out / _PARTIAL
     if finished.exists() and not partial.exists():
         raise InputError(_finished(out))
-    if out.exists() and not partial.exists() and any(out.iterdir()):
+    if out.exists() and not finished.exists() and not _is_free(out):
         raise InputError(f"{out} exists, is not empty and holds no interrupted run; choose another folder")
     if executor == "local" and num_workers != 1:
         load_ahead(run_tasks.__module__, *config.encoding.modules)  # while the source is listed
@@ -102,6 +103,17 @@ def shard_dataset(
     return document
 
 
+def _is_free(out: Path) -> bool:
+    """Return whether a folder holds nothing but what an interrupted run has left; its plan is compared later."""
+    partial = out / _PARTIAL
+    if not out.is_dir():
+        return False
+    if (partial / PLAN_JSON).exists():
+        return True
+    lies_there = [*(path for path in out.iterdir() if path != partial), *partial.glob("*")]
+    return all(path.name == _LOCK or is_temporary(path.name) for path in lies_there)
+
+
 def _finished(out: Path) -> str:
     return f"{out} already holds a finished dataset; remove it, or choose another folder"
 
@@ -109,7 +121,7 @@ def _finished(out: Path) -> str:
 @contextmanager
 def _exclusive(partial: Path) -> Iterator[None]:
     """Hold the folder's lock; the kernel releases it when the process dies, however it dies."""
-    with open(partial / "lock", "w") as lock:
+    with open(partial / _LOCK, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -142,7 +154,10 @@ def _check_plan(partial: Path, plan: dict[str, Any]) -> None:
     if not path.exists():
         write_json(path, plan)
         return
-    before = json.loads(path.read_text())
+    try:
+        before = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is not the plan of an interrupted run; choose another folder") from error
     changed = sorted(name for name in plan.keys() | before.keys() if plan.get(name) != before.get(name))
     if changed:
         raise InputError(
