@@ -145,6 +145,8 @@ class BatchThread:
 
     def _run(self, feed: Feed, config: GraphConfig) -> None:
         try:
+            if config.device == "gpu":
+                torch.cuda.set_device(config.device_id)  # a new thread is on the first GPU, whatever the others are on
             pipeline = build_graph(feed, config)
             while not self._stopping.is_set():
                 (output,) = pipeline.run()

@@ -34,6 +34,11 @@ OutputType = Literal["float32", "float16"]
 Layout = Literal["NCHW", "NHWC"]
 Normalizer = Literal["kernel", "operator"]
 _TYPES = {"float32": types.FLOAT, "float16": types.FLOAT16}
+_MEANT_SO = (
+    "The external source node",  # ten crops have no use for the crop and the mirror that are fed
+    # By a process's first pipeline on a GPU. Debayering and remapping need that library, no operator of ours does.
+    r"nvidia-dali-cuda\d+ is no longer shipped with CUDA runtime.* NPP is typically",
+)
 Feed = Callable[[], tuple[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
 
 
@@ -81,10 +86,14 @@ class GraphConfig:
 
 def build_graph(feed: Feed, config: GraphConfig) -> Pipeline:
     """Define the pipeline and build it, which needs the device; see `define_graph`."""
-    pipeline = define_graph(feed, config)
+    return built(define_graph(feed, config))
+
+
+def built(pipeline: Pipeline) -> Pipeline:
+    """Build a pipeline and return it, without DALI's warnings of what is meant so."""
     with warnings.catch_warnings():
-        # Ten crops have no use for the crop and the mirror that are fed.
-        warnings.filterwarnings("ignore", message="The external source node")
+        for message in _MEANT_SO:
+            warnings.filterwarnings("ignore", message=message)
         pipeline.build()
     return pipeline
 

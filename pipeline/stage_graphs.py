@@ -7,7 +7,7 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline
 
-from pipeline.graph import GraphConfig, decoded, normalised
+from pipeline.graph import GraphConfig, built, decoded, normalised
 
 
 def build_decode_graph(feed: Iterator[list[np.ndarray]], config: GraphConfig) -> Pipeline:
@@ -32,7 +32,7 @@ def build_decode_graph(feed: Iterator[list[np.ndarray]], config: GraphConfig) ->
         )
         return fn.copy(content) if config.raw else decoded(content, config)
 
-    return _built(graph())
+    return built(graph())
 
 
 def build_augment_graph(feed: Iterator[tuple[Any, ...]], config: GraphConfig) -> Pipeline:
@@ -58,7 +58,7 @@ def build_augment_graph(feed: Iterator[tuple[Any, ...]], config: GraphConfig) ->
         )
         return normalised(pixels, crop_x, crop_y, mirror, mean, config)
 
-    return _built(graph())
+    return built(graph())
 
 
 def _of(config: GraphConfig) -> Any:
@@ -69,8 +69,3 @@ def _of(config: GraphConfig) -> Any:
         prefetch_queue_depth=config.prefetch_batches,
         exec_dynamic=True,
     )
-
-
-def _built(pipeline: Pipeline) -> Pipeline:
-    pipeline.build()
-    return pipeline

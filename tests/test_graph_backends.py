@@ -5,7 +5,8 @@ import itertools
 
 import numpy as np
 import pytest
-from nvidia.dali import ops
+from nvidia.dali import backend, ops
+from nvidia.dali.pipeline import Pipeline
 
 from pipeline.graph import GraphConfig, build_graph, define_graph
 
@@ -128,3 +129,36 @@ def test_the_kernel_reads_nothing_outside_of_a_picture(mean_image_HWC):
     config = dataclasses.replace(BASE, raw=True, normalizer="kernel", mean_image_HWC=mean_image_HWC)
     (output,) = build_graph(lambda: _fed(2, side), config).run()
     assert np.isnan(np.array(output.as_tensor())).all()
+
+
+def _on_a_gpu_with(monkeypatch, **versions: int) -> None:
+    """Have DALI look, at the next pipeline's build as at the first one on a GPU, for libraries of these versions."""
+    found = {"GetCudaVersion": 13000, "GetCufftVersion": 12000, "GetNppVersion": 13000} | versions
+    for name, version in found.items():
+        monkeypatch.setattr(backend, name, lambda version=version: version)
+    monkeypatch.setattr(backend, "cuda_checked", False)
+    build = Pipeline.build
+
+    def build_and_look(pipeline: Pipeline) -> None:
+        backend.check_cuda_runtime()
+        build(pipeline)
+
+    monkeypatch.setattr(Pipeline, "build", build_and_look)
+
+
+def test_the_lack_of_a_library_that_the_graph_does_not_use_is_no_warning(monkeypatch):
+    _on_a_gpu_with(monkeypatch, GetNppVersion=-1)
+    build_graph(lambda: None, BASE)
+    assert backend.cuda_checked
+    with pytest.warns(Warning, match="NPP is typically"):  # which DALI gives otherwise
+        monkeypatch.setattr(backend, "cuda_checked", False)
+        backend.check_cuda_runtime()
+
+
+@pytest.mark.parametrize(
+    ("lacks", "message"), [("GetCufftVersion", "cuFFT is typically"), ("GetCudaVersion", "GPU is not available")]
+)
+def test_other_things_that_dali_lacks_are_still_told(monkeypatch, lacks, message):
+    _on_a_gpu_with(monkeypatch, **{lacks: -1})
+    with pytest.warns(Warning, match=message):
+        build_graph(lambda: None, BASE)

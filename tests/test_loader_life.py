@@ -10,8 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
-from pipeline.loader import TrainLoader
+from pipeline import feed
+from pipeline.loader import LoaderConfig, TrainLoader
 
 
 def test_a_loader_that_nobody_holds_ends_its_thread(raw_dataset):
@@ -87,3 +89,19 @@ def _session(pid: int) -> int | None:
         return os.getsid(pid)
     except ProcessLookupError:
         return None
+
+
+@pytest.mark.parametrize(("device", "chosen"), [("gpu", [("loader", 3)]), ("cpu", [])])
+def test_the_thread_works_on_the_loaders_gpu(raw_dataset, monkeypatch, device, chosen):
+    calls = []
+
+    def build(fed, config):
+        assert calls == chosen  # before anything is built
+        raise StopIteration
+
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: calls.append((threading.current_thread().name, index)))
+    monkeypatch.setattr(feed, "build_graph", build)
+    loader = TrainLoader(raw_dataset, global_batch_size=8, config=LoaderConfig(device=device, device_id=3))
+    with pytest.raises(StopIteration):
+        next(loader)
+    assert calls == chosen

@@ -4,6 +4,9 @@ import atexit
 import os
 
 import pytest
+
+pytest.importorskip("ray")
+
 import ray
 from ray import cloudpickle
 from ray.train import ControllerError, ScalingConfig, WorkerGroupError

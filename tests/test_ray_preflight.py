@@ -13,6 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+pytest.importorskip("ray")
+
 from ray._raylet import GcsClient
 
 from cluster.local_ray import environment, local_ray

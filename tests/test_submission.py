@@ -5,6 +5,9 @@ import json
 import threading
 
 import pytest
+
+pytest.importorskip("ray")
+
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
