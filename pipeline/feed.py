@@ -102,15 +102,17 @@ class Feed:
 
     def _read(self, sample_id: int) -> tuple[np.ndarray, int]:
         """Return a sample's bytes and its id; of a changed one, if that is allowed, those of the next whole one."""
-        for step in range(self._reader.num_samples):
-            candidate = (sample_id + step) % self._reader.num_samples
+        num_passed = 0
+        while num_passed < self._reader.num_samples:
+            candidate = (sample_id + num_passed) % self._reader.num_samples
             try:
                 picture = self._reader.read(candidate)
             except ChangedSample:
                 if self._reader.on_bad_sample == "error":
                     raise
+                num_passed += self._reader.num_samples_gone(candidate)
                 continue
-            self.num_replaced += step > 0
+            self.num_replaced += num_passed > 0
             return picture, candidate
         raise InputError("no sample is as it was written; restore the dataset, or shard again")
 

@@ -1,8 +1,10 @@
 """Samples by their ids: memory-mapped shards behind the manifest's columns."""
 
+import errno
 import functools
 import mmap
 import os
+import resource
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,6 +16,7 @@ from pipeline.dataset import Dataset
 from pipeline.manifest import NPY_HEADER_BYTES
 
 OnBadSample = Literal["error", "skip-and-count"]
+_OTHER_FILES = 1024  # that a process may open beside its shards
 
 
 class ChangedSample(InputError):
@@ -56,6 +59,7 @@ class ShardReader:
         del table, shards
         pa.default_memory_pool().release_unused()  # else the names of a million shards would stay
         self._maps: dict[int, _MappedShard] = {}
+        _allow_open_files(len(self._shard_names))
 
     def read(self, sample_id: int) -> np.ndarray:
         """Return one picture, a view into the mapped shard: uint8, a JPEG's bytes (num_bytes,) or pixels (H, W, 3).
@@ -91,9 +95,21 @@ class ShardReader:
             if mapped is not None and 0 <= start < end:
                 mapped.madvise(mmap.MADV_WILLNEED, start, end - start)
 
+    def num_samples_gone(self, sample_id: int) -> int:
+        """Return how many samples, from one that can't be read on, need not be tried: itself, or with its shard all."""
+        if len(self._map(int(self._shard_indices[sample_id])).content):
+            return 1
+        end = np.searchsorted(self._shard_ends, sample_id, side="right")
+        return int(self._shard_ends[end]) - sample_id
+
     def shard_lengths(self) -> list[int]:
         """Return the number of samples of each shard, in the order of their sample ids."""
         return np.bincount(self._shard_indices).tolist()
+
+    @functools.cached_property
+    def _shard_ends(self) -> np.ndarray:
+        """Sample ids before which the shard changes, and the number of samples."""
+        return np.append(np.flatnonzero(np.diff(self._shard_indices)) + 1, self.num_samples)
 
     @functools.cached_property
     def _keys(self) -> pa.ChunkedArray:
@@ -122,6 +138,11 @@ class ShardReader:
                     )
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if found else None
         except OSError as error:
+            if error.errno == errno.EMFILE:
+                raise InputError(
+                    f"this process may not open more files, but each of its {len(self._shard_names)} shards is one; "
+                    f"allow it more: `ulimit -n {len(self._shard_names) + _OTHER_FILES}`"
+                ) from error
             if not (skips and isinstance(error, FileNotFoundError)):
                 raise InputError(f"shard {path} can't be read: {error.strerror}; restore it, or shard again") from error
             mapped = None
@@ -130,3 +151,13 @@ class ShardReader:
         mapped.madvise(mmap.MADV_RANDOM)  # what is read next is known: the kernel need not guess
         # Views of an array, unlike those of a memoryview, are nothing that the garbage collector has to follow.
         return _MappedShard(mapped, np.frombuffer(mapped, dtype=np.uint8))
+
+
+def _allow_open_files(num_shards: int) -> None:
+    """Raise this process's soft limit of open files where its shards would not fit: a mapped file counts as one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = num_shards + _OTHER_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -3,21 +3,27 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from coded_source import CodedSource
 
 from cluster.preflight import _read_dataset
 from pipeline import bench, preview, verify
 from pipeline.augmentation import AugmentationConfig
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
+from pipeline.encode import EncodingConfig
 from pipeline.files import sha256_file, write_table
 from pipeline.loader import LoaderConfig, TrainLoader
 from pipeline.paths import lies_inside
+from pipeline.shard_plan import ShardingConfig
 from pipeline.shard_reader import ShardReader
+from pipeline.sharding import shard_dataset
 from pipeline.sources.detect import open_source
 
 SHARD = "train-000001.tar"
@@ -107,6 +113,62 @@ def test_samples_that_are_gone_are_replaced_and_counted_on_request_and_the_whole
     assert ids.count(next_whole) == 1 + len(gone)
     assert loader.num_replaced_samples >= len(gone)  # more, where the thread has read ahead
     assert (loader.num_replaced_samples == 0) == (not gone)
+
+
+def test_shards_that_are_gone_are_passed_over_in_one_step_each(raw_dataset, tmp_path, monkeypatch):
+    shutil.copytree(raw_dataset.path, tmp_path / "copy")
+    for name in ("train-000001.tar", "train-000002.tar"):
+        (tmp_path / "copy" / name).unlink()
+    tried, read = [], ShardReader.read
+
+    def recorded(reader, sample_id):
+        tried.append(sample_id)
+        return read(reader, sample_id)
+
+    monkeypatch.setattr(ShardReader, "read", recorded)
+    loader = _loader(Dataset.open(tmp_path / "copy"), on_bad_sample="skip-and-count")
+    ids = next(loader).sample_ids.tolist()
+    loader.close()
+    shards = [row["shard"] for row in raw_dataset.manifest("train", ["shard"]).to_pylist()]
+    first_of = {name: shards.index(name) for name in shards}
+    assert ids.count(0) == 1 + sum(name != "train-000000.tar" for name in shards)
+    assert set(tried) == set(range(41))
+    second = [tried[place + 1] for place, number in enumerate(tried[:-1]) if shards[number] == "train-000001.tar"]
+    assert set(second) == {first_of["train-000002.tar"]}
+
+
+MANY_SHARDS = """
+import os, resource, sys
+from pipeline.command import run_command
+from pipeline.dataset import Dataset
+from pipeline.shard_plan import ShardingConfig
+from pipeline.shard_reader import ShardReader
+from pipeline.sharding import shard_dataset
+def main(argv):
+    dataset, num_open = Dataset.open(sys.argv[1]), len(os.listdir("/proc/self/fd"))
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1] if sys.argv[2] == "soft" else num_open + 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 20, hard))
+    reader = ShardReader(dataset, "train", "skip-and-count")
+    print(sum(reader.read(sample_id).nbytes for sample_id in range(reader.num_samples)))
+    return 0
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize("limit", ["soft", "hard"])
+def test_more_shards_than_open_files_are_allowed(tmp_path, limit):
+    config = ShardingConfig(encoding=EncodingConfig(encoding="raw", size=None), samples_per_shard=1)
+    shard_dataset(CodedSource(tmp_path, 40, 1), tmp_path / "d", config, num_workers=1)
+    command = [sys.executable, "-c", MANY_SHARDS, str(tmp_path / "d"), limit]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    if limit == "soft":
+        assert (answer.returncode, answer.stdout) == (0, f"{40 * 16 * 16 * 3}\n"), answer.stderr
+    else:
+        assert answer.returncode == 2
+        assert answer.stderr == (
+            "error: this process may not open more files, but each of its 40 shards is one; allow it more: "
+            "`ulimit -n 1064`\n"
+        )
 
 
 def test_an_unreadable_shard_is_not_skipped(dataset):
