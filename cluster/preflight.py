@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 
@@ -215,15 +215,15 @@ def _read_dataset(path: Path) -> tuple[str | None, str]:
     """Return the SHA-256 of `dataset.json`, and what is wrong with the files that it names."""
     try:
         content = (path / "dataset.json").read_bytes()
-        files: dict[str, dict[str, Any]] = json.loads(content)["files"]
+        files = {name: written["num_bytes"] for name, written in json.loads(content)["files"].items()}
     except OSError as error:
         return None, f"can't be read there ({error.strerror})"
-    except (ValueError, KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None, "can't be read there (dataset.json is broken)"
     outside = next((name for name in files if not lies_inside(name)), None)
     if outside is not None:
         return None, f"can't be used there (dataset.json names the file {outside!r}, which is not inside its folder)"
-    broken = [name for name, known in files.items() if _num_bytes(path / name) != known["num_bytes"]]
+    broken = [name for name, num_bytes in files.items() if _num_bytes(path / name) != num_bytes]
     more = f" and {len(broken) - 1} more files" if len(broken) > 1 else ""
     lacks = f"is incomplete there ({broken[0]}{more} missing, unreadable or of another size)" if broken else ""
     return hashlib.sha256(content).hexdigest(), lacks

@@ -153,7 +153,7 @@ class AlexNet(nn.Module):
             (B, num_classes).
 
         Raises:
-            ValueError: The pictures have a size for which the model is not made, see `image_sizes`.
+            ValueError: The pictures have a size that does not fit the model, see `image_sizes`.
         """
         if (side := self._config.resize_to) is not None:
             images = functional.interpolate(images, size=(side, side), mode="bilinear")
@@ -173,10 +173,10 @@ class AlexNet(nn.Module):
 
 
 def image_sizes(config: ModelConfig) -> tuple[int, int | None]:
-    """Return the least and the greatest height and width of pictures that the layers take; None: there is no greatest.
+    """Return the smallest and the largest height and width of pictures that fit the layers; None: no upper limit.
 
-    They are those of the variant (`Variant.image_sizes`), or with another `first_padding` those that give the first
-    convolution as many windows and still leave no pixel out.
+    They are those of the variant (`Variant.image_sizes`). With another `first_padding` they are the sizes at which the
+    first convolution has as many windows and still uses every pixel.
     """
     least, greatest = VARIANTS[config.name].image_sizes
     first, fewer = _first_convolution(config.name), _fewer_zeros(config)
@@ -207,7 +207,7 @@ def _is_between(size: int, sizes: tuple[int, int | None]) -> bool:
 
 
 def _does_not_fit(config: ModelConfig, size: int) -> str:
-    """Say which sizes would."""
+    """Return a message that names the sizes that fit."""
     (least, greatest), made_for = image_sizes(config), _made_for(config)
     padded = "" if config.first_padding is None else f" with first_padding={config.first_padding}"
     taken = "" if least == greatest else f" and takes {least} " + ("and more" if greatest is None else f"to {greatest}")
@@ -266,10 +266,10 @@ def build_model(
 
 
 def check_image_size(config: ModelConfig, image_size: int) -> None:
-    """Check that the layers see every pixel of a picture of this size, and make of it what the dense layers take.
+    """Check that the layers use every pixel of pictures of this size, and that the result fits the dense layers.
 
     Raises:
-        ValueError: Pictures of `image_size` x `image_size` pixels don't fit the variant; says which would.
+        ValueError: Pictures of `image_size` x `image_size` pixels don't fit the variant; names the sizes that do.
     """
     size = config.resize_to or image_size
     if not _is_between(size, image_sizes(config)):

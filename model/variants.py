@@ -30,8 +30,8 @@ class Variant:
         hidden: From feature maps to the last hidden layer.
         initialization: How its weights start unless told otherwise.
         image_size: Height and width of the pictures that the shapes are stated for.
-        image_sizes: Least and greatest size of pictures that are taken; None: as large as one likes. Where the dense
-            layers fix the maps' size, those of which the first convolution sees every pixel and makes the stated shape.
+        image_sizes: Smallest and largest height and width that it accepts; None: no upper limit. Where the dense layers
+            fix the size of the maps: those at which the first convolution uses every pixel and makes the stated shape.
         num_parameters: At 1000 classes; asserted whenever the variant is built.
     """
 

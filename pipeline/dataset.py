@@ -67,9 +67,11 @@ class Dataset:
                 f"{folder / DATASET_JSON} is of format {document['format']} {document['format_version']}; "
                 f"this program reads {FORMAT_NAME} {FORMAT_VERSION}"
             )
-        if not isinstance(document.get("files"), dict):
-            raise InputError(f"{folder / DATASET_JSON} does not list the dataset's files; shard again")
-        cls._check_names(folder / DATASET_JSON, document["files"])
+        try:
+            files = {name: (written["num_bytes"], written["sha256"]) for name, written in document["files"].items()}
+        except (AttributeError, KeyError, TypeError) as error:
+            raise InputError(f"{folder / DATASET_JSON} does not list the dataset's files; shard again") from error
+        cls._check_names(folder / DATASET_JSON, files)
         return cls(folder, document, hashlib.sha256(content).hexdigest())
 
     @property

@@ -101,7 +101,7 @@ def fetch(name: str, out: Path) -> None:
     if (out / CLASS_NAMES).exists() and (out / CLASS_NAMES).read_bytes() != class_names:
         others.append(CLASS_NAMES)
     if others:
-        raise InputError(f"{out} holds {', '.join(others)} of something else than {name}; name another folder")
+        raise InputError(f"{out} already holds other data as {', '.join(others)}; choose another folder for {name}")
     for file_name, digest in data_set.files.items():
         target = out / file_name
         if found.get(file_name) == digest:

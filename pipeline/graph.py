@@ -34,7 +34,7 @@ OutputType = Literal["float32", "float16"]
 Layout = Literal["NCHW", "NHWC"]
 Normalizer = Literal["kernel", "operator"]
 _TYPES = {"float32": types.FLOAT, "float16": types.FLOAT16}
-_MEANT_SO = (
+_EXPECTED_WARNINGS = (
     "The external source node",  # ten crops have no use for the crop and the mirror that are fed
     # By a process's first pipeline on a GPU. Debayering and remapping need that library, no operator of ours does.
     r"nvidia-dali-cuda\d+ is no longer shipped with CUDA runtime.* NPP is typically",
@@ -90,9 +90,9 @@ def build_graph(feed: Feed, config: GraphConfig) -> Pipeline:
 
 
 def built(pipeline: Pipeline) -> Pipeline:
-    """Build a pipeline and return it, without DALI's warnings of what is meant so."""
+    """Build a pipeline and return it, without the warnings that DALI is expected to give."""
     with warnings.catch_warnings():
-        for message in _MEANT_SO:
+        for message in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
         pipeline.build()
     return pipeline

@@ -26,7 +26,7 @@ from pipeline.command import InputError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _Pipe: TypeAlias = "Connection[Any, Any]"
-CHUNKS_PER_PROCESS = 4  # begun and not yet read: enough that processes seldom wait for one that is a few times slower
+CHUNKS_PER_PROCESS = 4  # begun but not yet read: processes seldom wait for one that is a few times slower
 
 
 def load_ahead(*modules: str) -> None:
@@ -45,8 +45,8 @@ def ordered_map(
 ) -> Iterator[Iterator[Result]]:
     """Give `map(function, items)`, computed by several processes; if the block raises, they are ended at once.
 
-    A process gets its next chunk when it has returned one and the results are being read. No more than
-    `CHUNKS_PER_PROCESS` chunks a process are begun and not yet read, so that little waits in memory behind a slow one.
+    A process gets its next chunk when it has returned one and the results are being read. At most `CHUNKS_PER_PROCESS`
+    chunks per process are begun but not yet read, so that few results wait in memory behind a slow chunk.
 
     Args:
         function: Picklable.

@@ -36,8 +36,8 @@ class ShardReader:
     Attributes:
         num_samples: Of the split.
         class_indices: int64 (num_samples,), by sample id.
-        on_bad_sample: With `error`, a shard that is missing or has another length than when it was written is refused
-            when it is first used. Else those of its samples that are not whole are `ChangedSample`s, and no others.
+        on_bad_sample: With `error`, a shard that is missing, or is shorter or longer than it was, is refused when it is
+            first used. Else only those of its samples that are not whole raise `ChangedSample`.
     """
 
     def __init__(self, dataset: Dataset, split: str, on_bad_sample: OnBadSample = "error") -> None:
@@ -96,7 +96,7 @@ class ShardReader:
                 mapped.madvise(mmap.MADV_WILLNEED, start, end - start)
 
     def num_samples_gone(self, sample_id: int) -> int:
-        """Return how many samples, from one that can't be read on, need not be tried: itself, or with its shard all."""
+        """Return how many samples to skip from one that can't be read: 1, or the rest of its shard if that is gone."""
         if len(self._map(int(self._shard_indices[sample_id])).content):
             return 1
         end = np.searchsorted(self._shard_ends, sample_id, side="right")
@@ -122,7 +122,7 @@ class ShardReader:
         return self._maps[shard]
 
     def _open(self, shard: int) -> _MappedShard:
-        """Map a shard; what of it is not there has no bytes, where bad samples are skipped.
+        """Map a shard. Where bad samples are skipped, a missing one counts as empty.
 
         Raises:
             InputError: It can't be read, or is not as long as it was and bad samples are not skipped.
@@ -140,8 +140,8 @@ class ShardReader:
         except OSError as error:
             if error.errno == errno.EMFILE:
                 raise InputError(
-                    f"this process may not open more files, but each of its {len(self._shard_names)} shards is one; "
-                    f"allow it more: `ulimit -n {len(self._shard_names) + _OTHER_FILES}`"
+                    f"this process may not open more files, and the dataset has {len(self._shard_names)} shards; raise "
+                    f"the limit: `ulimit -n {len(self._shard_names) + _OTHER_FILES}`"
                 ) from error
             if not (skips and isinstance(error, FileNotFoundError)):
                 raise InputError(f"shard {path} can't be read: {error.strerror}; restore it, or shard again") from error
@@ -154,7 +154,7 @@ class ShardReader:
 
 
 def _allow_open_files(num_shards: int) -> None:
-    """Raise this process's soft limit of open files where its shards would not fit: a mapped file counts as one."""
+    """Raise this process's soft limit of open files if the shards would exceed it: each mapped file counts."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = num_shards + _OTHER_FILES
     if hard != resource.RLIM_INFINITY:

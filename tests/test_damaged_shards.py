@@ -166,7 +166,7 @@ def test_more_shards_than_open_files_are_allowed(tmp_path, limit):
     else:
         assert answer.returncode == 2
         assert answer.stderr == (
-            "error: this process may not open more files, but each of its 40 shards is one; allow it more: "
+            "error: this process may not open more files, and the dataset has 40 shards; raise the limit: "
             "`ulimit -n 1064`\n"
         )
 
@@ -230,6 +230,16 @@ def test_a_dataset_that_lists_files_outside_of_its_folder_is_refused(jpeg_datase
     sha256, error = _read_dataset(tmp_path)
     assert sha256 is None
     assert error == f"can't be used there (dataset.json names the file {name!r}, which is not inside its folder)"
+
+
+@pytest.mark.parametrize("files", [None, [], ["a.tar"], {"a.tar": 3}, {"a.tar": {"num_bytes": 3}}])
+def test_a_dataset_that_does_not_list_its_files_is_refused(jpeg_dataset, tmp_path, files):
+    document = json.loads((jpeg_dataset.path / "dataset.json").read_text()) | {"files": files}
+    (tmp_path / "dataset.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"dataset\.json does not list the dataset's files; shard again"):
+        Dataset.open(tmp_path)
+    sha256, error = _read_dataset(tmp_path)
+    assert (sha256 is None and "broken" in error) or "incomplete" in error
 
 
 def test_names_inside_of_a_folder():

@@ -74,7 +74,7 @@ def test_somebodys_files_are_no_interrupted_sharding(tmp_path, names):
 
 
 @pytest.mark.parametrize("content", ["no JSON", "[1]", "3"])
-def test_a_plan_that_is_none_of_ours_is_refused(tmp_path, content):
+def test_a_plan_that_this_program_did_not_write_is_refused(tmp_path, content):
     (tmp_path / ".partial").mkdir()
     (tmp_path / ".partial" / "plan.json").write_text(content)
     with pytest.raises(InputError, match=r"plan\.json is not the plan of an interrupted run; choose another folder"):
@@ -120,7 +120,7 @@ def test_other_data_under_the_names_of_what_is_fetched_is_left_alone(tmp_path, m
     monkeypatch.setitem(DATA_SETS, "tiny", data_set)
     (out / name).write_bytes(gzip.compress(b"another data set"))
     before = _digest(out)
-    with pytest.raises(InputError, match=f"{out} holds {name} of something else than tiny; name another folder"):
+    with pytest.raises(InputError, match=f"{out} already holds other data as {name}; choose another folder for tiny"):
         fetch("tiny", out)
     assert _digest(out) == before
     (out / name).unlink()
