@@ -7,7 +7,6 @@ neither the machine nor a path of it.
 import importlib.metadata
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 import psutil
 
 from pipeline.files import write_json
+from pipeline.processor import this_processor
 
 ROOT = Path(__file__).parent.parent
 _RECORDS = Path(__file__).parent / "records"
@@ -119,9 +119,14 @@ def record_document(
 
 
 def publish(document: dict[str, Any], folder: Path = _RECORDS) -> Path:
-    """Write a record as `FOLDER/YYYY-MM-DD-NAME.json`, print its tables, and return its path."""
-    path = folder / f"{document['date'][:10]}-{document['benchmark']}.json"
+    """Write a record as `FOLDER/YYYY-MM-DD-NAME.json`, print its tables, and return its path.
+
+    Where the libraries are limited to a part of the processor's instructions, the name ends with what to: `-avx2`.
+    """
+    form = this_processor().form
+    path = folder / f"{document['date'][:10]}-{document['benchmark']}{form and f'-{form}'}.json"
     write_json(path, document)
+    sys.stdout.write(f"{document['environment']['cpu']}, {document['environment']['cores']} cores\n")
     sys.stdout.write(markdown(document))
     return path
 
@@ -168,9 +173,8 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _environment(packages: Iterable[str]) -> dict[str, Any]:
-    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     return {
-        "cpu": model.group(1) if model else platform.machine(),
+        "cpu": str(this_processor()),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "linux": platform.release(),

@@ -2,7 +2,7 @@
 
 Each figure comes from a process of its own (`benchmarks.step_process`), started with the allocator's settings that the
 commands use, but for the one that shows what they are worth. Batches of 64, noise as pictures, 1,000 classes, SGD with
-momentum; torchvision's `alexnet` in the same rounds.
+momentum; torchvision's `alexnet` in the same rounds. On a processor that emulates bfloat16, float32 stands for it.
 """
 
 import json
@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
+import torch
 import tyro
 
 from benchmarks.record import ROOT, Comparison, publish, record_document, run_rounds
 from benchmarks.step_process import TORCHVISION, Case
 from cluster.allocator import ALLOCATOR_ENVIRONMENT
+from cluster.precision import bfloat16_emulation
 from model.variants import VARIANTS
 from pipeline.command import run_command
 
@@ -33,7 +35,7 @@ _MODES = {
     "bfloat16, channels last, compiled": {"compiled": True},
 }
 _MODELS = (*VARIANTS, TORCHVISION)
-_BEST = "bfloat16, channels last"
+_BEST, _BEST_WITHOUT = "bfloat16, channels last", "float32, channels last"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,23 +53,28 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    base = Case(model="alexnet_2012", batch_size=arguments.batch_size, num_steps=arguments.steps)
+    emulates = bfloat16_emulation(torch.device("cpu")) is not None
+    modes = {name: fields for name, fields in _MODES.items() if not (emulates and name.startswith("bfloat16"))}
+    best = _BEST_WITHOUT if emulates else _BEST
+    base = Case(model="alexnet_2012", **modes[best], batch_size=arguments.batch_size, num_steps=arguments.steps)
     cases = {
-        f"{model}, {mode}": replace(base, model=model, **fields) for model in _MODELS for mode, fields in _MODES.items()
+        f"{model}, {mode}": replace(base, **{"model": model, "precision": "bfloat16"} | fields)
+        for model in _MODELS
+        for mode, fields in modes.items()
     }
-    no_lrn, torch_lrn = f"alexnet_2012 without LRN, {_BEST}", f"alexnet_2012 with PyTorch's LRN, {_BEST}"
+    no_lrn, torch_lrn = f"alexnet_2012 without LRN, {best}", f"alexnet_2012 with PyTorch's LRN, {best}"
     dropout = {name: f"dropout of {name} alone" for name in ("alexnet_2012", "alexnet_owt")}
     cases |= {
         no_lrn: replace(base, switches={"normalization": "none"}),
         torch_lrn: replace(base, torch_lrn=True),
         **{label: replace(base, model=name, dropout_alone=True) for name, label in dropout.items()},
     }
-    untuned = f"alexnet_2012, {_BEST}, glibc's own settings"
+    untuned = f"alexnet_2012, {best}, glibc's own settings"
     alternatives: dict[str, Callable[[], Mapping[str, float]]] = {
         **{name: partial(_run, case, ALLOCATOR_ENVIRONMENT) for name, case in cases.items()},
         untuned: partial(_run, base, {}),
     }
-    own = f"alexnet_2012, {_BEST}"
+    own = f"alexnet_2012, {best}"
     publish(
         record_document(
             name="training_step",
@@ -81,18 +88,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 Comparison(of=torch_lrn, quantity=_QUANTITY, to=no_lrn),
                 Comparison(of=own, quantity=_MEMORY, to=torch_lrn, at_most=1.0),
                 *(
-                    Comparison(of=label, quantity=_QUANTITY, to=f"{name}, {_BEST}", at_most=0.02)
+                    Comparison(of=label, quantity=_QUANTITY, to=f"{name}, {best}", at_most=0.02)
                     for name, label in dropout.items()
                 ),
                 Comparison(of=untuned, quantity=_QUANTITY, to=own),
                 *(
-                    Comparison(of=f"{model}, {mode}", quantity=_QUANTITY, to=f"{model}, {_BEST}")
+                    Comparison(of=f"{model}, {mode}", quantity=_QUANTITY, to=f"{model}, {best}")
                     for model in _MODELS
-                    for mode in _MODES
-                    if mode != _BEST
+                    for mode in modes
+                    if mode != best
                 ),
                 *(
-                    Comparison(of=f"{model}, {_BEST}", quantity=_QUANTITY, to=f"{TORCHVISION}, {_BEST}")
+                    Comparison(of=f"{model}, {best}", quantity=_QUANTITY, to=f"{TORCHVISION}, {best}")
                     for model in _MODELS
                     if model != TORCHVISION
                 ),

@@ -24,7 +24,7 @@ from cluster.trained_model import load_model
 from cluster.world import World
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
-from pipeline.files import write_json, write_table
+from pipeline.files import is_temporary, write_json, write_table
 
 RESULT_JSON, PER_CLASS_PARQUET = "result.json", "per_class.parquet"
 CONFUSION_PARQUET, PREDICTIONS_PARQUET = "confusion.parquet", "predictions.parquet"
@@ -101,6 +101,12 @@ def write_evaluation(folder: Path, evaluation: Evaluation, dataset: Dataset, doc
     write_table(folder / PER_CLASS_PARQUET, per_class_table(evaluation, dataset))
     write_table(folder / CONFUSION_PARQUET, confusion_table(evaluation))
     write_json(folder / RESULT_JSON, evaluation.summary() | document)
+
+
+def is_of_an_evaluation(path: Path) -> bool:
+    """Return whether a file is one that `write_evaluation` writes, or began to write, into its folder."""
+    names = (RESULT_JSON, PER_CLASS_PARQUET, CONFUSION_PARQUET, PREDICTIONS_PARQUET)
+    return path.name in names or is_temporary(path.name)
 
 
 def read_evaluation(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

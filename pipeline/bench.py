@@ -28,6 +28,7 @@ from pipeline.command import InputError, run_command
 from pipeline.dataset import Dataset
 from pipeline.files import write_json
 from pipeline.order import SampleOrder
+from pipeline.processor import this_processor
 from pipeline.shard_reader import ShardReader
 
 Step = Callable[[], object]
@@ -82,6 +83,7 @@ def figures(dataset: Dataset, arguments: Arguments, rates: Mapping[str, float]) 
     cores = min(arguments.threads, len(os.sched_getaffinity(0)))
     binding = binding_stage(rates)
     return {
+        "processor": str(this_processor()),
         "dataset_sha256": dataset.sha256,
         "encoding": dataset.encoding,
         "batch_size": arguments.batch_size,
@@ -96,7 +98,7 @@ def figures(dataset: Dataset, arguments: Arguments, rates: Mapping[str, float]) 
 
 
 def table(document: Mapping[str, Any]) -> str:
-    """Return the figures as aligned text, and which stage binds."""
+    """Return the processor, the figures as aligned text, and which stage binds."""
     rows = [("", "images/s", "cores", "per core")]
     for stage, measured in document["stages"].items():
         rate, cores = measured["images_per_second"], measured["cores"]
@@ -109,7 +111,7 @@ def table(document: Mapping[str, Any]) -> str:
         f"{binding} binds: alone it reaches {alone:,.0f} images/s, the full loader "
         f"{document['full_of_binding_stage']:.0%} of that"
     )
-    return "\n".join(lines) + "\n"
+    return "\n".join([document["processor"], *lines]) + "\n"
 
 
 def _check(arguments: Arguments) -> None:

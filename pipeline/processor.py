@@ -48,6 +48,11 @@ class Processor:
         """True where instructions compute in bfloat16; whether a library uses them is another question."""
         return not _BFLOAT16.isdisjoint(self.instructions)
 
+    @property
+    def form(self) -> str:
+        """What the libraries are limited to, in lower case (`avx2`), or empty."""
+        return self.limits[0].partition("=")[2].lower() if self.limits else ""
+
     def __str__(self) -> str:
         """Describe it in words."""
         without = "" if self.has_bfloat16 else ", no bfloat16"

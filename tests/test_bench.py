@@ -10,6 +10,7 @@ from pipeline import bench
 from pipeline.augmentation import AugmentationConfig, draw_parameters
 from pipeline.command import InputError
 from pipeline.loader import LoaderConfig, TrainLoader
+from pipeline.processor import this_processor
 from pipeline.shard_reader import ShardReader
 from pipeline.stage_graphs import build_augment_graph, build_decode_graph
 
@@ -28,7 +29,7 @@ def test_every_stage_is_measured_and_the_document_has_the_tables_figures(fixture
     expected = [stage for stage in ALL if stage != bench.JPEG_LIBRARY or dataset.member == "jpg"]
     assert list(document["stages"]) == expected
     assert all(measured["images_per_second"] > 0 for measured in document["stages"].values())
-    assert shown.out == bench.table(document)
+    assert shown.out == bench.table(document) and shown.out.startswith(f"{this_processor()}\n")
     assert [line.partition(":")[0] for line in shown.err.splitlines()] == expected
     assert (document["batch_size"], document["threads"], document["encoding"]) == (8, 1, dataset.encoding)
     rates = {stage: measured["images_per_second"] for stage, measured in document["stages"].items()}
@@ -44,6 +45,7 @@ def test_the_slowest_stage_binds_whatever_the_whole_and_the_ceilings_reach(slowe
 
 def test_the_table_divides_by_cores_and_is_aligned():
     document = {
+        "processor": "AMD EPYC (AVX2, no bfloat16)",
         "stages": {
             "read": {"images_per_second": 123456.0, "cores": 1},
             "decode": {"images_per_second": 3000.0, "cores": 4},
@@ -52,6 +54,7 @@ def test_the_table_divides_by_cores_and_is_aligned():
         "full_of_binding_stage": 0.5,
     }
     assert bench.table(document).splitlines() == [
+        "AMD EPYC (AVX2, no bfloat16)",
         "        images/s  cores  per core",
         "read     123,456      1   123,456",
         "decode     3,000      4       750",

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import record
 from benchmarks.offline_scale import write_dataset
 from benchmarks.photographs import link_photographs, list_photographs
 from benchmarks.record import Comparison, markdown, publish, record_document, run_rounds
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
+from pipeline.processor import Processor
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if "run_command(main)" in path.read_text())
@@ -57,12 +59,16 @@ def test_a_comparison_divides_medians_and_keeps_bounds(to, bounds, value, met):
     assert (judged["value"], judged["met"]) == (value, met)
 
 
-def test_a_record_round_trips(tmp_path, capsys):
+@pytest.mark.parametrize("form", ["", "avx2"])
+def test_a_record_round_trips(form, tmp_path, capsys, monkeypatch):
+    processor = Processor("AMD EPYC", ("AVX2",), (f"DNNL_MAX_CPU_ISA={form}",) if form else ())
+    monkeypatch.setattr(record, "this_processor", lambda: processor)
     document = _document(date="2012-12-03T10:00:00+00:00")
+    assert document["environment"]["cpu"] == str(processor)
     path = publish(document, tmp_path)
-    assert path == tmp_path / "2012-12-03-trial.json"
+    assert path == tmp_path / f"2012-12-03-trial{'-avx2' if form else ''}.json"
     assert json.loads(path.read_text()) == document
-    assert capsys.readouterr().out == markdown(document)
+    assert capsys.readouterr().out.partition("\n")[::2] == (f"{processor}, {os.cpu_count()} cores", markdown(document))
 
 
 def test_a_record_holds_spread_rounds_and_environment():

@@ -196,13 +196,21 @@ def test_an_evaluation_that_fails_leaves_no_result(run, raw_dataset, tmp_path, m
     assert not (tmp_path / "result.json").exists()
 
 
+def test_files_of_somebody_else_are_not_replaced(run, raw_dataset, tmp_path):
+    (tmp_path / "result.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds notes.txt, which is not of an evaluation"):
+        job.main(["--data", str(raw_dataset.path), "--run", str(run.path), "--out", str(tmp_path)])
+    assert (tmp_path / "result.json").read_text() == "{}"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--workers", "0"], "--workers is 0"),
         (["--split", "test"], "has no split 'test'; it has train, val"),
-        (["--out", "{run}"], "holds a run or a dataset; name a folder of its own"),
-        (["--out", "{data}"], "holds a run or a dataset"),
+        (["--out", "{run}"], r"holds .*, which is not of an evaluation; name a folder of its own"),
+        (["--out", "{data}"], "holds .*, which is not of an evaluation"),
         (["--out", "{run}/config.json"], "is a file; name a folder"),
     ],
 )

@@ -40,9 +40,10 @@ def test_what_limits_the_libraries_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX2")
     (tmp_path / "cpuinfo").write_text(ZEN_4)
     text = "AMD EPYC 9B14 (AVX2, AVX-512, bfloat16, limited by DNNL_MAX_CPU_ISA=AVX2)"
-    assert str(this_processor(tmp_path / "cpuinfo")) == text
+    processor = this_processor(tmp_path / "cpuinfo")
+    assert (str(processor), processor.form) == (text, "avx2")
 
 
 def test_a_system_that_does_not_tell_has_its_architecture(tmp_path):
     processor = this_processor(tmp_path / "nothing")
-    assert processor.name and processor.instructions == ()
+    assert processor.name and processor.instructions == () and processor.form == ""
