@@ -16,10 +16,10 @@ import torch
 from torch.nn import functional
 
 from cluster.config import Precision
+from cluster.emulation import Emulation, Trial, is_old
 from cluster.world import World
 from pipeline.processor import this_processor
 
-_NATIVE_CAPABILITY = 8  # of NVIDIA GPUs: Ampere
 _BATCH_SIZE, _CHANNELS, _SIDE, _UNITS = 8, 64, 26, 512  # of the trial; emulated, a round of it takes some 0.1 s
 _LEAST_ROUNDS, _TRIAL_SECONDS = 3, 0.5
 
@@ -45,24 +45,6 @@ def forward_context(precision: Precision, device: torch.device) -> AbstractConte
 def may_be_bfloat16(requested: Precision) -> bool:
     """Return whether a run of this precision may compute in bfloat16, so that devices must be asked."""
     return requested in ("auto", "bfloat16")
-
-
-@dataclass(frozen=True)
-class Emulation:
-    """A device that computes in bfloat16 without instructions for it, or slower than in float32.
-
-    Attributes:
-        device: In words: `this machine's CPU`, `node 10.0.0.2`.
-        slowdown: Time of bfloat16 to that of float32, measured; None: not measured.
-    """
-
-    device: str
-    slowdown: float | None = None
-
-    def __str__(self) -> str:
-        """Say it in words."""
-        factor = "" if self.slowdown is None else f", up to {self.slowdown:.0f} times slower than float32"
-        return f"{self.device} emulates bfloat16{factor}"
 
 
 @dataclass(frozen=True)
@@ -124,13 +106,16 @@ def fitting_precision_here(recorded: Precision, device: torch.device) -> Precisi
 def bfloat16_emulation(device: torch.device) -> Emulation | None:
     """Return how this process's device emulates bfloat16, or None where it computes in it natively."""
     if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        name = f"a GPU of compute capability {major}.{minor}"
-        return Emulation(name) if major < _NATIVE_CAPABILITY else None
-    slowdown = bfloat16_slowdown()
-    if this_processor().has_bfloat16 and slowdown <= 1:
-        return None
-    return Emulation("this machine's CPU", max(1.0, slowdown))
+        capability = "{}.{}".format(*torch.cuda.get_device_capability(device))
+        return Emulation(f"a GPU of compute capability {capability}") if is_old(capability) else None
+    return try_processor().emulation
+
+
+def try_processor() -> Trial:
+    """Try this machine's CPU."""
+    processor, slowdown = this_processor(), bfloat16_slowdown()
+    is_native = processor.has_bfloat16 and slowdown <= 1
+    return Trial(processor, None if is_native else Emulation("this machine's CPU", max(1.0, slowdown)))
 
 
 def emulations_of_all(world: World) -> list[Emulation]:

@@ -36,12 +36,13 @@ from typing import Annotated, Literal
 import tyro
 
 from cluster.config import TrainingConfig
+from cluster.emulation import Emulation
 from cluster.footprint import training_requirements
 from cluster.json_log import JsonLog
 from cluster.metrics import Follower
 from cluster.micro_batches import check_micro_batch_size
 from cluster.placement import Strategy, WorkerRange, place_workers
-from cluster.precision import Emulation, choose_precision, emulations_of_all, may_be_bfloat16
+from cluster.precision import choose_precision, emulations_of_all, may_be_bfloat16
 from cluster.run_folder import RunFolder, open_launches, stop_request_of
 from cluster.supervisor import supervise
 from cluster.torch_launch import here, is_under_torchrun

@@ -12,7 +12,8 @@ import torch
 from runs import ALONE, CONFIG
 
 from cluster import precision
-from cluster.precision import Choice, Emulation, bfloat16_emulation, choose_precision, emulations_of_all
+from cluster.emulation import Emulation, Trial, node_emulation
+from cluster.precision import Choice, bfloat16_emulation, choose_precision, emulations_of_all
 from cluster.run_folder import RunFolder
 from cluster.training import Trainer
 from jobs import evaluate, predict, train
@@ -73,6 +74,37 @@ def test_a_gpu_is_judged_by_its_compute_capability(capability, emulates, monkeyp
     found = bfloat16_emulation(torch.device("cuda", 0))
     assert (found is not None) == emulates
     assert not emulates or str(found) == "a GPU of compute capability 7.5 emulates bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("9.0\n9.0\n", None),
+        ("8.0\n10.0\n", None),
+        ("8.6\n7.5\n", "node a, whose GPU has compute capability 7.5, emulates bfloat16"),
+        ("NVIDIA-SMI has failed\n", "node a, whose GPUs `nvidia-smi` does not tell of, for all that is known,"),
+        (None, "node a, whose GPUs `nvidia-smi` does not tell of, for all that is known, emulates bfloat16"),
+    ],
+)
+def test_a_node_with_gpus_is_judged_by_what_nvidias_tool_says(answer, expected, tmp_path, monkeypatch):
+    if answer is not None:
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\nprintf '{answer}'\n")
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    found = node_emulation("node a", 1, None)
+    assert found is None if expected is None else str(found).startswith(expected)
+
+
+def test_a_processor_of_a_known_kind_is_not_tried_again(monkeypatch):
+    processor = Processor("any", ("AVX2",))
+    tried = []
+    monkeypatch.setattr("cluster.emulation.this_processor", lambda: processor)
+    monkeypatch.setattr(precision, "try_processor", lambda: tried.append(1) or Trial(processor, None))
+    known = Trial(processor, Emulation("this machine's CPU", 36.4))
+    assert node_emulation("node a", 0, known) == SLOW and not tried
+    other = dataclasses.replace(known, processor=Processor("any", ("AVX2",), ("DNNL_MAX_CPU_ISA=SSE41",)))
+    assert node_emulation("node a", 0, other) is None and tried
 
 
 def test_the_least_of_all_workers_counts(monkeypatch):

@@ -1,0 +1,86 @@
+"""Which nodes emulate bfloat16, as far as it can be told without torch, which takes seconds to load.
+
+`cluster/precision.py` tells it of this process's own device, by a trial on a CPU.
+"""
+
+import dataclasses
+import subprocess
+from dataclasses import dataclass
+
+from pipeline.processor import Processor, this_processor
+
+NATIVE_CAPABILITY = 8  # of NVIDIA GPUs: Ampere
+_QUERY = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+_QUERY_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Emulation:
+    """A device that computes in bfloat16 without instructions for it, or slower than in float32.
+
+    Attributes:
+        device: In words: `this machine's CPU`, `node 10.0.0.2`.
+        slowdown: Time of bfloat16 to that of float32, measured; None: not measured.
+    """
+
+    device: str
+    slowdown: float | None = None
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        factor = "" if self.slowdown is None else f", up to {self.slowdown:.0f} times slower than float32"
+        return f"{self.device} emulates bfloat16{factor}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial on a processor found, which holds for all of its kind with the same limits.
+
+    Attributes:
+        processor: Its kind.
+        emulation: None where it computes natively.
+    """
+
+    processor: Processor
+    emulation: Emulation | None
+
+
+def node_emulation(name: str, num_gpus: int, known: Trial | None) -> Emulation | None:
+    """Return how the node that this runs on emulates bfloat16, or None where its workers compute in it natively.
+
+    Args:
+        name: Of the node, in words.
+        num_gpus: That its workers take; 0: they compute on the CPU.
+        known: A trial elsewhere, which is not made again on a processor of the same kind.
+    """
+    if num_gpus:
+        return _gpu_emulation(name, _compute_capabilities())
+    if known is None or known.processor != this_processor():
+        from cluster.precision import try_processor  # here: it loads torch
+
+        known = try_processor()
+    return None if known.emulation is None else dataclasses.replace(known.emulation, device=name)
+
+
+def _gpu_emulation(name: str, capabilities: list[str]) -> Emulation | None:
+    if not capabilities:
+        return Emulation(f"{name}, whose GPUs `nvidia-smi` does not tell of, for all that is known,")
+    least = min(capabilities, key=lambda capability: [int(part) for part in capability.split(".")])
+    return Emulation(f"{name}, whose GPU has compute capability {least},") if is_old(least) else None
+
+
+def is_old(capability: str) -> bool:
+    """Return whether a GPU of a compute capability such as `7.5` has no instructions for bfloat16."""
+    return int(capability.partition(".")[0]) < NATIVE_CAPABILITY
+
+
+def _compute_capabilities() -> list[str]:
+    """Return those of this node's GPUs; none where NVIDIA's tool is absent or fails.
+
+    Torch would not see them: Ray hides GPUs from a task that reserves none.
+    """
+    try:
+        answer = subprocess.run(_QUERY, capture_output=True, text=True, timeout=_QUERY_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in answer.stdout.splitlines() if line.strip().replace(".", "", 1).isdigit()]
