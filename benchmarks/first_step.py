@@ -21,7 +21,7 @@ import tyro
 
 from benchmarks.record import ROOT, Comparison, publish, record_document, run_rounds
 from cluster.json_log import read_entries
-from cluster.local_ray import environment, local_ray
+from cluster.local_ray import local_ray
 from pipeline import embedded
 from pipeline.command import run_command
 
@@ -54,9 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             submit = ["ray", "job", "submit", "--address", ray.address, "--working-dir", ".", "--", "python", *train]
             values = run_rounds(
                 {
-                    "ray job submit": partial(_measure, [*submit, "--workers", "2"], folder),
-                    "python jobs/train.py": partial(_measure, [sys.executable, *train, "--workers", "2"], folder),
-                    "one process alone": partial(_measure, [sys.executable, *train, "--launcher", "alone"], folder),
+                    "ray job submit": partial(_measure, [*submit, "--workers", "2"], folder, ray.environment),
+                    "python jobs/train.py": partial(
+                        _measure, [sys.executable, *train, "--workers", "2"], folder, ray.environment
+                    ),
+                    "one process alone": partial(
+                        _measure, [sys.executable, *train, "--launcher", "alone"], folder, ray.environment
+                    ),
                 },
                 arguments.rounds,
             )
@@ -76,12 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure(command: Sequence[str], folder: Path) -> Mapping[str, float]:
+def _measure(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Mapping[str, float]:
     """Run a command until its run's first step, end it, and return its parts."""
     run = folder / f"run-{time.monotonic_ns()}"
     began = time.time()
     process = subprocess.Popen(
-        [*command, "--run", str(run)], cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, "--run", str(run)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         driver = _wait_for(partial(_driver_of, run), process)

@@ -11,7 +11,7 @@ import psutil
 
 from cluster.drill_report import Outage, PlannedEvent
 from cluster.json_log import read_entries
-from cluster.local_ray import LocalRay, Node, environment, is_alive
+from cluster.local_ray import LocalRay, Node, is_alive
 from cluster.run_folder import RunFolder
 
 NUM_WORKERS = 2  # one a node
@@ -103,7 +103,9 @@ class DrilledRun:
         assert self._job is not None
         job = self._job
         command = ["ray", "job", "stop", "--no-wait", "--address", self._cluster.address, self._submission_id]
-        subprocess.run(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        subprocess.run(
+            command, env=self._cluster.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+        )
         self._wait(lambda: job.poll() is not None, "the stopped job to end", is_job_needed=False)
         last = self._entries("metrics")[-1]
         if last["kind"] != "stop" or self._run().checkpoints.latest_step() != last["step"]:
@@ -122,7 +124,7 @@ class DrilledRun:
         with open(self._job_log, "wb") as output:
             self._job = subprocess.Popen(
                 [*submit, *self._command],
-                env=environment(),
+                env=self._cluster.environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

@@ -1,7 +1,8 @@
 """A Ray of this machine alone, of one node or several, started from this environment.
 
 It has ports and folders of its own, so it neither meets nor ends another Ray, and it is stopped by the ids of its own
-processes: `ray stop` would end every Ray of the machine. A node can be killed as if its machine had lost its power.
+processes: `ray stop` would end every Ray of the machine. It lets nobody in without its private token, which its
+`environment` holds. A node can be killed as if its machine had lost its power.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.command import InputError
+from pipeline.ray_session import private_token
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # What `ray job stop` should give a job to write its last checkpoint. After RAY_JOB_STOP_WAIT_TIME_S, 3 s by default, it
@@ -46,31 +48,29 @@ _DEFAULTS = {
 
 
 def environment() -> dict[str, str]:
-    """Return the environment to start Ray in: this interpreter's folder is first on PATH, for jobs to find."""
+    """Return the environment to run a command in: this interpreter's folder is first on PATH, for jobs to find.
+
+    Whether a token is needed, and which, is as this process was told.
+    """
     own = {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "RAY_AUTH_MODE": "disabled",  # else a token file of another Ray could lock this one
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     return _DEFAULTS | os.environ | own
 
 
-def running_address() -> str | None:
-    """Return the address of a Ray whose job server answers (RAY_API_SERVER_ADDRESS, or the default port), or None."""
-    address = os.environ.get("RAY_API_SERVER_ADDRESS", DEFAULT_ADDRESS)
-    return address if _answers(f"{address}/api/version") else None
-
-
 class Node:
     """One node: a `ray start --block`, and everything that it started."""
 
-    def __init__(self, options: list[str], working_directory: Path | None = None) -> None:
+    def __init__(self, options: list[str], variables: dict[str, str], working_directory: Path | None = None) -> None:
         """Start it; see `wait_until_ready`.
 
         Args:
             options: Of `ray start`.
+            variables: The environment to start it in.
             working_directory: Where it is started.
         """
+        self._token = variables["RAY_AUTH_TOKEN"]
         self._folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Unix sockets below it may have 107 characters
         self._agent_port = _free_port()
         command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *options]
@@ -79,7 +79,7 @@ class Node:
         with open(self._log, "wb") as output:
             self._process = subprocess.Popen(
                 command,
-                env=environment(),
+                env=variables,
                 cwd=working_directory,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -99,7 +99,8 @@ class Node:
             InputError: It did not start.
         """
         deadline = time.monotonic() + _START_SECONDS
-        while not all(_answers(url) for url in (*urls, f"http://{_HOST}:{self._agent_port}/api/local_raylet_healthz")):
+        health = f"http://{_HOST}:{self._agent_port}/api/local_raylet_healthz"
+        while not all(_answers(url, self._token) for url in (*urls, health)):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise InputError(f"a local Ray did not start: {_last_line(self._log)}")
             time.sleep(0.2)
@@ -148,6 +149,7 @@ class LocalRay:
     Attributes:
         address: Of its job server.
         gcs_address: That drivers and nodes join it by, HOST:PORT.
+        environment: To run a command in that talks to it: it holds the token.
         head: Its first node.
     """
 
@@ -157,7 +159,10 @@ class LocalRay:
         self.address, self.gcs_address = f"http://{_HOST}:{dashboard_port}", f"{_HOST}:{port}"
         options = ["--head", f"--port={port}", f"--dashboard-port={dashboard_port}", f"--dashboard-host={_HOST}"]
         options += [f"--num-cpus={num_cpus}"] if num_cpus is not None else []
-        self.head = Node(options, working_directory)
+        # An address of another Ray would go before the one that `ray job submit` is given.
+        others = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+        self.environment = {k: v for k, v in environment().items() if k not in others} | private_token()
+        self.head = Node(options, self.environment, working_directory)
         self._others: list[Node] = []
 
     def wait_until_ready(self) -> None:
@@ -176,7 +181,7 @@ class LocalRay:
         options = [f"--address={self.gcs_address}", f"--num-cpus={num_cpus}"]
         options += [f"--object-store-memory={_OBJECT_STORE_BYTES}"]
         # Any free ports: each node would give its workers the same ones of Ray's range.
-        node = Node([*options, "--min-worker-port=0", "--max-worker-port=0"])
+        node = Node([*options, "--min-worker-port=0", "--max-worker-port=0"], self.environment)
         self._others.append(node)
         node.wait_until_ready()
         return node
@@ -226,9 +231,10 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, token: str) -> bool:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
+        with urllib.request.urlopen(request, timeout=2) as answer:
             return bool(answer.status == 200)
     except (OSError, http.client.HTTPException, ValueError):
         return False

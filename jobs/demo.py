@@ -2,11 +2,12 @@
 
     make demo
 
-Uses the Ray that runs on this machine, else starts one of its own and stops it at the end. Each command is shown as
-a user would type it.
+Uses the Ray that runs on this machine and lets this user in, else starts one of its own, with a private token, and
+stops it at the end. Each command is shown as a user would type it.
 """
 
 import contextlib
+import os
 import shlex
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from pathlib import Path
 
 import tyro
 
-from cluster.local_ray import environment, local_ray, running_address
+from cluster.local_ray import DEFAULT_ADDRESS, environment, local_ray
+from cluster.ray_submission import job_server_version
 from pipeline import embedded
 from pipeline.command import InputError, run_command
 
@@ -40,12 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     data = embedded.dataset_folder()
     run = embedded.cache_folder() / "runs" / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
     _run("python", "-m", "pipeline.shard")
-    with _ray() as address:
+    with _ray() as (address, variables):
         # Ctrl-C in `ray job submit` only detaches: the job is given a name to be stopped by.
-        with _stopped_on_interrupt(address, run.name):
+        with _stopped_on_interrupt(address, variables, run.name):
             submit = ("ray", "job", "submit", "--address", address, "--submission-id", run.name, "--working-dir", ".")
             train = ("python", "jobs/train.py", "--data", str(data), "--run", str(run), "--recipe", _RECIPE)
-            _run(*submit, "--", *train, "--workers", str(arguments.workers))
+            _run(*submit, "--", *train, "--workers", str(arguments.workers), variables=variables)
     output = _run("python", "jobs/evaluate.py", "--data", str(data), "--run", str(run))
     sys.stdout.write(
         f"\nfrom archives to a trained AlexNet in {time.monotonic() - began:.0f} s: {output.splitlines()[-1]}\n"
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(*command: str) -> str:
+def _run(*command: str, variables: dict[str, str] | None = None) -> str:
     """Show a command, run it, pass on what it prints, and return that.
 
     Raises:
@@ -63,7 +65,9 @@ def _run(*command: str) -> str:
     sys.stdout.write(f"\n$ {shlex.join(command)}\n")
     sys.stdout.flush()
     lines = []
-    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=variables or environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stdout is not None
             for line in process.stdout:
@@ -79,25 +83,29 @@ def _run(*command: str) -> str:
 
 
 @contextlib.contextmanager
-def _ray() -> Iterator[str]:
-    address = running_address()
-    if address is not None:
+def _ray() -> Iterator[tuple[str, dict[str, str]]]:
+    """Find a Ray that lets this user in, or start one; yield its job server's address and the environment for it."""
+    address = os.environ.get("RAY_API_SERVER_ADDRESS", DEFAULT_ADDRESS)
+    try:
+        job_server_version(address)
+    except InputError as error:
+        sys.stdout.write(f"\n{error.args[0].partition('; ')[0]}: starting a Ray, to be stopped at the end\n")
+        sys.stdout.flush()
+    else:
         sys.stdout.write(f"\na Ray runs at {address}: using it\n")
-        yield address
+        yield address, environment()
         return
-    sys.stdout.write("\nno Ray runs here: starting one, to be stopped at the end\n")
-    sys.stdout.flush()
     with local_ray(working_directory=ROOT) as cluster:
-        yield cluster.address
+        yield cluster.address, cluster.environment
 
 
 @contextlib.contextmanager
-def _stopped_on_interrupt(address: str, submission_id: str) -> Iterator[None]:
+def _stopped_on_interrupt(address: str, variables: dict[str, str], submission_id: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
         command = ["ray", "job", "stop", "--no-wait", "--address", address, submission_id]
-        subprocess.run(command, env=environment(), capture_output=True, check=False)
+        subprocess.run(command, env=variables, capture_output=True, check=False)
         raise
 
 

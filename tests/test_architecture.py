@@ -34,6 +34,23 @@ def test_what_looks_at_a_node_is_light():
     assert not {"torch", "nvidia.dali", "pyarrow"} & _loaded("cluster.ray_preflight")
 
 
+IMPORT_ALL = """
+import os, pkgutil, sys, cv2, nvidia.dali, ray.train, torch  # what libraries set is theirs
+before = dict(os.environ)
+import pipeline, model, cluster, jobs
+for package in (pipeline, model, cluster, jobs):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        __import__(module.name)
+names = before.keys() | os.environ.keys()
+sys.stdout.write(" ".join(name for name in names if before.get(name) != os.environ.get(name)))
+"""
+
+
+def test_no_module_sets_a_variable_of_the_environment_as_it_is_imported():
+    answer = subprocess.run([sys.executable, "-c", IMPORT_ALL], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert answer.stdout == ""
+
+
 def test_pipeline_and_model_do_not_load_each_other():
     assert not any(name.split(".")[0] == "pipeline" for name in _loaded("model.alexnet"))
     assert not any(name.split(".")[0] == "model" for name in _loaded("pipeline.loader"))

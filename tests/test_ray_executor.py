@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from test_sharding import digest
 
-from cluster.local_ray import environment, local_ray
+from cluster.local_ray import LocalRay, environment, local_ray
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -20,10 +20,10 @@ OPTIONS = ["--size", "224", "--samples-per-shard", "25"]
 
 
 @pytest.fixture(scope="module")
-def address():
+def ray():
     """A Ray of two CPUs, started in the checkout."""
     with local_ray(num_cpus=2, working_directory=ROOT) as cluster:
-        yield cluster.address
+        yield cluster
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +45,15 @@ def local(source, tmp_path_factory):
     return digest(out)
 
 
-def _submit(address: str, *command: str, **options) -> subprocess.Popen:
-    submit = ["ray", "job", "submit", "--address", address, "--working-dir", ".", "--", *command]
+def _submit(ray: LocalRay, *command: str, **options) -> subprocess.Popen:
+    submit = ["ray", "job", "submit", "--address", ray.address, "--working-dir", ".", "--", *command]
     return subprocess.Popen(
-        submit, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+        submit, cwd=ROOT, env=ray.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
     )
 
 
-def _shard(address: str, source: Path, out: Path) -> subprocess.Popen:
-    return _submit(address, "python", "-m", "pipeline.shard", str(source), str(out), "--executor", "ray", *OPTIONS)
+def _shard(ray: LocalRay, source: Path, out: Path) -> subprocess.Popen:
+    return _submit(ray, "python", "-m", "pipeline.shard", str(source), str(out), "--executor", "ray", *OPTIONS)
 
 
 def _wait_until_under_way(out: Path, job: subprocess.Popen) -> None:
@@ -82,16 +82,16 @@ def _writing(out: Path) -> list[psutil.Process]:
     return found
 
 
-def test_a_submitted_job_writes_the_same_bytes(address, source, local, tmp_path):
-    job = _shard(address, source, tmp_path / "out")
+def test_a_submitted_job_writes_the_same_bytes(ray, source, local, tmp_path):
+    job = _shard(ray, source, tmp_path / "out")
     output = job.communicate()[0]
     assert job.returncode == 0, output
     assert "17/17 shards" in output and "MB/s" in output
     assert digest(tmp_path / "out") == local
 
 
-def test_a_killed_task_is_run_again_by_ray(address, source, local, tmp_path):
-    job = _shard(address, source, tmp_path / "out")
+def test_a_killed_task_is_run_again_by_ray(ray, source, local, tmp_path):
+    job = _shard(ray, source, tmp_path / "out")
     _wait_until_under_way(tmp_path / "out", job)
     while not (tasks := _writing(tmp_path / "out")):
         assert job.poll() is None, "the job ended before it could be disturbed"
@@ -101,8 +101,8 @@ def test_a_killed_task_is_run_again_by_ray(address, source, local, tmp_path):
     assert digest(tmp_path / "out") == local
 
 
-def test_a_killed_driver_is_followed_by_the_same_command(address, source, local, tmp_path):
-    job = _shard(address, source, tmp_path / "out")
+def test_a_killed_driver_is_followed_by_the_same_command(ray, source, local, tmp_path):
+    job = _shard(ray, source, tmp_path / "out")
     _wait_until_under_way(tmp_path / "out", job)
     drivers = _drivers(tmp_path / "out")
     assert drivers
@@ -112,14 +112,14 @@ def test_a_killed_driver_is_followed_by_the_same_command(address, source, local,
     assert job.returncode != 0
     finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / ".partial").glob("*-??????.npz")}
     assert len(finished) < 17
-    job = _shard(address, source, tmp_path / "out")
+    job = _shard(ray, source, tmp_path / "out")
     output = job.communicate()[0]
     assert job.returncode == 0, output
     assert digest(tmp_path / "out") == local
 
 
-def test_a_relative_output_would_be_lost(address, source):
-    job = _submit(address, "python", "-m", "pipeline.shard", str(source), "mine", "--executor", "ray")
+def test_a_relative_output_would_be_lost(ray, source):
+    job = _submit(ray, "python", "-m", "pipeline.shard", str(source), "mine", "--executor", "ray")
     output = job.communicate()[0]
     assert job.returncode != 0
     assert "error: OUT mine is relative" in output
@@ -137,8 +137,8 @@ run_command(main)
 """
 
 
-def test_an_error_of_a_task_arrives_as_its_one_line(address):
-    job = _submit(address, "python", "-c", RAISING)
+def test_an_error_of_a_task_arrives_as_its_one_line(ray):
+    job = _submit(ray, "python", "-c", RAISING)
     output = job.communicate()[0]
     assert job.returncode != 0
     assert "error: No space left on device: shard" in output and "Traceback" not in output
