@@ -1,10 +1,9 @@
 """What `ray job submit` will do, told beforehand by its own functions: what it uploads, and to whom it talks.
 
 No cluster is entered and nothing is sent. Ray's rules for the upload are internal functions of it; rules written again
-would be others after its next release.
+would be others after its next release. Where a Ray keeps them elsewhere the upload is not measured.
 """
 
-import logging
 import os
 import socket
 from collections import Counter
@@ -13,18 +12,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import ray
-from ray._private.ray_constants import (
-    DASHBOARD_CLIENT_MAX_SIZE,
-    RAY_RUNTIME_ENV_IGNORE_GITIGNORE,
-    get_runtime_env_default_excludes,
-)
-from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from cluster.ray_internals import ray_version_at, upload_rules
 from pipeline.command import InputError
 
-LIMIT_BYTES = DASHBOARD_CLIENT_MAX_SIZE  # of a request to the job server, which else answers with status 413
 # Of a member of a zip archive, without its name (APPNOTE.TXT 6.3.10, 4.3.7 and 4.3.12), and of the archive's end.
 _MEMBER_BYTES, _END_BYTES = 30 + 46, 22
 _CONNECT_SECONDS = 10.0
@@ -38,11 +31,13 @@ class Upload:
         folder: The working directory, absolute.
         files: Size of each file, by its path in the folder.
         num_bytes: Of the archive.
+        limit_bytes: That it may have.
     """
 
     folder: Path
     files: dict[str, int]
     num_bytes: int
+    limit_bytes: int
 
     def largest_files(self, count: int) -> list[tuple[str, int]]:
         """Return paths and sizes of the largest files."""
@@ -57,8 +52,10 @@ class Upload:
         return folders.most_common(count)
 
 
-def measure_upload(folder: Path) -> Upload:
+def measure_upload(folder: Path) -> Upload | None:
     """Return what `ray job submit --working-dir FOLDER` would upload; the files are listed, not read.
+
+    None where this Ray does not tell by which rules it uploads.
 
     Raises:
         InputError: It is no folder.
@@ -66,6 +63,9 @@ def measure_upload(folder: Path) -> Upload:
     folder = folder.absolute()
     if not folder.is_dir():
         raise InputError(f"--working-dir {folder} is no folder; name the checkout")
+    rules = upload_rules()
+    if rules is None:
+        return None
     files: dict[str, int] = {}
     num_bytes = _END_BYTES
 
@@ -78,18 +78,12 @@ def measure_upload(folder: Path) -> Upload:
         elif not any(path.iterdir()):  # Ray keeps empty folders
             num_bytes += _MEMBER_BYTES + 2 * len(f"{name}/".encode())
 
-    _dir_travel(
-        folder,
-        [_get_excludes(folder, get_runtime_env_default_excludes())],
-        count,
-        include_gitignore=os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1",
-        logger=logging.getLogger(__name__),
-    )
-    return Upload(folder, files, num_bytes)
+    rules.visit(folder, count)
+    return Upload(folder, files, num_bytes, rules.limit_bytes)
 
 
-def job_server_version(address: str) -> str:
-    """Return the version of the Ray whose job server answers.
+def job_server_version(address: str) -> str | None:
+    """Return the version of the Ray whose job server answers; None where it answers without telling.
 
     Args:
         address: `http://HOST:PORT`, or `https`.
@@ -103,12 +97,13 @@ def job_server_version(address: str) -> str:
     try:
         port = url.port or (443 if url.scheme == "https" else 80)
         socket.create_connection((url.hostname, port), _CONNECT_SECONDS).close()
-        version: str = JobSubmissionClient(address)._do_request("GET", "/api/version").json()["ray_version"]
+        client = JobSubmissionClient(address)  # asks the server for the version of its interface
+        version = ray_version_at(client)
     except AuthenticationError as error:
         raise InputError(
             f"{address} wants a token that this shell does not give (RAY_AUTH_MODE="
             f"{os.environ.get('RAY_AUTH_MODE', '')}); set RAY_AUTH_MODE=token and copy ~/.ray/auth_token from the "
-            "head, or start the cluster with RAY_AUTH_MODE=disabled"
+            "cluster's head"
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         cause = str(error).strip().partition("\n")[0]

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import tyro
 
 from cluster.local_ray import DEFAULT_ADDRESS, STOP_SECONDS
-from cluster.ray_submission import LIMIT_BYTES, Upload, client_version, job_server_version, measure_upload
+from cluster.ray_submission import Upload, client_version, job_server_version, measure_upload
 from pipeline.command import InputError, run_command
 
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # in Ray's order; each goes before `--address`
@@ -51,28 +51,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     errors = []
     try:
         upload = measure_upload(arguments.working_dir)
-        errors += list(_upload_errors(upload))
-        sys.stdout.write(
-            f"upload of {upload.folder}: {len(upload.files):,} files, {_mebibytes(upload.num_bytes)} of at most "
-            f"{_mebibytes(LIMIT_BYTES)}\n"
-        )
-        if upload.num_bytes > _NEAR * LIMIT_BYTES:
-            sys.stdout.write("".join(f"  {line}\n" for line in _largest(upload)))
+        if upload is None:
+            sys.stderr.write(
+                f"warning: Ray {client_version()} does not tell by which rules it uploads, so the upload is not "
+                f"measured; it should stay below 100 MiB and hold {_ENTRY_POINT}\n"
+            )
+        else:
+            errors += list(_upload_errors(upload))
+            _show(upload)
     except InputError as error:
         errors.append(str(error))
     try:
         address = _address(arguments.address)
         version = job_server_version(address)
-        errors += list(_version_errors(version))
-        sys.stdout.write(f"job server {address}: Ray {version}, here {client_version()}\n")
+        errors += list(_version_errors(version)) if version else []
+        sys.stdout.write(f"job server {address}: Ray {version or 'of a version not told'}, here {client_version()}\n")
     except InputError as error:
         errors.append(str(error))
     if errors:
         raise InputError("\n".join(errors))
     if "RAY_AUTH_MODE" not in os.environ:
         sys.stderr.write(
-            "warning: RAY_AUTH_MODE is not set, so a token file that some Ray leaves in ~/.ray decides whether you are "
-            "let in; set it to `disabled` or `token`, here and where `ray start` runs\n"
+            "warning: RAY_AUTH_MODE is not set, so whether the cluster is open to everybody who reaches it depends on "
+            "files in ~/.ray; set it to `token`, here and where `ray start` runs, and make one: ray get-auth-token "
+            "--generate\n"
+        )
+    elif os.environ["RAY_AUTH_MODE"] == "disabled":
+        sys.stderr.write(
+            "warning: RAY_AUTH_MODE is disabled: whoever reaches the cluster's ports can run code on it; use `token` "
+            "unless its network is closed\n"
         )
     sys.stdout.write(
         f"\nto submit (append --dry-run to check the nodes alone):\n\n{_submit_line(arguments, address)}\n"
@@ -80,11 +87,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _show(upload: Upload) -> None:
+    sys.stdout.write(
+        f"upload of {upload.folder}: {len(upload.files):,} files, {_mebibytes(upload.num_bytes)} of at most "
+        f"{_mebibytes(upload.limit_bytes)}\n"
+    )
+    if upload.num_bytes > _NEAR * upload.limit_bytes:
+        sys.stdout.write("".join(f"  {line}\n" for line in _largest(upload)))
+
+
 def _upload_errors(upload: Upload) -> Iterator[str]:
-    if upload.num_bytes > LIMIT_BYTES:
+    if upload.num_bytes > upload.limit_bytes:
         yield (
-            f"the upload of {_mebibytes(upload.num_bytes)} is above Ray's limit of {_mebibytes(LIMIT_BYTES)}; add what "
-            f"the job does not need, see above, to {upload.folder / '.rayignore'}"
+            f"the upload of {_mebibytes(upload.num_bytes)} is above Ray's limit of {_mebibytes(upload.limit_bytes)}; "
+            f"add what the job does not need, see above, to {upload.folder / '.rayignore'}"
         )
     if _ENTRY_POINT not in upload.files:
         yield f"{_ENTRY_POINT} is not in the upload; name the checkout, --working-dir, and see its .gitignore"

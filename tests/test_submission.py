@@ -12,16 +12,19 @@ from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
 from cluster import ray_submission
-from cluster.ray_submission import LIMIT_BYTES, job_server_version, measure_upload
+from cluster.ray_internals import temporary_folder, upload_rules
+from cluster.ray_submission import job_server_version, measure_upload
 from jobs import preflight
 from pipeline.command import InputError
+
+LIMIT_BYTES = upload_rules().limit_bytes
 
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
     for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_RUNTIME_ENV_IGNORE_GITIGNORE"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
 
 
 @pytest.fixture
@@ -136,7 +139,7 @@ def test_an_upload_over_the_limit_and_a_dead_server_are_told_together(checkout, 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        ((401, {}), "wants a token that this shell does not give (RAY_AUTH_MODE=disabled); set RAY_AUTH_MODE=token"),
+        ((401, {}), "wants a token that this shell does not give (RAY_AUTH_MODE=token); set RAY_AUTH_MODE=token"),
         ((403, {}), "wants a token"),
         ((404, {}), "no job server answers at"),
         ((200, {}), "no job server answers at"),
@@ -181,3 +184,42 @@ def test_an_unset_mode_of_authentication_is_said(checkout, job_server, monkeypat
     monkeypatch.delenv("RAY_AUTH_MODE")
     assert preflight.main(["--working-dir", str(root), "--address", job_server]) == 0
     assert capsys.readouterr().err.startswith("warning: RAY_AUTH_MODE is not set")
+
+
+def test_a_cluster_that_is_open_to_everybody_is_said(checkout, job_server, monkeypatch, capsys):
+    root, _ = checkout
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert preflight.main(["--working-dir", str(root), "--address", job_server]) == 0
+    assert capsys.readouterr().err.startswith("warning: RAY_AUTH_MODE is disabled: whoever reaches the cluster's ports")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("ray._private.ray_constants", "DASHBOARD_CLIENT_MAX_SIZE"),
+        ("ray._private.ray_constants", "get_runtime_env_default_excludes"),
+        ("ray._private.runtime_env.packaging", "_dir_travel"),
+        ("ray._private.runtime_env.packaging", "_get_excludes"),
+    ],
+)
+def test_a_ray_with_other_rules_inside_uploads_unmeasured(checkout, job_server, monkeypatch, capsys, module, name):
+    root, _ = checkout
+    monkeypatch.delattr(f"{module}.{name}")
+    assert preflight.main(["--working-dir", str(root), "--address", job_server]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith("warning: Ray ") and "the upload is not measured" in captured.err
+    assert captured.out.startswith("job server ") and "ray job submit --address" in captured.out
+
+
+def test_a_ray_whose_client_has_other_methods_inside_does_not_tell_its_version(job_server, monkeypatch):
+    assert job_server_version(job_server) == ray_submission.client_version()
+    monkeypatch.setattr(ray_submission, "JobSubmissionClient", lambda address: object())
+    assert job_server_version(job_server) is None
+
+
+def test_a_ray_that_does_not_tell_its_temporary_folder_is_no_obstacle(monkeypatch):
+    for node in (None, object()):
+        monkeypatch.setattr("ray._private.worker._global_node", node)
+        assert temporary_folder() is None
+    monkeypatch.delattr("ray._private.worker")
+    assert temporary_folder() is None
