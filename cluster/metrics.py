@@ -89,11 +89,12 @@ class Follower:
             self._show_new()
 
     def _show_new(self) -> None:
-        if not self._path.exists():
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(self._position)
+                content = file.read()
+        except OSError:  # not there yet, or a shared file system is out of reach for a moment
             return
-        with open(self._path, "rb") as file:
-            file.seek(self._position)
-            content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
         self._position += len(whole)
         for line in whole.splitlines():

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+from cluster.os_errors import as_input_error
 from cluster.supervisor import WorkersLost
 from cluster.world import World, is_lost_peer, process_group_backend
 from pipeline.command import InputError, Terminated
@@ -33,9 +34,20 @@ def here(launcher: Literal["torch", "alone"]) -> Iterator[tuple[World, "Signals"
         The worker's place, and the signals that come while the block runs: they ask the workers to stop.
 
     Raises:
-        InputError: torchrun did not start this process as it should.
+        InputError: torchrun did not start this process as it should, or it met an error of the operating system.
         WorkersLost: Another process is gone.
     """
+    try:
+        with _entered(launcher) as entered:
+            yield entered
+    except BrokenPipeError:  # nobody reads what is written to standard output
+        raise
+    except OSError as error:
+        raise as_input_error(error) from error
+
+
+@contextlib.contextmanager
+def _entered(launcher: Literal["torch", "alone"]) -> Iterator[tuple[World, "Signals"]]:
     if launcher == "torch":
         _check_torchrun()
     has_gpu = torch.cuda.is_available()

@@ -1,10 +1,12 @@
 """Logs of JSON lines: one writer at a time, torn lines passed over."""
 
+import errno
 import threading
 import time
 
 import pytest
 
+from cluster import metrics
 from cluster.json_log import JsonLog, read_entries
 from pipeline.command import InputError
 
@@ -40,3 +42,20 @@ def test_a_second_writer_is_refused_or_waits_for_the_end_of_the_first(tmp_path):
     second.write("second")
     second.close()
     assert [entry["kind"] for entry in read_entries(path)] == ["first", "second"]
+
+
+def test_a_follower_outlives_a_file_system_that_is_out_of_reach_for_a_moment(tmp_path, monkeypatch, capsys):
+    path, failures = tmp_path / "metrics.jsonl", [OSError(errno.ESTALE, "Stale file handle")] * 2
+    monkeypatch.setattr(metrics, "_POLL_SECONDS", 0.001)
+
+    def opened(*arguments):
+        if failures:
+            raise failures.pop()
+        return open(*arguments)
+
+    monkeypatch.setattr(metrics, "open", opened, raising=False)
+    with metrics.Follower(path, total_steps=10):
+        path.write_text('{"kind": "stop", "step": 4}\n')
+        while failures:
+            time.sleep(0.001)
+    assert "stopped at a checkpoint" in capsys.readouterr().out

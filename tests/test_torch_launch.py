@@ -1,5 +1,6 @@
 """The main job without Ray: alone, and in processes of torchrun; stopped and killed by real signals."""
 
+import errno
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from runs import entries, losses
 
 from cluster import ledger
 from cluster.run_folder import RunFolder
+from cluster.torch_launch import here
 from jobs import train
 from pipeline.command import InputError
 
@@ -122,3 +124,21 @@ def test_torchrun_starts_a_killed_worker_again_from_the_latest_checkpoint(raw_da
     (resume,) = entries(run, "resume")
     assert resume["step"] >= 5 and resume["num_rolled_back"] <= 20
     assert run.result["num_steps"] == 82
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (errno.ENOSPC, "No space left on device: RUN/x; free some space there, and the same command goes on from"),
+        (errno.EIO, "Input/output error: RUN/x; the same command goes on from the latest checkpoint"),
+    ],
+)
+def test_an_error_of_the_system_ends_a_run_alone_with_the_way_out(code, said):
+    with pytest.raises(InputError) as refused, here("alone"):
+        raise OSError(code, os.strerror(code), "RUN/x")
+    assert str(refused.value).startswith(said)
+
+
+def test_an_output_that_nobody_reads_is_no_fault_of_the_run():
+    with pytest.raises(BrokenPipeError), here("alone"):
+        raise BrokenPipeError

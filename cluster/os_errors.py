@@ -1,0 +1,47 @@
+"""Errors of the operating system that last, and what then helps.
+
+All others may pass, as those of a shared file system do (a stale handle, an input/output error, a connection that was
+reset, a file that is not to be seen for a moment): what met one is tried again.
+"""
+
+import errno
+import os
+
+from pipeline.command import InputError
+
+_PERMISSION = "let the user whom it runs as read and write there"
+_WAYS_OUT = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "ask for a larger quota, or free some space there",
+    errno.EFBIG: "raise the limit of a file's size there (ulimit -f)",
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.EROFS: "mount its file system for writing, or choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ENOTDIR: "choose another folder",
+    errno.EISDIR: "choose another folder",
+    errno.ELOOP: "mend its symbolic links",
+}
+
+
+def way_out(error: OSError) -> str | None:
+    """Return what a person can do about an error that lasts, or None where it may pass."""
+    return _WAYS_OUT.get(error.errno or 0)
+
+
+def described(error: OSError) -> str:
+    """Return an error's own words: what happened, and to which file."""
+    if not error.errno:
+        return str(error) or type(error).__name__
+    return f"{error.strerror or os.strerror(error.errno)}{f': {error.filename}' * bool(error.filename)}"
+
+
+def as_input_error(error: OSError, where: str = "") -> InputError:
+    """Return an error as one line for a person, for a command that goes on where it stopped.
+
+    Args:
+        error: That ended it.
+        where: Who met it, before the error's own words.
+    """
+    next_step = f"{way_out(error)}, and the" if way_out(error) else "the"
+    return InputError(f"{where}{described(error)}; {next_step} same command goes on from the latest checkpoint")
