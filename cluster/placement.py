@@ -1,7 +1,7 @@
 """How many workers there are and what each of them gets, from what the nodes have."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,12 +48,14 @@ class Placement:
         cpus_per_worker: Reserved for each; may be a fraction.
         gpus_per_worker: 1 where the cluster has GPUs, else 0.
         strategy: `pack` fills a node before it takes the next one; `spread` gives each node its share.
+        node_ids: Nodes that may get a worker; None: any.
     """
 
     num_workers: int
     cpus_per_worker: float
     gpus_per_worker: int
     strategy: Strategy = "pack"
+    node_ids: tuple[str, ...] | None = None
 
     @property
     def num_threads(self) -> int:
@@ -64,6 +66,10 @@ class Placement:
         """Say it in words."""
         each = f"{self.cpus_per_worker:g} CPU" + (" and a GPU" if self.gpus_per_worker else "")
         return f"{self.num_workers} worker{'s' * (self.num_workers > 1)} of {each}"
+
+
+# Says how to place workers on nodes of such resources, or raises InputError where they can't hold enough.
+Place = Callable[[Sequence[Mapping[str, float]]], Placement]
 
 
 def place_workers(

@@ -1,7 +1,8 @@
 """What a node must have for a run to succeed, looked at on the node, and judged beside what the driver has.
 
 Looking (`inspect_node`) loads neither torch, DALI nor Ray: it adds to the time until the first step. Judging (`judge`)
-is a pure function of the reports. An error is what would end the run, or make it another one; a warning may.
+is a pure function of a node's report and the driver's. An error is what would end the run, or make it another one, if a
+worker lay on that node: nothing is placed there. A warning may.
 
 Versions of what decides bits must be the same everywhere: pictures are equal per decoder and its version, and a step's
 result per torch. Of torch the release counts: `2.9.0+cpu` on a head without GPUs beside `2.9.0+cu130` is usual. Other
@@ -107,7 +108,7 @@ class NodeReport:
         write_error: Why nothing can be written beside it, or empty.
         free_disk_bytes: On the shared folder's file system; None where the folder is not there.
         free_shared_memory_bytes: Of /dev/shm; None where there is none.
-        free_temp_bytes: On the file system of Ray's temporary folder.
+        free_temp_bytes: On the file system of Ray's temporary folder; None where Ray does not tell it.
         num_cpus: That this process may use.
         available_memory_bytes: Without swapping, and within the container's limit.
     """
@@ -122,7 +123,7 @@ class NodeReport:
     write_error: str
     free_disk_bytes: int | None
     free_shared_memory_bytes: int | None
-    free_temp_bytes: int
+    free_temp_bytes: int | None
     num_cpus: int
     available_memory_bytes: int
 
@@ -178,14 +179,14 @@ def written_probe(folder: Path) -> Iterator[Probe]:
         path.unlink(missing_ok=True)
 
 
-def inspect_node(node: Node, requirements: Requirements, probe: Probe, temp_folder: Path) -> NodeReport:
+def inspect_node(node: Node, requirements: Requirements, probe: Probe, temp_folder: Path | None) -> NodeReport:
     """Look at the node that this runs on.
 
     Args:
         node: Which it is.
         requirements: Of the run.
         probe: That the driver wrote.
-        temp_folder: Of Ray, on this node.
+        temp_folder: Of Ray, on this node, where it is known.
     """
     dataset_sha256, dataset_error = _read_dataset(requirements.dataset_path)
     folder, shared_memory = probe.path.parent, Path("/dev/shm")
@@ -200,7 +201,7 @@ def inspect_node(node: Node, requirements: Requirements, probe: Probe, temp_fold
         write_error=_try_to_write(folder),
         free_disk_bytes=shutil.disk_usage(folder).free if folder.exists() else None,
         free_shared_memory_bytes=shutil.disk_usage(shared_memory).free if shared_memory.exists() else None,
-        free_temp_bytes=shutil.disk_usage(temp_folder).free,
+        free_temp_bytes=None if temp_folder is None else shutil.disk_usage(temp_folder).free,
         num_cpus=len(os.sched_getaffinity(0)),
         available_memory_bytes=_available_memory_bytes(),
     )
@@ -280,34 +281,32 @@ def _available_memory_bytes() -> int:
     return available
 
 
-def judge(driver: NodeReport, reports: Sequence[NodeReport], requirements: Requirements) -> list[Finding]:
-    """Return what is not as it should be.
+def judge(report: NodeReport, driver: NodeReport, requirements: Requirements) -> list[Finding]:
+    """Return what is not as it should be on a node.
 
     Args:
-        driver: Of the process that launches the workers, with whose versions and code all others are compared.
-        reports: Of each node that may hold a worker.
+        report: Of a node that may hold a worker.
+        driver: Of the process that launches the workers, with whose versions and code the node's are compared.
         requirements: Of the run.
     """
-    findings = [*_judge_disk([driver, *reports], requirements)]
-    for report in reports:
-        findings += _judge_folders(report, requirements)
-        findings += _judge_software(report, driver)
-        findings += _judge_room(report, requirements)
-    return findings
+    return [
+        *judge_disk(report, requirements),
+        *_judge_folders(report, requirements),
+        *_judge_software(report, driver),
+        *_judge_room(report, requirements),
+    ]
 
 
-def _judge_disk(reports: Sequence[NodeReport], requirements: Requirements) -> Iterator[Finding]:
-    """Judge the one file system that all share, as the node sees it that may use least of it."""
-    seen = [(report.free_disk_bytes, report.node.name) for report in reports if report.free_disk_bytes is not None]
-    free, name = min(seen)
-    if free < requirements.num_bytes:
+def judge_disk(report: NodeReport, requirements: Requirements) -> Iterator[Finding]:
+    """Judge the file system that all share, as a node or the driver sees it: one may use less of it than another."""
+    free = report.free_disk_bytes
+    if free is not None and free < requirements.num_bytes:
         cause = (
             f"{_gigabytes(free)} are free for {requirements.folder}, the run's checkpoints need "
             f"{_gigabytes(requirements.num_bytes)}"
         )
-        yield Finding(
-            "error", name, cause, f"free some, choose another {requirements.option}, or keep fewer checkpoints"
-        )
+        next_step = f"free some, choose another {requirements.option}, or keep fewer checkpoints"
+        yield Finding("error", report.node.name, cause, next_step)
 
 
 def _judge_folders(report: NodeReport, requirements: Requirements) -> Iterator[Finding]:
@@ -347,7 +346,7 @@ def _judge_room(report: NodeReport, requirements: Requirements) -> Iterator[Find
     if node.num_gpus > 1 and shared is not None and shared < needed:
         cause = f"{_gigabytes(shared)} are free in /dev/shm, by which GPUs of a node may exchange gradients"
         yield Finding("warning", node.name, cause, "should NCCL fail, enlarge it (docker run --shm-size=1g)")
-    if report.free_temp_bytes < _TEMP_BYTES:
+    if report.free_temp_bytes is not None and report.free_temp_bytes < _TEMP_BYTES:
         cause = f"{_gigabytes(report.free_temp_bytes)} are free for Ray's temporary folder"
         yield Finding("warning", node.name, cause, "free some, or start Ray with another --temp-dir")
     needed = node.num_workers * requirements.worker_bytes

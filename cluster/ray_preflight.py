@@ -1,23 +1,24 @@
-"""Ask every node that may hold a worker what it has, before anything starts: `cluster/preflight.py` as Ray tasks."""
+"""Which nodes of a Ray cluster are fit for a run: `cluster/preflight.py` as Ray tasks, before a node gets a worker."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import socket
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
 from typing import Any
 
-import pipeline.ray_executor  # noqa: F401  # first: it sets variables that ray reads as it is imported
-
-# isort: split
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.local_ray import STOP_SECONDS
-from cluster.placement import Placement
+from cluster.os_errors import as_input_error
+from cluster.placement import Place, Placement
 from cluster.preflight import (
     Finding,
     Node,
@@ -26,113 +27,289 @@ from cluster.preflight import (
     Requirements,
     inspect_node,
     judge,
+    judge_disk,
     messages,
     this_host,
     written_probe,
 )
+from cluster.ray_internals import temporary_folder
 from pipeline.command import InputError
 
 _ANSWER_SECONDS = 60.0
+_AGAIN_SECONDS = 60.0  # until a node that was not fit, or did not answer, is asked once more: it may have been mended
+_AGREE_SECONDS = 30.0  # that Ray gets to notice that a node is gone; by its defaults it takes about 20
+_CONNECT_SECONDS = 2.0
+_POLL_SECONDS = 0.5
 _LEAST_STOP_SECONDS = 20  # two steps and a checkpoint of a large net on a CPU
 
 
-def check_nodes(
-    requirements: Requirements, placement: Placement, is_local: bool, answer_seconds: float = _ANSWER_SECONDS
-) -> None:
-    """Check all nodes that may hold a worker, and say what may go wrong; within a session of Ray.
+def settled_nodes() -> list[dict[str, float]]:
+    """Return the resources of each node, after Ray has had the time to notice which are gone."""
+    deadline = time.monotonic() + _AGREE_SECONDS
+    while True:
+        nodes = _nodes_of_ray()
+        answering = _answering(nodes)
+        if len(answering) == len(nodes) or time.monotonic() > deadline:
+            return [node["Resources"] for node in answering.values()]
+        time.sleep(_POLL_SECONDS)
+
+
+def _nodes_of_ray() -> dict[str, dict[str, Any]]:
+    """Return the nodes that Ray counts on, by their ids."""
+    return {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+
+
+def _answering(nodes: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return those nodes whose raylet takes a connection: Ray counts for a while on one that is gone."""
+    with ThreadPoolExecutor(max_workers=16) as threads:
+        answers = threads.map(_answers, nodes.values())
+        return {node_id: node for (node_id, node), answers in zip(nodes.items(), answers, strict=True) if answers}
+
+
+def _answers(node: Mapping[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), _CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inquiry:
+    """Tasks that look at nodes, under way.
+
+    Attributes:
+        driver: What the driver's machine has, to judge the answers by.
+        tasks: Id and description of each task's node; those that have answered are taken out.
+        ends: When those that have not are given up, by `time.monotonic`.
+        probe: Removes the probe that the tasks look for.
+    """
+
+    driver: NodeReport
+    tasks: dict["ray.ObjectRef[NodeReport]", tuple[str, Node]]
+    ends: float
+    probe: contextlib.ExitStack
+
+
+@dataclasses.dataclass(frozen=True)
+class _LeftOut:
+    """A node that is not fit: why, and until when it is not asked again."""
+
+    findings: list[Finding]
+    until: float
+
+
+class FitNodes:
+    """Finds the nodes that are fit for a run, within a session of Ray; leaving the block ends what is under way.
+
+    A node is asked when it may get a worker, and never again once it was found fit. One that was not is left out, which
+    is said once for each cause, and asked again after a minute.
 
     Args:
         requirements: Of the run.
-        placement: Of the workers.
         is_local: The Ray is an embedded local one, so that this process sees what workers will see.
         answer_seconds: That a node gets to answer.
-
-    Raises:
-        InputError: The run would fail; a line for each cause.
     """
-    began = time.monotonic()
-    nodes = dict(_nodes_for(placement))
-    with written_probe(requirements.folder) as probe:
-        if is_local:
-            (only,) = nodes.values()
-            driver = _inspect(dataclasses.replace(only, name="this machine"), requirements, probe)
-            reports, findings = [driver], list[Finding]()
+
+    def __init__(self, requirements: Requirements, is_local: bool, answer_seconds: float = _ANSWER_SECONDS) -> None:
+        self._requirements, self._is_local, self._answer_seconds = requirements, is_local, answer_seconds
+        self._fit: set[str] = set()
+        self._left_out: dict[str, _LeftOut] = {}
+        self._of_driver: list[Finding] = []
+        self._inquiries: list[_Inquiry] = []
+        self._driver_versions: Mapping[str, str] = {}
+        self._said: set[Finding] = set()
+
+    def __enter__(self) -> "FitNodes":
+        """Begin."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove the probes that nodes may still look for."""
+        for inquiry in self._inquiries:
+            inquiry.probe.close()
+
+    def place(self, place: Place, wait_seconds: float | None = None, needs_all: bool = False) -> Placement:
+        """Return a placement on nodes that are fit.
+
+        Args:
+            place: Says how to place workers on nodes.
+            wait_seconds: That nodes get to answer before workers are placed without them; None: all that they may take.
+            needs_all: No node that may get a worker may be left out.
+
+        Raises:
+            InputError: The fit nodes do not suffice: a line for each cause that a node is left out, and what there is.
+        """
+        began, known = time.monotonic(), set(self._fit)
+        deadline = math.inf if wait_seconds is None else began + wait_seconds
+        self._collect(began)
+        while True:
+            nodes = _answering(_nodes_of_ray())
+            usable = {node_id: node for node_id, node in nodes.items() if not self._is_left_out(node_id)}
+            placement = self._tried(place, usable, nodes)
+            holders = dict(_holders(usable, placement))
+            unknown = {node_id: node for node_id, node in holders.items() if node_id not in self._fit}
+            self._ask(unknown)
+            if not unknown or time.monotonic() >= deadline:
+                break
+            self._collect(deadline)
+        if unknown:
+            usable = {node_id: node for node_id, node in usable.items() if node_id in self._fit}
+            placement = self._tried(place, usable, nodes)
+            holders = dict(_holders(usable, placement))
+        if self._of_driver or (needs_all and self._findings(nodes)):
+            more = [] if self._of_driver else [f"to run without what is not fit, use --workers {placement.num_workers}"]
+            raise InputError("\n".join([*self._causes(nodes), *more]))
+        self._say(nodes, len(self._fit - known), time.monotonic() - began)
+        self._requirements = dataclasses.replace(self._requirements, num_bytes=0)  # from now on the run fills its disk
+        return dataclasses.replace(placement, node_ids=tuple(holders))
+
+    def _is_left_out(self, node_id: str) -> bool:
+        return node_id in self._left_out and time.monotonic() < self._left_out[node_id].until
+
+    def _findings(self, nodes: Mapping[str, Any]) -> list[Finding]:
+        """Return why nodes of those that are there are left out."""
+        left_out = (self._left_out[node_id] for node_id in nodes if self._is_left_out(node_id))
+        return [finding for each in left_out for finding in each.findings]
+
+    def _causes(self, nodes: Mapping[str, Any]) -> list[str]:
+        return messages([*self._of_driver, *self._findings(nodes)], "error")
+
+    def _tried(self, place: Place, usable: Mapping[str, Any], nodes: Mapping[str, Any]) -> Placement:
+        """Place workers on usable nodes; where they do not suffice, say why others were left out, too."""
+        try:
+            return place([node["Resources"] for node in usable.values()])
+        except InputError as error:
+            causes = self._causes(nodes)
+            raise InputError("\n".join([*causes, *([str(error)] if usable or not causes else [])])) from None
+
+    def _say(self, nodes: Mapping[str, Any], num_new: int, seconds: float) -> None:
+        """Say how many nodes were found fit, and what has not been said of those that were not."""
+        for line in messages(self._unsaid(self._findings(nodes)), "error"):
+            sys.stderr.write(f"warning: left out: {line}\n")
+        if num_new and not self._is_local:
+            versions = self._driver_versions
+            sys.stdout.write(
+                f"{num_new} node{'s' * (num_new > 1)} checked in {seconds:.1f} s: the same dataset, run folder and "
+                f"code, torch {versions['torch']}, DALI {versions['DALI']}\n"
+            )
+            sys.stdout.flush()
+
+    def _ask(self, nodes: Mapping[str, Node]) -> None:
+        """Begin to look at nodes, but for those that have been asked and may still answer.
+
+        The tasks take no CPU: nodes that are busy with other jobs answer too.
+        """
+        asked = {node_id for inquiry in self._inquiries for node_id, _ in inquiry.tasks.values()}
+        new = {node_id: node for node_id, node in nodes.items() if node_id not in asked}
+        if not new:
+            return
+        try:
+            self._begin_inquiry(new)
+        except OSError as error:  # the driver can't look at its own folders
+            raise as_input_error(error) from error
+
+    def _begin_inquiry(self, new: Mapping[str, Node]) -> None:
+        with contextlib.ExitStack() as stack:
+            probe = stack.enter_context(written_probe(self._requirements.folder))
+            if self._is_local:
+                ((node_id, node),) = new.items()
+                driver = _inspect(dataclasses.replace(node, name="this machine"), self._requirements, probe)
+                self._take(node_id, judge(driver, driver, self._requirements))
+                return
+            driver = _inspect(Node(f"the driver's machine ({this_host()})"), self._requirements, probe)
+            self._driver_versions = driver.versions
+            self._of_driver = list(judge_disk(driver, self._requirements))
+            self._warn(_judge_stop())
+            tasks: dict[ray.ObjectRef[NodeReport], tuple[str, Node]] = {}
+            for node_id, node in new.items():
+                there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+                task: Any = ray.remote(_inspect).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+                tasks[task.remote(node, self._requirements, probe)] = node_id, node
+            ends = time.monotonic() + self._answer_seconds
+            self._inquiries.append(_Inquiry(driver, tasks, ends, stack.pop_all()))
+
+    def _collect(self, deadline: float) -> None:
+        """Take the answers that come until a moment, or all; those that have not come in time count as none."""
+        for inquiry in self._inquiries:
+            timeout = max(0.0, min(deadline, inquiry.ends) - time.monotonic())
+            answered, _ = ray.wait(list(inquiry.tasks), num_returns=len(inquiry.tasks), timeout=timeout)
+            warnings: list[Finding] = []
+            for reference in answered:
+                warnings += self._take(*self._judged(inquiry, reference))
+            self._warn(warnings)
+            if time.monotonic() >= inquiry.ends:
+                for node_id, node in inquiry.tasks.values():
+                    cause = f"does not answer within {self._answer_seconds:g} s"
+                    next_step = "look at it with `ray status`, and stop its Ray or start it anew"
+                    self._take(node_id, [Finding("error", node.name, cause, next_step)])
+                inquiry.tasks.clear()
+            if not inquiry.tasks:
+                inquiry.probe.close()
+        self._inquiries = [inquiry for inquiry in self._inquiries if inquiry.tasks]
+
+    def _judged(self, inquiry: _Inquiry, reference: "ray.ObjectRef[NodeReport]") -> tuple[str, list[Finding]]:
+        node_id, node = inquiry.tasks.pop(reference)
+        try:
+            return node_id, judge(ray.get(reference), inquiry.driver, self._requirements)
+        except ray.exceptions.RayError as error:
+            lines = str(error).strip().splitlines()
+            cause = f"can't run this project's code ({lines[-1].strip()})"
+            next_step = "submit with `--working-dir .`, and start its Ray from this project's environment"
+            return node_id, [Finding("error", node.name, cause, next_step)]
+
+    def _take(self, node_id: str, findings: list[Finding]) -> list[Finding]:
+        """Note whether a node is fit; return what may go wrong on it all the same."""
+        errors = [finding for finding in findings if finding.severity == "error"]
+        if errors:
+            self._left_out[node_id] = _LeftOut(errors, time.monotonic() + _AGAIN_SECONDS)
         else:
-            driver = _inspect(Node(f"the driver's machine ({this_host()})"), requirements, probe)
-            reports, findings = _ask(nodes, requirements, probe, answer_seconds)
-    findings += judge(driver, reports, requirements)
-    if not is_local:
-        findings += _judge_stop()
-    for line in messages(findings, "warning"):
-        sys.stderr.write(f"warning: {line}\n")
-    errors = messages(findings, "error")
-    if errors:
-        raise InputError("\n".join(errors))
-    if not is_local:
-        sys.stdout.write(
-            f"{len(reports)} node{'s' * (len(reports) > 1)} checked in {time.monotonic() - began:.1f} s: the same "
-            f"dataset, run folder and code, torch {driver.versions['torch']}, DALI {driver.versions['DALI']}\n"
-        )
+            self._fit.add(node_id)
+            self._left_out.pop(node_id, None)
+        return [finding for finding in findings if finding.severity == "warning"]
+
+    def _warn(self, findings: list[Finding]) -> None:
+        for line in messages(self._unsaid(findings), "warning"):
+            sys.stderr.write(f"warning: {line}\n")
+
+    def _unsaid(self, findings: list[Finding]) -> list[Finding]:
+        new = [finding for finding in findings if finding not in self._said]
+        self._said.update(new)
+        return new
 
 
 def _judge_stop() -> list[Finding]:
     """Return a warning where `ray job stop` would kill this job before its workers reach a checkpoint."""
     seconds = os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "3")  # Ray's default
-    if int(seconds) >= _LEAST_STOP_SECONDS:
-        return []
-    cause = f"`ray job stop` gives it {seconds} s to stop at a checkpoint"
     environment = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}})
     next_step = f"for more submit it with --runtime-env-json '{environment}'"
+    try:
+        if int(seconds) >= _LEAST_STOP_SECONDS:
+            return []
+        cause = f"`ray job stop` gives it {seconds} s to stop at a checkpoint"
+    except ValueError:
+        cause = f"RAY_JOB_STOP_WAIT_TIME_S is {seconds}, and Ray takes a whole number of seconds for `ray job stop`"
     return [Finding("warning", "this job", cause, next_step)]
 
 
-def _nodes_for(placement: Placement) -> Iterator[tuple[str, Node]]:
+def _holders(nodes: Mapping[str, Mapping[str, Any]], placement: Placement) -> Iterator[tuple[str, Node]]:
     """Yield id and description of every node that may get a worker."""
     share = {"CPU": placement.cpus_per_worker, "GPU": float(placement.gpus_per_worker)}
-    for node in ray.nodes():
+    for node_id, node in nodes.items():
         resources = node["Resources"]
         places = min(math.floor(resources.get(name, 0) / share[name] + 1e-9) for name in share if share[name])
-        if node["Alive"] and places:
+        if places:
             address, name = node["NodeManagerAddress"], node["NodeName"]
             named = f"{node['NodeManagerHostname']} ({address if name == address else f'{name}, {address}'})"
             num_workers = min(places, placement.num_workers)
             yield (
-                node["NodeID"],
+                node_id,
                 Node(f"node {named}", resources["CPU"], num_workers, num_workers * placement.gpus_per_worker),
             )
 
 
 def _inspect(node: Node, requirements: Requirements, probe: Probe) -> NodeReport:
-    """Be a task, or look at the driver's own machine."""
-    own_node: Any = ray._private.worker._global_node  # Ray tells its temporary folder nowhere else
-    return inspect_node(node, requirements, probe, Path(own_node.get_temp_dir_path()))
-
-
-def _ask(
-    nodes: dict[str, Node], requirements: Requirements, probe: Probe, answer_seconds: float
-) -> tuple[list[NodeReport], list[Finding]]:
-    """Run a task on each node; return what they answered, and a finding for each that did not.
-
-    The tasks take no CPU: nodes that are busy with other jobs answer too.
-    """
-    task: Any = ray.remote(_inspect)
-    tasks: dict[ray.ObjectRef[NodeReport], Node] = {}
-    for node_id, node in nodes.items():
-        there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-        on_node = task.options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-        tasks[on_node.remote(node, requirements, probe)] = node
-    answered, silent = ray.wait(list(tasks), num_returns=len(tasks), timeout=answer_seconds)
-    reports, findings = [], []
-    for reference in answered:
-        try:
-            reports.append(ray.get(reference))
-        except ray.exceptions.RayError as error:
-            lines = str(error).strip().splitlines()
-            cause = f"can't run this project's code ({lines[-1].strip()})"
-            next_step = "submit with `--working-dir .`, and start its Ray from this project's environment"
-            findings.append(Finding("error", tasks[reference].name, cause, next_step))
-    for reference in silent:
-        cause = f"does not answer within {answer_seconds:g} s"
-        next_step = "look at it with `ray status`, and stop its Ray or start it anew"
-        findings.append(Finding("error", tasks[reference].name, cause, next_step))
-    return reports, findings
+    """Run in a Ray task, or look at the driver's own machine."""
+    return inspect_node(node, requirements, probe, temporary_folder())

@@ -111,14 +111,13 @@ def _check_out(out: Path) -> None:
 def _launch(work: Callable[[World], None], arguments: Arguments, run: RunFolder, requirements: Requirements) -> None:
     check_interpreter(RAY)  # here: one worker alone needs no Ray
     from cluster.placement import WorkerRange, place_workers
-    from cluster.ray_launch import alive_nodes, launch, training_session
-    from cluster.ray_preflight import check_nodes
+    from cluster.ray_launch import RayCluster, training_session
+    from cluster.ray_preflight import FitNodes
 
-    with training_session() as is_local:
-        workers = WorkerRange(arguments.workers, arguments.workers)
-        placement = place_workers(alive_nodes(), workers, arguments.cpus_per_worker)
-        check_nodes(requirements, placement, is_local)
-        launch(work, placement, run.path.name)
+    workers = WorkerRange(arguments.workers, arguments.workers)
+    place = functools.partial(place_workers, workers=workers, requested_cpus=arguments.cpus_per_worker)
+    with training_session() as is_local, FitNodes(requirements, is_local) as fit_nodes:
+        RayCluster(work, f"{run.path.name}-evaluation", run.path, fit_nodes).run(fit_nodes.place(place))
 
 
 def _worst_line(classes: list[dict[str, Any]]) -> str:

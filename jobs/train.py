@@ -110,33 +110,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train_on_ray(arguments: Arguments, config: TrainingConfig, workers: WorkerRange | None) -> None:
     check_interpreter(RAY)  # here: the other launchers need no Ray
-    from cluster.ray_launch import RayCluster, alive_nodes, training_session
-    from cluster.ray_preflight import check_nodes
+    from cluster.ray_launch import RayCluster, training_session
+    from cluster.ray_preflight import FitNodes
 
     job = _Job.prepare(arguments, config, 1 if workers is None else workers.least)
     if job.is_finished():
         return
-    with training_session() as is_local:
+    requirements = training_requirements(config, job.dataset, job.run_path)
+    with training_session() as is_local, FitNodes(requirements, is_local) as fit_nodes:
+        allowed = _allowed(workers, config, arguments)
         place = functools.partial(
-            place_workers,
-            workers=_allowed(workers, config, arguments),
-            requested_cpus=arguments.cpus_per_worker,
-            strategy=arguments.placement,
+            place_workers, workers=allowed, requested_cpus=arguments.cpus_per_worker, strategy=arguments.placement
         )
-        requirements = training_requirements(config, job.dataset, job.run_path)
-        cluster = RayCluster(
-            functools.partial(train, job.data, job.run_path, micro_batch_size=arguments.micro_batch_size),
-            job.run_path.name,
-            stop_request_of(job.run_path),
-            functools.partial(check_nodes, requirements, is_local=is_local),
-        )
-        placement = place(alive_nodes())
-        cluster.check(placement)
+        placement = fit_nodes.place(place, needs_all=workers is None)
         job.announce(f"{placement} on {'a local Ray' if is_local else 'the cluster'}", placement.num_workers)
         if job.is_dry:
             return
+        work = functools.partial(train, job.data, job.run_path, micro_batch_size=arguments.micro_batch_size)
+        stop_request = stop_request_of(job.run_path)
+        cluster = RayCluster(work, job.run_path.name, job.run_path, fit_nodes, stop_request)
         with job.begun() as (run, log):
-            supervise(run, log, cluster, place)
+            supervise(run, log, cluster, place, allowed.most)
     job.say_finished()
 
 
@@ -169,11 +163,11 @@ def _train_here(arguments: Arguments, config: TrainingConfig, launcher: Literal[
 
 def _allowed(workers: WorkerRange | None, config: TrainingConfig, arguments: Arguments) -> WorkerRange:
     """Return how many workers the run may have at any time; without a wish, as many as the cluster holds now."""
-    from cluster.ray_launch import alive_nodes
+    from cluster.ray_preflight import settled_nodes
 
     num_groups = config.global_batch_size // config.model.group_size  # more workers would have nothing to do
     if workers is None:
-        usual = min(num_groups, place_workers(alive_nodes(), None, arguments.cpus_per_worker).num_workers)
+        usual = min(num_groups, place_workers(settled_nodes(), None, arguments.cpus_per_worker).num_workers)
         return WorkerRange(usual, usual)
     return WorkerRange(workers.least, max(workers.least, min(workers.most, num_groups)))
 

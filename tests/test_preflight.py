@@ -59,6 +59,10 @@ def _with(**changes) -> NodeReport:
     return dataclasses.replace(GOOD, node=dataclasses.replace(GOOD.node, name="node b"), **changes)
 
 
+def _judged(*reports: NodeReport) -> list[Finding]:
+    return [finding for report in reports for finding in judge(report, GOOD, REQUIREMENTS)]
+
+
 def _versions(**changes: str | None) -> dict[str, str]:
     return {name: version for name, version in {**GOOD.versions, **changes}.items() if version}
 
@@ -95,7 +99,7 @@ def _versions(**changes: str | None) -> dict[str, str]:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_one_thing_that_differs_is_one_line_that_names_node_cause_and_next_step(changes, severity, said):
-    findings = judge(GOOD, [GOOD, _with(**changes)], REQUIREMENTS)
+    findings = _judged(GOOD, _with(**changes))
     (line,) = messages(findings, severity)
     assert line.startswith(f"node b: {said}")
     assert len(findings) == 1 and "\n" not in line and "; " in line
@@ -108,22 +112,23 @@ def test_one_thing_that_differs_is_one_line_that_names_node_cause_and_next_step(
         {"versions": _versions(torch="2.9.0+cpu")},  # a head without GPUs
         {"versions": GOOD.versions | {"pyarrow": "25.0"}},
         {"free_shared_memory_bytes": None},
+        {"free_temp_bytes": None},  # this Ray does not tell where its folder is
     ],
 )
 def test_what_does_no_harm_is_not_said(changes):
-    assert judge(GOOD, [GOOD, _with(**changes)], REQUIREMENTS) == []
+    assert _judged(GOOD, _with(**changes)) == []
 
 
 def test_shared_memory_matters_to_several_gpus_of_a_node_alone():
     for num_gpus in (0, 1):
         report = _with(free_shared_memory_bytes=0)
         report = dataclasses.replace(report, node=dataclasses.replace(report.node, num_gpus=num_gpus))
-        assert judge(GOOD, [report], REQUIREMENTS) == []
+        assert _judged(report) == []
 
 
 def test_an_unshared_folder_is_one_finding_whatever_else_is_wrong_with_it():
     report = _with(sees_probe=False, write_error="No such file or directory", free_disk_bytes=None)
-    assert [finding.node for finding in judge(GOOD, [GOOD, report], REQUIREMENTS)] == ["node b"]
+    assert [finding.node for finding in _judged(GOOD, report)] == ["node b"]
 
 
 def test_all_errors_are_told_at_once_and_nodes_alike_share_a_line():
@@ -132,7 +137,7 @@ def test_all_errors_are_told_at_once_and_nodes_alike_share_a_line():
         dataclasses.replace(GOOD, node=Node(f"node {name}"), **missing, num_cpus=1, **changes)
         for name, changes in [("a", {}), ("b", {}), ("c", {"sees_probe": False}), ("d", {}), ("e", {})]
     ]
-    data, folder = messages(judge(GOOD, reports, REQUIREMENTS), "error")
+    data, folder = messages(_judged(*reports), "error")
     assert data.startswith("node a, node b, node c and 2 more: dataset /data is gone; ")
     assert folder.startswith("node c: /runs/mine is not")
 
@@ -172,7 +177,7 @@ def test_this_machine_has_what_it_has(raw_dataset, tmp_path):
     assert report.num_cpus == len(os.sched_getaffinity(0))
     assert 0 < report.available_memory_bytes < 2**50
     assert list(tmp_path.rglob("*")) == []  # neither probe nor folder remains
-    assert judge(report, [report], Requirements(dataset_path=raw_dataset.path, dataset_sha256=raw_dataset.sha256,
+    assert judge(report, report, Requirements(dataset_path=raw_dataset.path, dataset_sha256=raw_dataset.sha256,
                                                 folder=tmp_path)) == []  # fmt: skip
 
 
@@ -253,15 +258,8 @@ def one_local_node(monkeypatch):
     """`jobs.train` up to the launch, without the seconds that a Ray takes to start."""
     node = {"Alive": True, "Resources": {"CPU": 1.0}, "NodeID": "1", "NodeName": "n", "NodeManagerAddress": "n",
             "NodeManagerHostname": "h"}  # fmt: skip
-    ray = SimpleNamespace(
-        nodes=lambda: [node],
-        _private=SimpleNamespace(
-            worker=SimpleNamespace(_global_node=SimpleNamespace(get_temp_dir_path=lambda: "/tmp"))
-        ),
-    )
-    monkeypatch.setattr("cluster.ray_preflight.ray", ray)
-    monkeypatch.setattr("cluster.ray_launch.ray", ray)
-    monkeypatch.setattr("cluster.ray_launch._answers", lambda node: True)
+    monkeypatch.setattr("cluster.ray_preflight.ray", SimpleNamespace(nodes=lambda: [node]))
+    monkeypatch.setattr("cluster.ray_preflight._answers", lambda node: True)
     monkeypatch.setattr("cluster.ray_launch.ray_session", lambda address: contextlib.nullcontext())
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 

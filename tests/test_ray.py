@@ -1,7 +1,9 @@
 """The main job on a real Ray: submitted, literal, embedded; refused in one line; ended by real signals."""
 
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 from runs import entries
 
 from cluster import ledger
-from cluster.local_ray import environment, local_ray
+from cluster.local_ray import LocalRay, local_ray
 from cluster.run_folder import RunFolder
 from pipeline.dataset import Dataset
 
@@ -26,10 +28,10 @@ SHORT = ["--num-epochs", "2", "--global-batch-size", "10"]
 
 
 @pytest.fixture(scope="module")
-def address():
+def ray():
     """A Ray of two CPUs, started in the checkout."""
     with local_ray(num_cpus=2, working_directory=ROOT) as cluster:
-        yield cluster.address
+        yield cluster
     assert _processes_of(cluster.address) == []
 
 
@@ -40,9 +42,9 @@ def _processes_of(address: str) -> list[list[str]]:
     return [command for command in commands if any(port in word for word in command)]
 
 
-def _submit(address: str, *command: str, working_dir: bool = True) -> subprocess.CompletedProcess:
-    submit = ["ray", "job", "submit", "--address", address, *(["--working-dir", "."] if working_dir else []), "--"]
-    return subprocess.run([*submit, *command], cwd=ROOT, env=environment(), capture_output=True, text=True)
+def _submit(ray: LocalRay, *command: str, working_dir: bool = True) -> subprocess.CompletedProcess:
+    submit = ["ray", "job", "submit", "--address", ray.address, *(["--working-dir", "."] if working_dir else []), "--"]
+    return subprocess.run([*submit, *command], cwd=ROOT, env=ray.environment, capture_output=True, text=True)
 
 
 def _error_line(answer: subprocess.CompletedProcess) -> str:
@@ -55,11 +57,11 @@ def _error_line(answer: subprocess.CompletedProcess) -> str:
 
 
 @pytest.mark.parametrize("working_dir", [True, False], ids=["working-dir", "literal"])
-def test_a_submitted_job_trains_with_two_workers(address, raw_dataset, tmp_path, working_dir):
+def test_a_submitted_job_trains_with_two_workers(ray, raw_dataset, tmp_path, working_dir):
     run = tmp_path / "run"
     arguments = ["--data", str(raw_dataset.path), "--run", str(run), "--workers", "2", *SHORT, *RATE]
     arguments += ["--micro-batch-size", "3"]
-    answer = _submit(address, "python", "jobs/train.py", *arguments, working_dir=working_dir)
+    answer = _submit(ray, "python", "jobs/train.py", *arguments, working_dir=working_dir)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "2 workers of 1 CPU on the cluster" in answer.stdout
     assert "val: loss" in answer.stdout and "img/s" in answer.stdout and "ETA" in answer.stdout
@@ -70,41 +72,39 @@ def test_a_submitted_job_trains_with_two_workers(address, raw_dataset, tmp_path,
     result = run / "evaluations" / "val-centre" / "result.json"
     found = json.loads(result.read_text())
     result.unlink()
-    together = _submit(address, "python", *command, "--workers", "2", working_dir=working_dir)
+    together = _submit(ray, "python", *command, "--workers", "2", working_dir=working_dir)
     assert alone.stdout.splitlines()[-1] in together.stdout, together.stdout + together.stderr
     again = json.loads(result.read_text())
     assert again.pop("loss") == pytest.approx(found.pop("loss"), rel=1e-4)  # bfloat16, in batches of another size
     assert again == found
 
 
-def test_what_the_cluster_cannot_hold_names_the_way_out(address, raw_dataset, tmp_path):
+def test_what_the_cluster_cannot_hold_names_the_way_out(ray, raw_dataset, tmp_path):
     arguments = ["--data", str(raw_dataset.path), "--run", str(tmp_path / "run")]
-    answer = _submit(address, "python", "jobs/train.py", *arguments, "--workers", "4")
+    answer = _submit(ray, "python", "jobs/train.py", *arguments, "--workers", "4")
     assert "can't hold 4 workers of 1 CPU" in _error_line(answer)
     assert _error_line(answer).endswith("use --workers 2, or --cpus-per-worker 0.5")
     assert not (tmp_path / "run").exists()
     answer = _submit(
-        address, "python", "jobs/train.py", *arguments, *SHORT, *RATE, "--workers", "4", "--cpus-per-worker", "0.5"
+        ray, "python", "jobs/train.py", *arguments, *SHORT, *RATE, "--workers", "4", "--cpus-per-worker", "0.5"
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
-def test_a_wrong_interpreter_is_told_what_to_do(address):
+def test_a_wrong_interpreter_is_told_what_to_do(ray):
     # Without site-packages (-S) the interpreter has nothing that a job needs.
-    line = _error_line(_submit(address, "python", "-S", "jobs/train.py"))
+    line = _error_line(_submit(ray, "python", "-S", "jobs/train.py"))
     assert "a job runs the first `python` on the PATH that `ray start` had" in line
 
 
-def test_a_relative_run_folder_would_be_lost(address, raw_dataset):
-    line = _error_line(
-        _submit(address, "python", "jobs/train.py", "--data", str(raw_dataset.path), "--run", "runs/mine")
-    )
+def test_a_relative_run_folder_would_be_lost(ray, raw_dataset):
+    line = _error_line(_submit(ray, "python", "jobs/train.py", "--data", str(raw_dataset.path), "--run", "runs/mine"))
     assert "--run runs/mine is relative" in line
 
 
-def test_an_error_in_a_worker_arrives_as_its_one_line(address, raw_dataset, tmp_path):
+def test_an_error_in_a_worker_arrives_as_its_one_line(ray, raw_dataset, tmp_path):
     arguments = ["--data", str(raw_dataset.path), "--run", str(tmp_path / "run"), "--optimizer.learning-rate", "1e12"]
-    answer = _submit(address, "python", "jobs/train.py", *arguments, "--optimizer.warmup", "0", *SHORT)
+    answer = _submit(ray, "python", "jobs/train.py", *arguments, "--optimizer.warmup", "0", *SHORT)
     assert "lower the rate: --optimizer.learning-rate" in _error_line(answer)
 
 
@@ -170,17 +170,29 @@ def test_a_run_goes_on_without_a_killed_actor_and_consumes_each_sample_once(raw_
     assert again.returncode == 0 and "is finished already" in again.stdout
 
 
-def test_job_stop_ends_at_a_checkpoint(address, raw_dataset, tmp_path):
+def test_a_shard_that_is_cut_while_it_is_read_is_told_as_such(raw_dataset, tmp_path):
+    data = Dataset.open(shutil.copytree(raw_dataset.path, tmp_path / "data"))
+    _, process = _start_embedded(data, tmp_path / "run")
+    for shard in data.path.glob("train-*.tar"):
+        os.truncate(shard, 0)
+    output, errors = process.communicate(timeout=200)
+    assert "a worker was lost (SIGBUS: a file that it had mapped, a shard or one in /dev/shm, was cut short" in output
+    assert "python -m pipeline.verify DATASET" in output
+    assert process.returncode == 2 and "error: " in errors and "Traceback" not in errors
+    assert not list((tmp_path / "run").rglob(".*.tmp"))
+
+
+def test_job_stop_ends_at_a_checkpoint(ray, raw_dataset, tmp_path):
     run_path, name = tmp_path / "run", f"stop-{tmp_path.name}"
     arguments = ["--data", str(raw_dataset.path), "--run", str(run_path), "--workers", "2", *RATE]
     arguments += ["--global-batch-size", "10", "--num-epochs", "1000"]
     grace = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}})
-    submit = ["ray", "job", "submit", "--address", address, "--submission-id", name, "--runtime-env-json", grace]
+    submit = ["ray", "job", "submit", "--address", ray.address, "--submission-id", name, "--runtime-env-json", grace]
     command = [*submit, "--working-dir", ".", "--", "python", "jobs/train.py", *arguments]
-    with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=ray.environment, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if re.match(r"step +20/", line):
-                subprocess.run(["ray", "job", "stop", "--address", address, name], env=environment(), check=True)
+                subprocess.run(["ray", "job", "stop", "--address", ray.address, name], env=ray.environment, check=True)
         process.wait(timeout=60)
     run = RunFolder.open(run_path)
     (stop,) = entries(run, "stop")

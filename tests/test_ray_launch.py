@@ -1,6 +1,7 @@
 """What is asked of Ray Train, and how its failures are told apart; no Ray is started."""
 
 import atexit
+import errno
 import os
 
 import pytest
@@ -14,10 +15,9 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
-from cluster import ray_launch
 from cluster.placement import Placement
-from cluster.ray_launch import RayCluster, _explained, _trainer
-from cluster.stopping import StopRequest
+from cluster.ray_failures import explained
+from cluster.ray_launch import _trainer
 from cluster.supervisor import WorkersLost
 from pipeline.command import InputError
 
@@ -70,36 +70,88 @@ def test_a_gpu_takes_nccl_and_talks_over_gloo(tmp_path):
     ],
 )
 def test_a_lost_process_is_told_from_its_traces(failures, message):
-    lost = _explained(WorkerGroupError("..", dict(enumerate(failures))))
+    lost = explained(WorkerGroupError("..", dict(enumerate(failures))))
     assert isinstance(lost, WorkersLost)
     with pytest.raises(WorkersLost, match=message):
         raise lost
 
 
 def test_a_cluster_without_room_is_told():
-    lost = _explained(ControllerError(WorkerGroupStartupTimeoutError(2)))
+    lost = explained(ControllerError(WorkerGroupStartupTimeoutError(2)))
     assert isinstance(lost, WorkersLost) and "gave no room to the workers in time" in str(lost)
 
 
 @pytest.mark.parametrize("beside", [RuntimeError(GLOO), DIED])
 def test_errors_of_ours_win_over_what_they_bring_about(beside):
     refused = InputError("the loss is no number any more")
-    assert _explained(WorkerGroupError("..", {0: beside, 1: refused})) is refused
-    full = _explained(WorkerGroupError("..", {0: OSError(28, "No space left on device", "RUN/ledger"), 1: beside}))
+    assert explained(WorkerGroupError("..", {0: beside, 1: refused})) is refused
+    full = explained(WorkerGroupError("..", {0: OSError(28, "No space left on device", "RUN/ledger"), 1: beside}))
     assert isinstance(full, InputError) and not isinstance(full, WorkersLost)
-    assert "No space left on device: 'RUN/ledger'" in str(full)
+    assert "No space left on device: RUN/ledger; free some" in str(full)
     bug = WorkerGroupError("..", {0: beside, 1: BUG})
-    assert _explained(bug) is bug
+    assert explained(bug) is bug
 
 
-def test_nodes_are_asked_once(tmp_path, monkeypatch):
-    nodes, asked = [{"NodeID": "a", "Alive": True}], []
-    monkeypatch.setattr(ray_launch.ray, "nodes", lambda: nodes)
-    placement = Placement(1, 1.0, 0)
-    cluster = RayCluster(print, "run", StopRequest(tmp_path / "stop-request"), asked.append)
-    cluster.check(placement)
-    cluster.check(placement)
-    assert asked == [placement]
-    nodes.append({"NodeID": "b", "Alive": True})
-    cluster.check(placement)
-    assert asked == [placement] * 2
+def _worker_failed(*failures: Exception) -> WorkerGroupError:
+    return WorkerGroupError("..", dict(enumerate(failures)))
+
+
+@pytest.mark.parametrize(
+    ("code", "way_out"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "quota"),
+        (errno.EACCES, "let the user"),
+        (errno.EPERM, "let the user"),
+        (errno.EROFS, "mount its file system for writing"),
+        (errno.EFBIG, "ulimit -f"),
+        (errno.ENAMETOOLONG, "shorter path"),
+        (errno.ENOTDIR, "another folder"),
+        (errno.EISDIR, "another folder"),
+        (errno.ELOOP, "symbolic links"),
+    ],
+    ids=lambda value: errno.errorcode[value] if isinstance(value, int) else "",
+)
+def test_an_error_of_the_system_that_lasts_ends_the_run_with_the_way_out(code, way_out):
+    told = explained(_worker_failed(OSError(code, os.strerror(code), "RUN/x"), DIED), "SIGABRT")
+    assert isinstance(told, InputError) and not isinstance(told, WorkersLost)
+    assert f"a worker met: {os.strerror(code)}: RUN/x; " in str(told) and way_out in str(told)
+    assert str(told).endswith("the same command goes on from the latest checkpoint")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(OSError(code, os.strerror(code), "RUN/x") for code in (errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ENOMEM)),
+        *(OSError(code, os.strerror(code)) for code in (errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.ENOLCK)),
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "DATA/train-000001.tar"),
+        TimeoutError("timed out"),
+        ray.exceptions.GetTimeoutError("Get timed out: some object(s) not ready."),
+        ray.exceptions.RayChannelTimeoutError("Timed out."),
+    ],
+    ids=lambda error: f"{type(error).__name__}-{getattr(error, 'errno', None)}",
+)
+def test_an_error_of_the_system_that_may_pass_is_a_loss(error):
+    for told in (explained(_worker_failed(error)), explained(ControllerError(error)), explained(error)):
+        assert isinstance(told, WorkersLost)
+        assert "a worker was lost (" in str(told) and str(getattr(error, "filename", None) or "") in str(told)
+
+
+def test_what_a_worker_met_is_told_rather_than_what_that_brought_about():
+    told = explained(_worker_failed(RuntimeError(GLOO), DIED, OSError(errno.EIO, "Input/output error", "DATA/x")))
+    assert str(told) == "a worker was lost (Input/output error: DATA/x)"
+
+
+def test_a_bug_beside_an_error_that_may_pass_is_a_bug():
+    bug = _worker_failed(OSError(errno.EIO, "Input/output error"), BUG)
+    assert explained(bug) is bug
+
+
+def test_a_signal_that_killed_a_worker_is_named():
+    assert str(explained(_worker_failed(DIED, RuntimeError(GLOO)), "SIGSEGV")) == "a worker was lost (SIGSEGV)"
+
+
+def test_workers_are_placed_on_the_nodes_of_their_placement_alone(tmp_path):
+    anywhere = _trainer(lambda: None, Placement(2, 1.0, 0), "run", str(tmp_path)).scaling_config
+    there = _trainer(lambda: None, Placement(2, 1.0, 0, node_ids=("a1", "b2")), "run", str(tmp_path)).scaling_config
+    assert anywhere.label_selector is None and there.label_selector == {"ray.io/node-id": "in(a1,b2)"}

@@ -1,7 +1,9 @@
 """A run on a cluster that loses and gains workers, with a cluster of ours in place of Ray."""
 
+import errno
 import json
 import threading
+from pathlib import Path
 
 import pytest
 from runs import CONFIG
@@ -27,20 +29,16 @@ class FakeCluster:
     Args:
         run: That the launches belong to.
         script: For each launch what happens: a list of callables, one a poll; the launch ends when one returns True.
-        num_nodes: At first.
-        refused_from: So many nodes are not fit.
+        num_nodes: That are fit, at first.
     """
 
-    def __init__(self, run, script, num_nodes=2, refused_from=100):
-        self.run, self.num_nodes, self.refused_from, self.launches = run, num_nodes, refused_from, []
+    def __init__(self, run, script, num_nodes=2):
+        self.run, self.num_nodes, self.launches, self.num_looks = run, num_nodes, [], 0
         self._script = iter(script)
 
-    def nodes(self):
-        return [{"CPU": 1.0}] * self.num_nodes
-
-    def check(self, placement):
-        if self.num_nodes >= self.refused_from:
-            raise InputError("the new node has no dataset")
+    def place(self, place, wait_seconds):
+        self.num_looks += 1
+        return place([{"CPU": 1.0}] * self.num_nodes)
 
     def start(self, placement):
         self.launches.append(placement.num_workers)
@@ -91,9 +89,9 @@ def finishes(cluster):
 
 
 def supervised(run, cluster, workers="1:2"):
-    log = JsonLog(run.launches_path)
+    log, allowed = JsonLog(run.launches_path), WorkerRange.parse(workers)
     try:
-        supervise(run, log, cluster, lambda nodes: place_workers(nodes, WorkerRange.parse(workers), None))
+        supervise(run, log, cluster, lambda nodes: place_workers(nodes, allowed, None), allowed.most)
     finally:
         log.close()
     return cluster.launches
@@ -191,15 +189,62 @@ def test_a_run_that_has_not_begun_is_stopped_at_once(run):
     assert not run.stop_request.is_made()
 
 
-def test_nodes_that_are_not_fit_are_not_taken_in(run, capsys):
-    script = [[goes_on, gains_a_node, *[goes_on] * 5, finishes]]
-    assert supervised(run, FakeCluster(run, script, num_nodes=1, refused_from=2)) == [1]
-    assert capsys.readouterr().out.count("new nodes are not taken in: the new node has no dataset") == 1
+def test_too_few_fit_nodes_at_first_end_the_run(run):
+    with pytest.raises(InputError, match="can't hold 2 workers"):
+        supervised(run, FakeCluster(run, [], num_nodes=1), workers="2")
 
 
-def test_nodes_that_are_not_fit_at_first_end_the_run(run):
-    with pytest.raises(InputError, match="has no dataset"):
-        supervised(run, FakeCluster(run, [], refused_from=2))
+@pytest.mark.parametrize("workers", ["2", "1:2"])
+def test_a_launch_of_as_many_workers_as_are_allowed_looks_at_no_node(run, workers):
+    cluster = FakeCluster(run, [[goes_on] * 20 + [finishes]])
+    assert supervised(run, cluster, workers) == [2]
+    assert cluster.num_looks == 1
+
+
+@pytest.fixture
+def broken_disk(monkeypatch):
+    """Lets the next reads of a file, named by its suffix, fail with an error."""
+    failures, read_text = [], Path.read_text
+
+    def failing(path, *arguments, **options):
+        if failures and path.name == "result.json":
+            raise failures.pop()
+        return read_text(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", failing)
+    return failures
+
+
+def test_a_file_system_that_is_out_of_reach_for_a_while_does_not_end_the_run(run, broken_disk, capsys):
+    def finishes_unseen(cluster):
+        broken_disk.extend(OSError(code, "out of reach", "RUN") for code in (errno.ESTALE, errno.EIO, errno.ETIMEDOUT))
+        return finishes(cluster)
+
+    assert supervised(run, FakeCluster(run, [[goes_on, finishes_unseen]])) == [2]
+    assert broken_disk == [] and capsys.readouterr().out.count("out of reach: RUN; trying again for up to") == 1
+
+
+def test_an_error_of_the_run_folder_that_lasts_ends_the_run_with_the_way_out(run, broken_disk):
+    def finishes_unseen(cluster):
+        broken_disk.append(OSError(errno.EACCES, "Permission denied", "RUN"))
+        return finishes(cluster)
+
+    with pytest.raises(InputError, match=r"^Permission denied: RUN; let the user .+ the same command goes on from"):
+        supervised(run, FakeCluster(run, [[goes_on, finishes_unseen]]))
+
+
+def test_a_log_of_launches_that_can_not_be_written_for_a_while_does_not_end_the_run(run, monkeypatch, capsys):
+    write = JsonLog.write
+
+    def fails(log, kind, **values):
+        if kind == "lost":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        write(log, kind, **values)
+
+    monkeypatch.setattr(JsonLog, "write", fails)
+    assert supervised(run, FakeCluster(run, [[goes_on, reaches(4), loses_a_worker], [finishes]])) == [2, 2]
+    assert events(run) == ["launch", "launch", "finish"]
+    assert "launches.jsonl lacks `lost`: Stale file handle" in capsys.readouterr().out
 
 
 def test_a_launch_that_ended_well_forgets_the_losses_before(run):

@@ -1,0 +1,262 @@
+"""Nodes are asked before they get a worker; those that are not fit are left out where the rest suffices."""
+
+import dataclasses
+import errno
+import functools
+from types import SimpleNamespace
+
+import pytest
+import ray
+
+from cluster import ray_preflight
+from cluster.footprint import training_requirements
+from cluster.placement import WorkerRange, place_workers
+from cluster.preflight import judge
+from cluster.ray_preflight import FitNodes
+from jobs.recipes import get_recipe
+from pipeline.command import InputError
+
+BLIND = "is not the folder that the driver sees under this path; mount the shared"
+
+
+class FakeRay:
+    """A cluster of nodes of two CPUs, and its clock.
+
+    Attributes:
+        states: What is with each node: `fit`, `blind` to the shared folder, `silent`, `broken`; or `gone`, unnoticed
+            by Ray.
+        asked: Names of the nodes that were asked, in order.
+        now: In seconds; waiting in vain lets time pass.
+    """
+
+    exceptions = ray.exceptions
+
+    def __init__(self, **states: str) -> None:
+        self.states, self.asked, self.now = states, [], 1000.0
+
+    def nodes(self):
+        return [
+            {"NodeID": name, "Alive": True, "Resources": {"CPU": 2.0}, "NodeName": name,
+             "NodeManagerAddress": "10.0.0.1", "NodeManagerHostname": f"host-{name}"}
+            for name in self.states
+        ]  # fmt: skip
+
+    def remote(self, function):
+        return SimpleNamespace(
+            options=lambda scheduling_strategy, **others: SimpleNamespace(
+                remote=functools.partial(self._ask, function, scheduling_strategy.node_id)
+            )
+        )
+
+    def _ask(self, function, name, *arguments):
+        self.asked.append(name)
+        return _Reference(name, functools.partial(function, *arguments))
+
+    def wait(self, references, num_returns, timeout):
+        answered = [reference for reference in references if self.states[reference.name] != "silent"]
+        if len(answered) < len(references):
+            self.now += timeout
+        return answered, [reference for reference in references if reference not in answered]
+
+    def get(self, reference):
+        if self.states[reference.name] == "broken":
+            raise ray.exceptions.WorkerCrashedError
+        report = reference.report()
+        return dataclasses.replace(report, sees_probe=self.states[reference.name] == "fit")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reference:
+    name: str
+    report: object
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """Makes a cluster of nodes in given states the one of the session."""
+
+    def enter(**states):
+        fake = FakeRay(**states)
+        monkeypatch.setattr(ray_preflight, "ray", fake)
+        there = "NodeAffinitySchedulingStrategy"
+        monkeypatch.setattr(ray_preflight, there, lambda node_id, soft: SimpleNamespace(node_id=node_id))
+        monkeypatch.setattr(ray_preflight, "time", SimpleNamespace(monotonic=lambda: fake.now))
+        monkeypatch.setattr(ray_preflight, "_answers", lambda node: fake.states[node["NodeID"]] != "gone")
+        return fake
+
+    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "60")
+    return enter
+
+
+@pytest.fixture
+def requirements(raw_dataset, tmp_path):
+    return training_requirements(get_recipe("small_demo"), raw_dataset, tmp_path / "run")
+
+
+def place(workers: str):
+    return functools.partial(place_workers, workers=WorkerRange.parse(workers), requested_cpus=2.0)
+
+
+def test_the_fit_nodes_get_the_workers_and_the_others_are_named_once(cluster, requirements, capsys):
+    fake = cluster(a="fit", b="blind", c="fit", d="broken", e="gone")
+    with FitNodes(requirements, is_local=False) as nodes:
+        for _ in range(3):
+            placement = nodes.place(place("1:9"))
+            assert placement.num_workers == 2 and placement.node_ids == ("a", "c")
+    captured = capsys.readouterr()
+    blind, broken = captured.err.splitlines()
+    assert blind.startswith("warning: left out: node host-b (b, 10.0.0.1): ") and BLIND in blind
+    assert broken.startswith("warning: left out: node host-d (d, 10.0.0.1): can't run this project's code (")
+    assert captured.out.count("2 nodes checked in ") == captured.out.count("\n") == 1
+    assert sorted(fake.asked) == ["a", "b", "c", "d"]
+
+
+def test_where_the_fit_nodes_do_not_suffice_all_causes_are_told_at_once(cluster, requirements, tmp_path):
+    cluster(a="fit", b="blind", c="silent")
+    with FitNodes(requirements, is_local=False) as nodes, pytest.raises(InputError) as refused:
+        nodes.place(place("3"))
+    blind, silent, way_out = str(refused.value).splitlines()
+    assert blind.startswith("node host-b") and BLIND in blind
+    assert silent.startswith("node host-c") and "does not answer within 60 s" in silent
+    assert "can't hold 3 workers of 2 CPUs: it has 2 CPUs on 1 node(s); use --workers 1" in way_out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_any_fit_node_the_causes_alone_are_told(cluster, requirements):
+    cluster(a="blind", b="blind")
+    with FitNodes(requirements, is_local=False) as nodes, pytest.raises(InputError) as refused:
+        nodes.place(place("1"))
+    (line,) = str(refused.value).splitlines()
+    assert line.startswith("node host-a (a, 10.0.0.1), node host-b (b, 10.0.0.1): ")
+
+
+def test_a_run_that_asked_for_every_node_is_told_how_to_do_without_one(cluster, requirements):
+    cluster(a="fit", b="blind")
+    halves = functools.partial(place_workers, workers=WorkerRange(2, 2), requested_cpus=None)  # both fit on a node
+    with FitNodes(requirements, is_local=False) as nodes, pytest.raises(InputError) as refused:
+        nodes.place(halves, needs_all=True)
+    cause, way_out = str(refused.value).splitlines()
+    assert cause.startswith("node host-b") and "--workers 2" in way_out
+    with FitNodes(requirements, is_local=False) as nodes:
+        assert nodes.place(halves).node_ids == ("a",)
+
+
+def test_a_newcomer_that_does_not_answer_is_neither_waited_for_nor_asked_every_second(cluster, requirements, capsys):
+    fake = cluster(a="fit")
+    with FitNodes(requirements, is_local=False) as nodes:
+        nodes.place(place("1:2"))
+        fake.states["b"] = "silent"
+        began = fake.now
+        for _ in range(50):
+            assert nodes.place(place("1:2"), wait_seconds=0.0).node_ids == ("a",)
+            fake.now += 1.0
+        assert fake.now == began + 50 and fake.asked == ["a", "b"] and "left out" not in capsys.readouterr().err
+        for _ in range(150):  # 60 s until it is left out, 60 until it is asked again, 60 more
+            assert nodes.place(place("1:2"), wait_seconds=0.0).node_ids == ("a",)
+            fake.now += 1.0
+        assert fake.asked == ["a", "b", "b"] and capsys.readouterr().err.count("does not answer within 60 s") == 1
+        fake.states["b"] = "fit"
+        fake.now += 60
+        nodes.place(place("1:2"), wait_seconds=0.0)  # asks
+        assert nodes.place(place("1:2"), wait_seconds=0.0).node_ids == ("a", "b")
+
+
+def test_a_node_that_is_mended_is_taken_in_after_a_minute(cluster, requirements):
+    fake = cluster(a="fit", b="blind")
+    with FitNodes(requirements, is_local=False) as nodes:
+        assert nodes.place(place("1:2")).node_ids == ("a",)
+        fake.states["b"] = "fit"
+        assert nodes.place(place("1:2")).node_ids == ("a",)
+        fake.now += 61
+        assert nodes.place(place("1:2")).node_ids == ("a", "b")
+    assert fake.asked == ["a", "b", "b"]
+
+
+def test_what_a_lost_worker_needs_is_waited_for_a_short_time(cluster, requirements):
+    fake = cluster(a="fit")
+    with FitNodes(requirements, is_local=False) as nodes:
+        nodes.place(place("1:2"))
+        fake.states["b"] = "silent"
+        began = fake.now
+        assert nodes.place(place("1:2"), wait_seconds=10.0).node_ids == ("a",)
+        assert fake.now == began + 10
+        del fake.states["a"]
+        with pytest.raises(InputError, match="can't hold 1 workers"):
+            nodes.place(place("1:2"), wait_seconds=10.0)
+
+
+def test_a_node_that_gets_no_worker_is_not_asked(cluster, requirements):
+    fake = cluster(a="fit", b="blind")
+    wide = functools.partial(place_workers, workers=WorkerRange(1, 1), requested_cpus=3.0)
+    with FitNodes(requirements, is_local=False) as nodes:
+        with pytest.raises(InputError, match="use --workers 1, or --cpus-per-worker 2"):
+            nodes.place(wide)
+        assert fake.asked == []
+
+
+def test_no_probe_remains_of_nodes_that_have_not_answered(cluster, requirements, tmp_path):
+    fake = cluster(a="fit")
+    with FitNodes(requirements, is_local=False) as nodes:
+        nodes.place(place("1:2"))
+        fake.states["b"] = "silent"
+        nodes.place(place("1:2"), wait_seconds=0.0)
+        assert [path.name[:11] for path in tmp_path.iterdir()] == [".preflight-"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_no_fault_of_a_node_that_joins_later(cluster, requirements, monkeypatch):
+    fake = cluster(a="fit")
+    with FitNodes(requirements, is_local=False) as nodes:
+        nodes.place(place("1:2"))
+        usage = ray_preflight.inspect_node
+        monkeypatch.setattr(
+            ray_preflight, "inspect_node", lambda *arguments: dataclasses.replace(usage(*arguments), free_disk_bytes=10)
+        )
+        fake.states["b"] = "fit"
+        assert nodes.place(place("1:2")).node_ids == ("a", "b")
+    with FitNodes(requirements, is_local=False) as nodes, pytest.raises(InputError) as refused:
+        nodes.place(place("1:2"))
+    (line,) = str(refused.value).splitlines()
+    assert line.startswith("the driver's machine (") and ", node host-a (" in line and "are free for" in line
+
+
+def test_a_further_kind_of_finding_leaves_out_its_node(cluster, requirements, monkeypatch):
+    def stricter(report, driver, requirements):
+        own = [
+            ray_preflight.Finding("error", report.node.name, "would emulate the precision", "use --precision float32")
+        ]
+        return judge(report, driver, requirements) + own * ("(b, " in report.node.name)
+
+    cluster(a="fit", b="fit")
+    monkeypatch.setattr(ray_preflight, "judge", stricter)
+    with FitNodes(requirements, is_local=False) as nodes:
+        assert nodes.place(place("1:2")).node_ids == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [("3", "gives it 3 s"), ("soon", "is soon, and Ray takes a whole number")]
+)
+def test_too_short_a_time_to_stop_is_said_and_stops_nothing(cluster, requirements, monkeypatch, capsys, seconds, said):
+    monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", seconds)
+    cluster(a="fit")
+    with FitNodes(requirements, is_local=False) as nodes:
+        nodes.place(place("1"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: this job: ") and said in line and "--runtime-env-json" in line
+
+
+def test_a_driver_that_can_not_look_at_its_folders_places_nothing_for_now(cluster, requirements, monkeypatch):
+    fake = cluster(a="fit")
+    with FitNodes(requirements, is_local=False) as nodes:
+        nodes.place(place("1:2"))
+        fake.states["b"] = "fit"
+        with monkeypatch.context() as patch:
+            stale = OSError(errno.ESTALE, "Stale file handle", "RUN")
+            patch.setattr(ray_preflight, "inspect_node", lambda *arguments: _raise(stale))
+            with pytest.raises(InputError, match=r"^Stale file handle: RUN; the same command"):
+                nodes.place(place("1:2"), wait_seconds=0.0)
+        assert nodes.place(place("1:2")).node_ids == ("a", "b")
+
+
+def _raise(error: Exception):
+    raise error
