@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from pipeline.files import atomic_file, write_json
+from pipeline.os_errors import is_out_of_reach
 
 Kind = Literal["step", "best"]
 
@@ -120,6 +121,8 @@ class CheckpointStore:
             expected = json.loads((self._folder / f"{name}.json").read_text())["sha256"]
             content = (self._folder / f"{name}.pt").read_bytes()
         except (OSError, ValueError, KeyError, TypeError) as error:
+            if is_out_of_reach(error):
+                raise  # it may be whole, and those that are passed over are removed
             warnings.warn(f"checkpoint {self._folder / name} can't be read and is passed over: {error}", stacklevel=4)
             return None
         if hashlib.sha256(content).hexdigest() != expected:

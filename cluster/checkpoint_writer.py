@@ -7,6 +7,7 @@ import torch
 
 from cluster.checkpoint import CheckpointStore
 from pipeline.command import InputError
+from pipeline.os_errors import is_out_of_reach
 
 
 class CheckpointWriter:
@@ -34,6 +35,7 @@ class CheckpointWriter:
 
         Raises:
             InputError: It could not be written.
+            OSError: It could not, for a cause that may pass.
         """
         under_way, self._under_way = self._under_way, None
         if under_way is None:
@@ -41,6 +43,8 @@ class CheckpointWriter:
         try:
             under_way.result()
         except OSError as error:
+            if is_out_of_reach(error):
+                raise
             raise InputError(
                 f"a checkpoint can't be written: {error.strerror or error}; those before are whole: mend the cause, "
                 "and the same command goes on from there"

@@ -99,6 +99,11 @@ class TrainingConfig:
         return max(1, round(self.num_epochs * num_samples / self.global_batch_size))
 
     @property
+    def may_be_bfloat16(self) -> bool:
+        """True where devices must be asked whether they emulate bfloat16."""
+        return self.precision in ("auto", "bfloat16")
+
+    @property
     def steps_between_checkpoints(self) -> int:
         """Steps from the beginning of a checkpoint to that of the next."""
         return max(1, self.checkpoint_interval // 2)

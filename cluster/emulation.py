@@ -26,10 +26,14 @@ class Emulation:
     device: str
     slowdown: float | None = None
 
+    @property
+    def effect(self) -> str:
+        """What the device does, in words."""
+        return "emulates bfloat16" + (f", up to {self.slowdown:.0f} times slower than float32" if self.slowdown else "")
+
     def __str__(self) -> str:
         """Say it in words."""
-        factor = "" if self.slowdown is None else f", up to {self.slowdown:.0f} times slower than float32"
-        return f"{self.device} emulates bfloat16{factor}"
+        return f"{self.device} {self.effect}"
 
 
 @dataclass(frozen=True)

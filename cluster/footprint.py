@@ -31,6 +31,8 @@ def training_requirements(config: TrainingConfig, dataset: Dataset, run_path: Pa
         folder=run_path,
         num_bytes=max(checkpoint, (config.num_checkpoints + 2) * checkpoint - written),
         worker_bytes=weights + 2 * checkpoint,
+        replaces_bad_samples=config.on_bad_sample == "skip-and-count",
+        may_be_bfloat16=config.may_be_bfloat16,
     )
 
 

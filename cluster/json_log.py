@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.command import InputError
+from pipeline.os_errors import is_out_of_reach
 
 _POLL_SECONDS = 0.2
 
@@ -28,14 +29,17 @@ class JsonLog:
         self._file: IO[bytes] = open(path, "ab+")
         deadline = time.monotonic() + wait_seconds
         # The kernel releases the lock when the process dies, however it dies.
-        while not _is_locked(self._file):
-            if time.monotonic() >= deadline:
-                self._file.close()
-                raise InputError(
-                    f"{path.parent} is being trained by another job; wait for it, or stop it first (the lock of a lost "
-                    "machine lasts up to two minutes)"
-                )
-            time.sleep(_POLL_SECONDS)
+        try:
+            while not _is_locked(self._file):
+                if time.monotonic() >= deadline:
+                    raise InputError(
+                        f"{path.parent} is being trained by another job; wait for it, or stop it first (the lock of a "
+                        "lost machine lasts up to two minutes)"
+                    )
+                time.sleep(_POLL_SECONDS)
+        except BaseException:
+            self._file.close()
+            raise
         if self._file.seek(0, 2):
             self._file.seek(-1, 2)
             if self._file.read(1) != b"\n":
@@ -68,6 +72,8 @@ def _is_locked(file: IO[bytes]) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
+        if is_out_of_reach(error):
+            raise
         raise InputError(
             f"{file.name} can't be locked ({error.strerror}); its file system must have file locks"
         ) from error

@@ -42,11 +42,6 @@ def forward_context(precision: Precision, device: torch.device) -> AbstractConte
     return nullcontext()
 
 
-def may_be_bfloat16(requested: Precision) -> bool:
-    """Return whether a run of this precision may compute in bfloat16, so that devices must be asked."""
-    return requested in ("auto", "bfloat16")
-
-
 @dataclass(frozen=True)
 class Choice:
     """The precision of a run, and why.

@@ -26,6 +26,7 @@ from typing import Literal
 
 import psutil
 
+from cluster.emulation import Emulation
 from pipeline.command import InputError
 from pipeline.paths import lies_inside
 
@@ -58,6 +59,8 @@ class Requirements:
         option: Of the command line, that names it.
         num_bytes: That will be written to it.
         worker_bytes: Of memory that each worker takes at least.
+        replaces_bad_samples: Samples of a shard that is absent or of another size are replaced.
+        may_be_bfloat16: It matters whether a node emulates bfloat16.
     """
 
     dataset_path: Path
@@ -66,6 +69,8 @@ class Requirements:
     option: str = "--run"
     num_bytes: int = 0
     worker_bytes: int = 0
+    replaces_bad_samples: bool = False
+    may_be_bfloat16: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,7 @@ class NodeReport:
         free_temp_bytes: On the file system of Ray's temporary folder; None where Ray does not tell it.
         num_cpus: That this process may use.
         available_memory_bytes: Without swapping, and within the container's limit.
+        emulation: How its workers would emulate bfloat16; None: not at all, or not asked.
     """
 
     node: Node
@@ -126,6 +132,7 @@ class NodeReport:
     free_temp_bytes: int | None
     num_cpus: int
     available_memory_bytes: int
+    emulation: Emulation | None = None
 
 
 @dataclass(frozen=True)
@@ -188,7 +195,7 @@ def inspect_node(node: Node, requirements: Requirements, probe: Probe, temp_fold
         probe: That the driver wrote.
         temp_folder: Of Ray, on this node, where it is known.
     """
-    dataset_sha256, dataset_error = _read_dataset(requirements.dataset_path)
+    dataset_sha256, dataset_error = _read_dataset(requirements.dataset_path, requirements.replaces_bad_samples)
     folder, shared_memory = probe.path.parent, Path("/dev/shm")
     return NodeReport(
         node=node,
@@ -212,8 +219,8 @@ def this_host() -> str:
     return socket.gethostname()
 
 
-def _read_dataset(path: Path) -> tuple[str | None, str]:
-    """Return the SHA-256 of `dataset.json`, and what is wrong with the files that it names."""
+def _read_dataset(path: Path, replaces_bad_samples: bool) -> tuple[str | None, str]:
+    """Return the SHA-256 of `dataset.json`, and what is wrong with the files that it names and that the run needs."""
     try:
         content = (path / "dataset.json").read_bytes()
         files = {name: written["num_bytes"] for name, written in json.loads(content)["files"].items()}
@@ -224,7 +231,8 @@ def _read_dataset(path: Path) -> tuple[str | None, str]:
     outside = next((name for name in files if not lies_inside(name)), None)
     if outside is not None:
         return None, f"can't be used there (dataset.json names the file {outside!r}, which is not inside its folder)"
-    broken = [name for name, num_bytes in files.items() if _num_bytes(path / name) != num_bytes]
+    needed = {name: size for name, size in files.items() if not (replaces_bad_samples and name.endswith(".tar"))}
+    broken = [name for name, num_bytes in needed.items() if _num_bytes(path / name) != num_bytes]
     more = f" and {len(broken) - 1} more files" if len(broken) > 1 else ""
     lacks = f"is incomplete there ({broken[0]}{more} missing, unreadable or of another size)" if broken else ""
     return hashlib.sha256(content).hexdigest(), lacks

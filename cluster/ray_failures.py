@@ -6,10 +6,10 @@ from typing import TypeGuard
 import ray
 import ray.train
 
-from cluster.os_errors import as_input_error, described, way_out
 from cluster.supervisor import WorkersLost
 from cluster.world import is_lost_peer
 from pipeline.command import InputError
+from pipeline.os_errors import as_input_error, described, way_out
 
 
 def explained(error: BaseException, fatal_signal: str | None = None) -> BaseException:

@@ -16,8 +16,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.emulation import Emulation, Trial, node_emulation
 from cluster.local_ray import STOP_SECONDS
-from cluster.os_errors import as_input_error
 from cluster.placement import Place, Placement
 from cluster.preflight import (
     Finding,
@@ -34,6 +34,7 @@ from cluster.preflight import (
 )
 from cluster.ray_internals import temporary_folder
 from pipeline.command import InputError
+from pipeline.os_errors import as_input_error
 
 _ANSWER_SECONDS = 60.0
 _AGAIN_SECONDS = 60.0  # until a node that was not fit, or did not answer, is asked once more: it may have been mended
@@ -103,15 +104,23 @@ class FitNodes:
     """Finds the nodes that are fit for a run, within a session of Ray; leaving the block ends what is under way.
 
     A node is asked when it may get a worker, and never again once it was found fit. One that was not is left out, which
-    is said once for each cause, and asked again after a minute.
+    is said once for each cause, and asked again after a minute. Where a run computes in bfloat16, nodes that would emulate
+    it are left out if the others suffice.
 
     Args:
         requirements: Of the run.
         is_local: The Ray is an embedded local one, so that this process sees what workers will see.
         answer_seconds: That a node gets to answer.
+
+    Attributes:
+        prefers_native: Nodes that emulate bfloat16 are left out if the others suffice.
     """
 
     def __init__(self, requirements: Requirements, is_local: bool, answer_seconds: float = _ANSWER_SECONDS) -> None:
+        self.prefers_native = False
+        self._emulations: dict[str, Emulation] = {}
+        self._trial: Trial | None = None
+        self._has_placed = False
         self._requirements, self._is_local, self._answer_seconds = requirements, is_local, answer_seconds
         self._fit: set[str] = set()
         self._left_out: dict[str, _LeftOut] = {}
@@ -159,12 +168,35 @@ class FitNodes:
             usable = {node_id: node for node_id, node in usable.items() if node_id in self._fit}
             placement = self._tried(place, usable, nodes)
             holders = dict(_holders(usable, placement))
+        if self.prefers_native and not needs_all and not self._emulations.keys().isdisjoint(holders):
+            placement, holders = self._without_emulation(place, usable, placement, holders)
         if self._of_driver or (needs_all and self._findings(nodes)):
             more = [] if self._of_driver else [f"to run without what is not fit, use --workers {placement.num_workers}"]
             raise InputError("\n".join([*self._causes(nodes), *more]))
         self._say(nodes, len(self._fit - known), time.monotonic() - began)
         self._requirements = dataclasses.replace(self._requirements, num_bytes=0)  # from now on the run fills its disk
+        self._has_placed = True
         return dataclasses.replace(placement, node_ids=tuple(holders))
+
+    def emulations(self, placement: Placement) -> list[Emulation]:
+        """Return the nodes of a placement that would emulate bfloat16."""
+        return [self._emulations[node_id] for node_id in placement.node_ids or () if node_id in self._emulations]
+
+    def _without_emulation(
+        self, place: Place, usable: Mapping[str, Any], placement: Placement, holders: dict[str, Node]
+    ) -> tuple[Placement, dict[str, Node]]:
+        """Return a placement on nodes that compute in bfloat16 natively, and these; the one given if they can't do."""
+        native = {node_id: node for node_id, node in usable.items() if node_id not in self._emulations}
+        emulations = [emulation for node_id, emulation in self._emulations.items() if node_id in holders]
+        try:
+            without = place([node["Resources"] for node in native.values()])
+        except InputError:
+            if self._has_placed:  # at first, whoever chooses the precision says it
+                next_step = "the other nodes do not suffice"
+                self._warn([Finding("warning", e.device, e.effect, next_step) for e in emulations])
+            return placement, holders
+        self._warn([Finding("warning", e.device, e.effect, "left out, since the others suffice") for e in emulations])
+        return without, dict(_holders(native, without))
 
     def _is_left_out(self, node_id: str) -> bool:
         return node_id in self._left_out and time.monotonic() < self._left_out[node_id].until
@@ -214,12 +246,17 @@ class FitNodes:
     def _begin_inquiry(self, new: Mapping[str, Node]) -> None:
         with contextlib.ExitStack() as stack:
             probe = stack.enter_context(written_probe(self._requirements.folder))
+            if self._trial is None and self._requirements.may_be_bfloat16 and not all(n.num_gpus for n in new.values()):
+                from cluster.precision import try_processor  # here: it loads torch, which tasks on nodes do without
+
+                self._trial = try_processor()
             if self._is_local:
                 ((node_id, node),) = new.items()
-                driver = _inspect(dataclasses.replace(node, name="this machine"), self._requirements, probe)
-                self._take(node_id, judge(driver, driver, self._requirements))
+                node = dataclasses.replace(node, name="this machine")
+                driver = _inspect(node, self._requirements, probe, self._trial)
+                self._take(node_id, driver, judge(driver, driver, self._requirements))
                 return
-            driver = _inspect(Node(f"the driver's machine ({this_host()})"), self._requirements, probe)
+            driver = _inspect(Node(f"the driver's machine ({this_host()})"), self._requirements, probe, None)
             self._driver_versions = driver.versions
             self._of_driver = list(judge_disk(driver, self._requirements))
             self._warn(_judge_stop())
@@ -227,7 +264,7 @@ class FitNodes:
             for node_id, node in new.items():
                 there = NodeAffinitySchedulingStrategy(node_id, soft=False)
                 task: Any = ray.remote(_inspect).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-                tasks[task.remote(node, self._requirements, probe)] = node_id, node
+                tasks[task.remote(node, self._requirements, probe, self._trial)] = node_id, node
             ends = time.monotonic() + self._answer_seconds
             self._inquiries.append(_Inquiry(driver, tasks, ends, stack.pop_all()))
 
@@ -244,24 +281,29 @@ class FitNodes:
                 for node_id, node in inquiry.tasks.values():
                     cause = f"does not answer within {self._answer_seconds:g} s"
                     next_step = "look at it with `ray status`, and stop its Ray or start it anew"
-                    self._take(node_id, [Finding("error", node.name, cause, next_step)])
+                    self._take(node_id, None, [Finding("error", node.name, cause, next_step)])
                 inquiry.tasks.clear()
             if not inquiry.tasks:
                 inquiry.probe.close()
         self._inquiries = [inquiry for inquiry in self._inquiries if inquiry.tasks]
 
-    def _judged(self, inquiry: _Inquiry, reference: "ray.ObjectRef[NodeReport]") -> tuple[str, list[Finding]]:
+    def _judged(
+        self, inquiry: _Inquiry, reference: "ray.ObjectRef[NodeReport]"
+    ) -> tuple[str, NodeReport | None, list[Finding]]:
         node_id, node = inquiry.tasks.pop(reference)
         try:
-            return node_id, judge(ray.get(reference), inquiry.driver, self._requirements)
+            report = ray.get(reference)
+            return node_id, report, judge(report, inquiry.driver, self._requirements)
         except ray.exceptions.RayError as error:
             lines = str(error).strip().splitlines()
             cause = f"can't run this project's code ({lines[-1].strip()})"
             next_step = "submit with `--working-dir .`, and start its Ray from this project's environment"
-            return node_id, [Finding("error", node.name, cause, next_step)]
+            return node_id, None, [Finding("error", node.name, cause, next_step)]
 
-    def _take(self, node_id: str, findings: list[Finding]) -> list[Finding]:
+    def _take(self, node_id: str, report: NodeReport | None, findings: list[Finding]) -> list[Finding]:
         """Note whether a node is fit; return what may go wrong on it all the same."""
+        if report is not None and report.emulation is not None:
+            self._emulations[node_id] = report.emulation
         errors = [finding for finding in findings if finding.severity == "error"]
         if errors:
             self._left_out[node_id] = _LeftOut(errors, time.monotonic() + _AGAIN_SECONDS)
@@ -310,6 +352,9 @@ def _holders(nodes: Mapping[str, Mapping[str, Any]], placement: Placement) -> It
             )
 
 
-def _inspect(node: Node, requirements: Requirements, probe: Probe) -> NodeReport:
+def _inspect(node: Node, requirements: Requirements, probe: Probe, trial: Trial | None) -> NodeReport:
     """Run in a Ray task, or look at the driver's own machine."""
-    return inspect_node(node, requirements, probe, temporary_folder())
+    report = inspect_node(node, requirements, probe, temporary_folder())
+    if not requirements.may_be_bfloat16 or not node.num_workers:
+        return report
+    return dataclasses.replace(report, emulation=node_emulation(node.name, node.num_gpus, trial))

@@ -20,10 +20,10 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from cluster.json_log import JsonLog
-from cluster.os_errors import as_input_error, described, way_out
 from cluster.placement import Place, Placement
 from cluster.run_folder import RunFolder
 from pipeline.command import InputError, Terminated
+from pipeline.os_errors import as_input_error, described, way_out
 
 MAX_RESTARTS = 3  # in a row without a new checkpoint
 _POLL_SECONDS = 1.0

@@ -15,10 +15,10 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
-from cluster.os_errors import as_input_error
 from cluster.supervisor import WorkersLost
 from cluster.world import World, is_lost_peer, process_group_backend
 from pipeline.command import InputError, Terminated
+from pipeline.os_errors import as_input_error
 
 
 def is_under_torchrun() -> bool:

@@ -30,7 +30,7 @@ import tyro
 
 from cluster.evaluation import Crops
 from cluster.evaluation_files import evaluate_run, is_of_an_evaluation, read_evaluation
-from cluster.precision import fitting_precision_here
+from cluster.precision import fitting_precision, fitting_precision_here
 from cluster.preflight import Requirements
 from cluster.run_folder import RunFolder
 from cluster.trained_model import default_device
@@ -86,7 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         precision = fitting_precision_here(run.config.precision, device)
         evaluate_run(data, run.path, split, arguments.crops, out, World(0, 1, device), precision)
     else:
-        requirements = Requirements(dataset_path=data, dataset_sha256=dataset.sha256, folder=out, option="--out")
+        requirements = Requirements(
+            dataset_path=data,
+            dataset_sha256=dataset.sha256,
+            folder=out,
+            option="--out",
+            may_be_bfloat16=run.config.may_be_bfloat16,
+        )
         work = functools.partial(evaluate_run, data, run.path, split, arguments.crops, out)
         _launch(work, arguments, run, requirements)
     result, classes = read_evaluation(out)
@@ -108,7 +114,7 @@ def _check_out(out: Path) -> None:
         raise InputError(f"--out {out} holds {min(others)}, which is not of an evaluation; name a folder of its own")
 
 
-def _launch(work: Callable[[World], None], arguments: Arguments, run: RunFolder, requirements: Requirements) -> None:
+def _launch(work: Callable[..., None], arguments: Arguments, run: RunFolder, requirements: Requirements) -> None:
     check_interpreter(RAY)  # here: one worker alone needs no Ray
     from cluster.placement import WorkerRange, place_workers
     from cluster.ray_launch import RayCluster, training_session
@@ -117,7 +123,10 @@ def _launch(work: Callable[[World], None], arguments: Arguments, run: RunFolder,
     workers = WorkerRange(arguments.workers, arguments.workers)
     place = functools.partial(place_workers, workers=workers, requested_cpus=arguments.cpus_per_worker)
     with training_session() as is_local, FitNodes(requirements, is_local) as fit_nodes:
-        RayCluster(work, f"{run.path.name}-evaluation", run.path, fit_nodes).run(fit_nodes.place(place))
+        placement = fit_nodes.place(place)
+        precision = fitting_precision(run.config.precision, fit_nodes.emulations(placement))
+        work = functools.partial(work, precision=precision)
+        RayCluster(work, f"{run.path.name}-evaluation", run.path, fit_nodes).run(placement)
 
 
 def _worst_line(classes: list[dict[str, Any]]) -> str:

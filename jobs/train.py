@@ -35,14 +35,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cluster.config import TrainingConfig
+from cluster.config import Precision, TrainingConfig
 from cluster.emulation import Emulation
 from cluster.footprint import training_requirements
 from cluster.json_log import JsonLog
 from cluster.metrics import Follower
 from cluster.micro_batches import check_micro_batch_size
 from cluster.placement import Strategy, WorkerRange, place_workers
-from cluster.precision import choose_precision, emulations_of_all, may_be_bfloat16
+from cluster.precision import choose_precision, emulations_of_all
 from cluster.run_folder import RunFolder, open_launches, stop_request_of
 from cluster.supervisor import supervise
 from cluster.torch_launch import here, is_under_torchrun
@@ -122,7 +122,10 @@ def _train_on_ray(arguments: Arguments, config: TrainingConfig, workers: WorkerR
         place = functools.partial(
             place_workers, workers=allowed, requested_cpus=arguments.cpus_per_worker, strategy=arguments.placement
         )
+        fit_nodes.prefers_native = job.computes_in_bfloat16
         placement = fit_nodes.place(place, needs_all=workers is None)
+        job = job.in_precision(fit_nodes.emulations(placement))
+        fit_nodes.prefers_native = job.computes_in_bfloat16  # from now on, whoever chose it
         job.announce(f"{placement} on {'a local Ray' if is_local else 'the cluster'}", placement.num_workers)
         if job.is_dry:
             return
@@ -136,7 +139,7 @@ def _train_on_ray(arguments: Arguments, config: TrainingConfig, workers: WorkerR
 
 def _train_here(arguments: Arguments, config: TrainingConfig, launcher: Literal["torch", "alone"]) -> None:
     with here(launcher) as (world, signals):
-        emulations = emulations_of_all(world) if may_be_bfloat16(config.precision) else []
+        emulations = emulations_of_all(world) if config.may_be_bfloat16 else []
         if not world.is_first:
             world.wait_for_all()  # until the dataset and the run folder are there
         job = _Job.prepare(arguments, config, world.world_size, is_quiet=not world.is_first)
@@ -220,14 +223,23 @@ class _Job:
         sys.stdout.write(f"{self.run_path} is finished already: {self._evaluate_hint()}\n")
         return True
 
+    @property
+    def recorded_precision(self) -> Precision | None:
+        """That of the run that goes on; None: it begins."""
+        return None if self.run is None else self.run.config.precision
+
+    @property
+    def computes_in_bfloat16(self) -> bool:
+        """True where it is certain that the run computes in bfloat16."""
+        return "bfloat16" in (self.config.precision, self.recorded_precision)
+
     def in_precision(self, emulations: Sequence[Emulation]) -> "_Job":
         """Return the job with its precision resolved, and warn where a device emulates it.
 
         Args:
             emulations: Of bfloat16, on devices that may get a worker.
         """
-        recorded = None if self.run is None else self.run.config.precision
-        choice = choose_precision(self.config.precision, recorded, emulations)
+        choice = choose_precision(self.config.precision, self.recorded_precision, emulations)
         for line in choice.warnings:
             sys.stderr.write(f"warning: {line}\n")
         config = replace(self.config, precision=choice.precision)

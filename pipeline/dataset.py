@@ -23,6 +23,7 @@ from pipeline.manifest import (
     MEAN_IMAGE_NPY,
     manifest_path,
 )
+from pipeline.os_errors import is_out_of_reach
 from pipeline.paths import lies_inside
 
 
@@ -197,6 +198,8 @@ class Dataset:
         try:
             content = (self.path / name).read_bytes()
         except OSError as error:
+            if is_out_of_reach(error):
+                raise
             raise InputError(
                 f"{self.path / name} can't be read ({error.strerror}); restore it, or shard again"
             ) from error

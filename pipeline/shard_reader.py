@@ -14,6 +14,7 @@ import xxhash
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.manifest import NPY_HEADER_BYTES
+from pipeline.os_errors import is_out_of_reach
 
 OnBadSample = Literal["error", "skip-and-count"]
 _OTHER_FILES = 1024  # that a process may open beside its shards
@@ -138,6 +139,8 @@ class ShardReader:
                     )
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if found else None
         except OSError as error:
+            if is_out_of_reach(error):
+                raise
             if error.errno == errno.EMFILE:
                 raise InputError(
                     f"this process may not open more files, and the dataset has {len(self._shard_names)} shards; raise "

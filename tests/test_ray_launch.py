@@ -109,6 +109,9 @@ def _worker_failed(*failures: Exception) -> WorkerGroupError:
         (errno.ENOTDIR, "another folder"),
         (errno.EISDIR, "another folder"),
         (errno.ELOOP, "symbolic links"),
+        (errno.ENOLCK, "file locks"),
+        (errno.ENOSYS, "file locks"),
+        (errno.EOPNOTSUPP, "file locks"),
     ],
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) else "",
 )
@@ -123,7 +126,10 @@ def test_an_error_of_the_system_that_lasts_ends_the_run_with_the_way_out(code, w
     "error",
     [
         *(OSError(code, os.strerror(code), "RUN/x") for code in (errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ENOMEM)),
-        *(OSError(code, os.strerror(code)) for code in (errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.ENOLCK)),
+        *(
+            OSError(code, os.strerror(code))
+            for code in (errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.ENOTCONN)
+        ),
         FileNotFoundError(errno.ENOENT, "No such file or directory", "DATA/train-000001.tar"),
         TimeoutError("timed out"),
         ray.exceptions.GetTimeoutError("Get timed out: some object(s) not ready."),

@@ -10,6 +10,7 @@ import os
 from pipeline.command import InputError
 
 _PERMISSION = "let the user whom it runs as read and write there"
+_LOCKS = "mount its file system with file locks, or choose another folder"
 _WAYS_OUT = {
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "ask for a larger quota, or free some space there",
@@ -21,12 +22,20 @@ _WAYS_OUT = {
     errno.ENOTDIR: "choose another folder",
     errno.EISDIR: "choose another folder",
     errno.ELOOP: "mend its symbolic links",
+    errno.ENOLCK: _LOCKS,
+    errno.ENOSYS: _LOCKS,
+    errno.EOPNOTSUPP: _LOCKS,
 }
 
 
 def way_out(error: OSError) -> str | None:
     """Return what a person can do about an error that lasts, or None where it may pass."""
     return _WAYS_OUT.get(error.errno or 0)
+
+
+def is_out_of_reach(error: Exception) -> bool:
+    """Return whether a file that should be there can't be reached for the moment: another try may find it whole."""
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and way_out(error) is None
 
 
 def described(error: OSError) -> str:
