@@ -72,7 +72,7 @@ class Node:
         """
         self._token = variables["RAY_AUTH_TOKEN"]
         self._folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Unix sockets below it may have 107 characters
-        self._agent_port = _free_port()
+        self._agent_port = free_port()
         command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *options]
         command += [f"--temp-dir={self._folder}", f"--node-ip-address={_HOST}"]
         command += [f"--dashboard-agent-listen-port={self._agent_port}"]
@@ -155,7 +155,7 @@ class LocalRay:
 
     def __init__(self, num_cpus: int | None, working_directory: Path | None) -> None:
         """Start the head; see `local_ray`."""
-        port, dashboard_port = _free_port(), _free_port()
+        port, dashboard_port = free_port(), free_port()
         self.address, self.gcs_address = f"http://{_HOST}:{dashboard_port}", f"{_HOST}:{port}"
         options = ["--head", f"--port={port}", f"--dashboard-port={dashboard_port}", f"--dashboard-host={_HOST}"]
         options += [f"--num-cpus={num_cpus}"] if num_cpus is not None else []
@@ -250,7 +250,7 @@ def _session(process: psutil.Process) -> int | None:
 _next_port = _FIRST_PORT + os.getpid() % _NUM_PORTS
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a port that nobody listens on, below those that the kernel and Ray give to others at any moment."""
     global _next_port
     for _ in range(_NUM_PORTS):

@@ -21,7 +21,7 @@ from ray._raylet import GcsClient
 from runs import entries
 
 from cluster.json_log import read_entries
-from cluster.local_ray import _free_port, environment, local_ray
+from cluster.local_ray import environment, free_port, local_ray
 from cluster.run_folder import RunFolder
 from pipeline.ray_session import private_token
 
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 mounts = pytest.mark.skipif(os.geteuid() != 0, reason="a mount namespace needs root")
 
 ROOT = Path(__file__).parent.parent
-PORT = _free_port()
+PORT = free_port()
 ADDRESS = f"127.0.0.1:{PORT}"
 OPTIONS = ["--num-cpus=1", "--disable-usage-stats", "--node-ip-address=127.0.0.1", "--block"]
 OPTIONS += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
