@@ -219,7 +219,7 @@ def this_host() -> str:
     return socket.gethostname()
 
 
-def _read_dataset(path: Path, replaces_bad_samples: bool) -> tuple[str | None, str]:
+def _read_dataset(path: Path, replaces_bad_samples: bool = False) -> tuple[str | None, str]:
     """Return the SHA-256 of `dataset.json`, and what is wrong with the files that it names and that the run needs."""
     try:
         content = (path / "dataset.json").read_bytes()

@@ -104,8 +104,8 @@ class FitNodes:
     """Finds the nodes that are fit for a run, within a session of Ray; leaving the block ends what is under way.
 
     A node is asked when it may get a worker, and never again once it was found fit. One that was not is left out, which
-    is said once for each cause, and asked again after a minute. Where a run computes in bfloat16, nodes that would emulate
-    it are left out if the others suffice.
+    is said once for each cause, and asked again after a minute. Where a run computes in bfloat16, nodes that would
+    emulate it are left out if the others suffice.
 
     Args:
         requirements: Of the run.

@@ -139,13 +139,13 @@ class ShardReader:
                     )
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if found else None
         except OSError as error:
-            if is_out_of_reach(error):
-                raise
             if error.errno == errno.EMFILE:
                 raise InputError(
                     f"this process may not open more files, and the dataset has {len(self._shard_names)} shards; raise "
                     f"the limit: `ulimit -n {len(self._shard_names) + _OTHER_FILES}`"
                 ) from error
+            if is_out_of_reach(error):
+                raise
             if not (skips and isinstance(error, FileNotFoundError)):
                 raise InputError(f"shard {path} can't be read: {error.strerror}; restore it, or shard again") from error
             mapped = None

@@ -8,14 +8,17 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from cluster import ray_preflight
+from cluster import precision, ray_preflight
+from cluster.emulation import Emulation, Trial
 from cluster.footprint import training_requirements
 from cluster.placement import WorkerRange, place_workers
 from cluster.preflight import judge
 from cluster.ray_preflight import FitNodes
 from jobs.recipes import get_recipe
 from pipeline.command import InputError
+from pipeline.processor import this_processor
 
+SLOW_NODE = "node host-b (b, 10.0.0.1): emulates bfloat16, up to 36 times slower than float32"
 BLIND = "is not the folder that the driver sees under this path; mount the shared"
 
 
@@ -24,7 +27,7 @@ class FakeRay:
 
     Attributes:
         states: What is with each node: `fit`, `blind` to the shared folder, `silent`, `broken`; or `gone`, unnoticed
-            by Ray.
+            by Ray; or `slow`: fit, but emulating bfloat16.
         asked: Names of the nodes that were asked, in order.
         now: In seconds; waiting in vain lets time pass.
     """
@@ -61,8 +64,9 @@ class FakeRay:
     def get(self, reference):
         if self.states[reference.name] == "broken":
             raise ray.exceptions.WorkerCrashedError
-        report = reference.report()
-        return dataclasses.replace(report, sees_probe=self.states[reference.name] == "fit")
+        report, state = reference.report(), self.states[reference.name]
+        emulation = Emulation(report.node.name, 36.4) if state == "slow" else None
+        return dataclasses.replace(report, sees_probe=state in ("fit", "slow"), emulation=emulation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +89,7 @@ def cluster(monkeypatch):
         return fake
 
     monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "60")
+    monkeypatch.setattr(precision, "try_processor", lambda: Trial(this_processor(), None))
     return enter
 
 
@@ -260,3 +265,48 @@ def test_a_driver_that_can_not_look_at_its_folders_places_nothing_for_now(cluste
 
 def _raise(error: Exception):
     raise error
+
+
+def test_a_run_that_begins_learns_of_every_node_that_would_emulate_bfloat16(cluster, requirements):
+    cluster(a="fit", b="slow", c="fit")
+    with FitNodes(requirements, is_local=False) as nodes:
+        placement = nodes.place(place("1:2"))
+        assert placement.node_ids == ("a", "b", "c")  # each may get one of the two workers
+        (emulation,) = nodes.emulations(placement)
+    assert str(emulation) == "node host-b (b, 10.0.0.1) emulates bfloat16, up to 36 times slower than float32"
+
+
+def test_a_bfloat16_run_leaves_out_a_node_that_emulates_it_where_the_others_suffice(cluster, requirements, capsys):
+    fake = cluster(a="fit")
+    with FitNodes(requirements, is_local=False) as nodes:
+        assert nodes.place(place("1:3")).node_ids == ("a",)
+        nodes.prefers_native = True
+        fake.states["b"] = "slow"
+        for _ in range(3):
+            placement = nodes.place(place("1:3"))
+            assert (placement.num_workers, placement.node_ids, nodes.emulations(placement)) == (1, ("a",), [])
+        assert capsys.readouterr().err == (f"warning: {SLOW_NODE}; left out, since the others suffice\n")
+        fake.states["a"] = "gone"
+        for _ in range(3):
+            assert nodes.place(place("1:3")).node_ids == ("b",)
+        assert capsys.readouterr().err == (f"warning: {SLOW_NODE}; the other nodes do not suffice\n")
+
+
+def test_a_bfloat16_run_without_a_number_takes_all_nodes(cluster, requirements, capsys):
+    cluster(a="fit", b="slow")
+    with FitNodes(requirements, is_local=False) as nodes:
+        nodes.prefers_native = True
+        placement = nodes.place(place("2"), needs_all=True)
+        assert placement.node_ids == ("a", "b") and len(nodes.emulations(placement)) == 1
+    assert capsys.readouterr().err == ""  # whoever chooses the precision says it
+
+
+@pytest.mark.parametrize("recipe", ["auto", "float32"])
+def test_the_processor_is_tried_once_for_all_nodes_of_its_kind(recipe, cluster, raw_dataset, tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr(precision, "try_processor", lambda: tried.append(1) or Trial(this_processor(), None))
+    config = dataclasses.replace(get_recipe("small_demo"), precision=recipe)
+    cluster(a="fit", b="fit", c="fit")
+    with FitNodes(training_requirements(config, raw_dataset, tmp_path / "run"), is_local=False) as nodes:
+        nodes.place(place("3"))
+    assert len(tried) == (recipe == "auto")

@@ -24,6 +24,7 @@ from cluster.preflight import (
     Node,
     NodeReport,
     Requirements,
+    _read_dataset,
     inspect_node,
     judge,
     messages,
@@ -268,7 +269,7 @@ def test_a_dry_run_says_what_it_would_do_and_leaves_nothing(one_local_node, raw_
     arguments = ["--data", str(raw_dataset.path), "--run", str(tmp_path / "run"), "--dry-run"]
     assert train.main(arguments) == 0
     captured = capsys.readouterr()
-    assert captured.out.startswith("would train small_demo (alexnet_small) on ")
+    assert captured.out.startswith("would train small_demo (alexnet_small) in ")
     assert "1 worker of 1 CPU on a local Ray" in captured.out
     assert captured.err == ""
     assert list(tmp_path.iterdir()) == []
@@ -280,3 +281,14 @@ def test_a_full_disk_stops_a_run_before_it_begins(one_local_node, raw_dataset, t
     with pytest.raises(InputError, match=r"this machine: 0\.0 GB are free for .+; free some, choose another --run"):
         train.main(["--data", str(raw_dataset.path), "--run", str(tmp_path / "run")])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_missing_shard_is_an_error_unless_its_samples_are_replaced(replaces, jpeg_dataset, tmp_path):
+    copy = tmp_path / "dataset"
+    shutil.copytree(jpeg_dataset.path, copy)
+    assert _read_dataset(copy, replaces) == (jpeg_dataset.sha256, "")
+    (copy / "train-000001.tar").unlink()
+    assert bool(_read_dataset(copy, replaces)[1]) == (not replaces)
+    (copy / "manifest" / "train.parquet").unlink()
+    assert "manifest/train.parquet" in _read_dataset(copy, True)[1]
