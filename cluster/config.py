@@ -12,8 +12,8 @@ from pipeline.shard_reader import OnBadSample
 from pipeline.stream_order import StreamConfig
 
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
-# Fields that may change at a resume: how a run is operated, not what it computes.
-_OPERATION = ("stuck_after_epochs", "checkpoint_interval", "num_checkpoints")
+# Fields that may change at a resume: how a run is operated, not what it computes where nothing is damaged.
+_OPERATION = ("on_bad_sample", "stuck_after_epochs", "checkpoint_interval", "num_checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)

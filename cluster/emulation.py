@@ -4,19 +4,27 @@
 """
 
 import dataclasses
+import os
 import subprocess
+import sys
 from dataclasses import dataclass
 
 from pipeline.processor import Processor, this_processor
 
 NATIVE_CAPABILITY = 8  # of NVIDIA GPUs: Ampere
-_QUERY = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-_QUERY_SECONDS = 20.0
+_CLEAR_SLOWDOWN = 1.5  # above it, a CPU surely has no such instructions in use
+_NVIDIA_QUERY = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+_TORCH_QUERY = """
+import torch
+for index in range(torch.cuda.device_count()):
+    print("{}.{}".format(*torch.cuda.get_device_capability(index)))
+"""
+_QUERY_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Emulation:
-    """A device that computes in bfloat16 without instructions for it, or slower than in float32.
+    """A device on which bfloat16 gains nothing: it lacks the instructions, or the libraries do not use them.
 
     Attributes:
         device: In words: `this machine's CPU`, `node 10.0.0.2`.
@@ -29,6 +37,8 @@ class Emulation:
     @property
     def effect(self) -> str:
         """What the device does, in words."""
+        if self.slowdown is not None and self.slowdown < _CLEAR_SLOWDOWN:
+            return "computes in bfloat16 no faster than in float32"
         return "emulates bfloat16" + (f", up to {self.slowdown:.0f} times slower than float32" if self.slowdown else "")
 
     def __str__(self) -> str:
@@ -68,7 +78,7 @@ def node_emulation(name: str, num_gpus: int, known: Trial | None) -> Emulation |
 
 def _gpu_emulation(name: str, capabilities: list[str]) -> Emulation | None:
     if not capabilities:
-        return Emulation(f"{name}, whose GPUs `nvidia-smi` does not tell of, for all that is known,")
+        return Emulation(f"{name}, whose GPU could not be identified and so counts as one that")
     least = min(capabilities, key=lambda capability: [int(part) for part in capability.split(".")])
     return Emulation(f"{name}, whose GPU has compute capability {least},") if is_old(least) else None
 
@@ -79,12 +89,19 @@ def is_old(capability: str) -> bool:
 
 
 def _compute_capabilities() -> list[str]:
-    """Return those of this node's GPUs; none where NVIDIA's tool is absent or fails.
+    """Return those of this node's GPUs, by NVIDIA's tool, else by torch; none where neither tells.
 
-    Torch would not see them: Ray hides GPUs from a task that reserves none.
+    Torch runs in a process of its own, since Ray hides all GPUs from a task that reserves none.
     """
-    try:
-        answer = subprocess.run(_QUERY, capture_output=True, text=True, timeout=_QUERY_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in answer.stdout.splitlines() if line.strip().replace(".", "", 1).isdigit()]
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    for query in (_NVIDIA_QUERY, [sys.executable, "-c", _TORCH_QUERY]):
+        try:
+            answer = subprocess.run(
+                query, capture_output=True, text=True, timeout=_QUERY_SECONDS, check=True, env=environment
+            )
+        except (OSError, subprocess.SubprocessError):
+            continue
+        found = [line.strip() for line in answer.stdout.splitlines()]
+        if capabilities := [line for line in found if line.replace(".", "", 1).isdigit()]:
+            return capabilities
+    return []

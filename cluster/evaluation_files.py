@@ -24,7 +24,7 @@ from cluster.trained_model import load_model
 from cluster.world import World
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
-from pipeline.files import is_temporary, write_json, write_table
+from pipeline.files import write_json, write_table
 
 RESULT_JSON, PER_CLASS_PARQUET = "result.json", "per_class.parquet"
 CONFUSION_PARQUET, PREDICTIONS_PARQUET = "confusion.parquet", "predictions.parquet"
@@ -103,10 +103,20 @@ def write_evaluation(folder: Path, evaluation: Evaluation, dataset: Dataset, doc
     write_json(folder / RESULT_JSON, evaluation.summary() | document)
 
 
-def is_of_an_evaluation(path: Path) -> bool:
-    """Return whether a file is one that `write_evaluation` writes, or began to write, into its folder."""
-    names = (RESULT_JSON, PER_CLASS_PARQUET, CONFUSION_PARQUET, PREDICTIONS_PARQUET)
-    return path.name in names or is_temporary(path.name)
+def foreign_files(folder: Path) -> list[str]:
+    """Return the names of files in a folder that no evaluation has written there, hidden ones aside.
+
+    A file of a name that `write_evaluation` uses counts as foreign too where `result.json` is not of an evaluation.
+    """
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    own = {RESULT_JSON, PER_CLASS_PARQUET, CONFUSION_PARQUET, PREDICTIONS_PARQUET}
+    if RESULT_JSON in names:
+        try:
+            is_own = {"split", "crops", "step"} <= json.loads((folder / RESULT_JSON).read_text()).keys()
+        except (OSError, ValueError, AttributeError):
+            is_own = False
+        own = own if is_own else set()
+    return [name for name in names if name not in own]
 
 
 def read_evaluation(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

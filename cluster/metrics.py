@@ -7,6 +7,7 @@ keeps none of them). Each line has its `time`, in seconds since 1970.
     {"kind": "step", "step": 120, "samples_seen": 11520, "epoch": 0.2, "loss": .., "top1": .., "learning_rate": ..,
      "images_per_second": .., "data_wait_fraction": .., "eta_seconds": .., "losses": [one a step since the last line]}
     {"kind": "evaluation", "step": 594, "split": "val", "num_samples": 3000, "loss": .., "top1": .., "top5": ..}
+      again for the same step where a run was stopped amid an evaluation and then lost before its next checkpoint
     {"kind": "plateau", "step": 1188, "num_reductions": 1, "is_over": false}      the schedule `plateau` met a stall
     {"kind": "warning", "message": ".."}
     {"kind": "resume", "step": 500, "num_rolled_back": 7}      lines of later steps before this one were rolled back
@@ -114,4 +115,5 @@ class Follower:
         if not is_time or entry["eta_seconds"] <= _LONG_SECONDS:
             return None
         expected = datetime.timedelta(seconds=round(entry["eta_seconds"]))
-        return f"at this pace the run will take {expected} to its end{self._advice and '; shorter with '}{self._advice}"
+        advice = f"; shorter with {self._advice}" if self._advice else ""
+        return f"at this pace the run needs another {expected}{advice}"

@@ -68,11 +68,13 @@ def choose_precision(requested: Precision, recorded: Precision | None, emulation
     if requested == "auto" and recorded is None:
         if not emulations:
             return Choice("bfloat16")
-        return Choice("float32", str(emulations[0]))
+        return Choice("float32", str(max(emulations, key=lambda emulation: emulation.slowdown or 0)))
     precision = recorded if requested == "auto" and recorded is not None else requested
     if precision != "bfloat16":
         return Choice(precision)
-    way_out = "leave it to nodes that compute in it natively" if recorded else "use --precision float32, or auto"
+    way_out = "use --precision float32, or auto"
+    if recorded:
+        way_out = "resume it on machines that compute in it natively, or begin another --run with --precision float32"
     return Choice(precision, warnings=tuple(f"{emulation}; {way_out}" for emulation in emulations))
 
 

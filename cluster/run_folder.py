@@ -1,11 +1,11 @@
 """A run's folder is its identity: the same command resumes it, a recipe that computes something else is refused.
 
 RUN/
+  launches.jsonl    one line each time workers are launched, lost or asked to stop, see supervisor.py
   mean_image.npy    mean picture of the training set, where the recipe subtracts it
   config.json       recipe, dataset (classes and form of its pictures too), colour statistics, versions, git commit;
-                    written before all that follows
-  metrics.jsonl     one line a logged step, an evaluation or an event
-  launches.jsonl    one line each time workers are launched, lost or asked to stop, see supervisor.py
+                    written before all that follows, again only where a resume changes how the run is operated
+  metrics.jsonl     one line for each logged step, evaluation or event
   stop-request      a word to the workers, see stopping.py
   checkpoints/      see checkpoint.py
   ledger/           which samples each step consumed, see ledger_files.py
@@ -22,6 +22,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ _MEAN_IMAGE = "mean_image.npy"
 _FORMAT_VERSION = 2  # of config.json; 1 had no number
 _LAUNCHES = "launches.jsonl"
 _STOP_REQUEST = "stop-request"
-_BEFORE_CONFIG = (_MEAN_IMAGE, _LAUNCHES, _STOP_REQUEST)
+_BEFORE_CONFIG = {_LAUNCHES, _MEAN_IMAGE, _STOP_REQUEST}
 _DISTRIBUTIONS = ("alexnet-at-scale", "torch", "ray", "numpy", "pyarrow")
 
 
@@ -64,7 +65,9 @@ class RunFolder:
             InputError: It was written by another version.
         """
         self.path, self.document = path, document
-        version = document.get("format_version", 1)
+        version = document.get("format_version", 1) if isinstance(document, dict) else None
+        if not isinstance(version, int):
+            raise InputError(f"{path / _CONFIG_JSON} was not written by this program; choose another run folder")
         if version > _FORMAT_VERSION:
             raise InputError(
                 f"{path / _CONFIG_JSON} has format version {version}, this program reads up to {_FORMAT_VERSION}; "
@@ -103,7 +106,7 @@ class RunFolder:
             run = cls.open(path)
             run._check_same(config, dataset)
             return run
-        if path.exists() and not (path.is_dir() and all(_is_of_a_beginning(child) for child in path.iterdir())):
+        if path.exists() and not _is_a_beginning(path):
             raise InputError(f"{path} is in use but holds no run; choose another run folder")
         return None
 
@@ -131,6 +134,11 @@ class RunFolder:
                 np.save(file, dataset.mean_image_HWC)
         write_json(path / _CONFIG_JSON, document)
         return cls.open(path)
+
+    @property
+    def digest(self) -> int:
+        """A number of 28 bits by which workers see whether they have read the same `config.json`."""
+        return zlib.crc32(json.dumps(self.document).encode()) >> 4
 
     @property
     def metrics_path(self) -> Path:
@@ -213,22 +221,21 @@ class RunFolder:
         """Mark the run as finished."""
         write_json(self.path / "result.json", result)
 
-    def operate_as(self, config: TrainingConfig) -> dict[str, list[Any]]:
-        """Take over how the run is operated from now on, where a recipe asks for another way than is recorded.
+    def changes_to(self, config: TrainingConfig) -> dict[str, list[Any]]:
+        """Return in which fields a recipe of the same identity differs: name -> recorded value, and the recipe's."""
+        return {
+            name: list(values) for name, values in _differences(self.config, self._of_this_precision(config)).items()
+        }
+
+    def operate_as(self, config: TrainingConfig) -> None:
+        """Record how the run is operated from now on.
 
         Args:
             config: Of the same identity.
-
-        Returns:
-            Field -> its value before and now, of those that changed.
         """
-        config = self._of_this_precision(config)
-        changes = {name: list(values) for name, values in _differences(self.config, config).items()}
-        if changes:
-            document = self.document | {"format_version": _FORMAT_VERSION, "recipe": config.to_json()}
-            write_json(self.path / _CONFIG_JSON, document)
-            self.document, self.config = document, config
-        return changes
+        self.config = self._of_this_precision(config)
+        self.document = self.document | {"format_version": _FORMAT_VERSION, "recipe": self.config.to_json()}
+        write_json(self.path / _CONFIG_JSON, self.document)
 
     def in_precision(self, precision: Precision) -> "RunFolder":
         """Return the run as one that computes in another precision; nothing is written."""
@@ -281,9 +288,18 @@ def stop_request_of(path: Path) -> StopRequest:
     return StopRequest(path / _STOP_REQUEST)
 
 
-def _is_of_a_beginning(path: Path) -> bool:
-    """Return whether a file may lie in a run's folder before its `config.json` does."""
-    return path.is_file() and (path.name in _BEFORE_CONFIG or is_temporary(path.name))
+def _is_a_beginning(path: Path) -> bool:
+    """Return whether a folder is empty, or holds no more than a run that was killed before its `config.json` lay there.
+
+    Such a run has begun with the log of its launches; without it the other files are somebody else's.
+    """
+    if not path.is_dir():
+        return False
+    children = [child for child in path.iterdir() if not (child.is_file() and is_temporary(child.name))]
+    if not children:
+        return True
+    are_own = all(child.is_file() and child.name in _BEFORE_CONFIG for child in children)
+    return are_own and (path / _LAUNCHES).exists()
 
 
 def _describe(dataset: Dataset) -> dict[str, Any]:
@@ -332,15 +348,19 @@ def _checkout() -> dict[str, Any]:
     Both are None where the code runs from elsewhere (an upload, an installed package).
     """
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
-    return {"git_commit": commit or None, "git_has_changes": bool(changes) if commit else None}
+    return {"git_commit": commit, "git_has_changes": None if commit is None or changes is None else bool(changes)}
 
 
-def _git(*arguments: str) -> str:
-    """Return what git says of the checkout, or nothing where there is none."""
+def _git(*arguments: str) -> str | None:
+    """Return what git says of the checkout, or None where there is none or git fails."""
     try:
         answer = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+            ["git", "--no-optional-locks", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
         )
     except OSError:
-        return ""
-    return answer.stdout.strip() if answer.returncode == 0 else ""
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None

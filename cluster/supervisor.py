@@ -7,6 +7,7 @@ do better the next time: an exception of ours ends the run at once. What was los
 
     {"kind": "launch", "num_workers": 2}
     {"kind": "lost", "cause": "..", "step": 500}      to go on from the checkpoint of step 500
+    {"kind": "change", "checkpoint_interval": [500, 100]}      operated otherwise from here on: before, now
     {"kind": "resize", "num_workers": 3}              asked to stop, to be launched again with so many
     {"kind": "stop"}                                  asked to stop by a signal
     {"kind": "finish"}

@@ -95,7 +95,10 @@ def train(dataset_path: Path, run_path: Path, world: World, micro_batch_size: in
         micro_batch_size: Most samples that pass through the model at once; None: the worker's whole slice.
     """
     torch.set_num_threads(world.num_threads)
-    trainer = Trainer(Dataset.open(dataset_path), RunFolder.open(run_path), world, micro_batch_size, _LOCK_SECONDS)
+    run = RunFolder.open(run_path)
+    if not world.agrees(run.digest):
+        raise InputError(f"the workers see different files {run_path / 'config.json'}; is it a shared folder?")
+    trainer = Trainer(Dataset.open(dataset_path), run, world, micro_batch_size, _LOCK_SECONDS)
     try:
         trainer.run()
     finally:
@@ -271,6 +274,7 @@ class Trainer:
         """
         began = time.perf_counter()
         evaluation = evaluate(self._model, self._dataset, "val", self._world, self._run, stop=self._stop)
+        self._steps.leave_out(time.perf_counter() - began)
         if evaluation is None:
             return False
         self._is_evaluation_due, result = False, evaluation.summary()
@@ -283,7 +287,6 @@ class Trainer:
         if self._config.optimizer.schedule == "plateau" and self._plateau.observe(1 - result["top1"]) and self._log:
             num_reductions, is_over = self._plateau.num_reductions, self._plateau.is_over
             self._log.write("plateau", step=self._step, num_reductions=num_reductions, is_over=is_over)
-        self._steps.leave_out(time.perf_counter() - began)
         return is_best
 
     def _state(self) -> dict[str, Any]:

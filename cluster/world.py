@@ -49,13 +49,16 @@ class World:
     def num_threads(self) -> int:
         """Threads that this worker may use: OMP_NUM_THREADS, else its share of the cores that the node's workers may.
 
-        torchrun sets OMP_NUM_THREADS=1 for several workers where the user has set nothing, so 1 says nothing there.
+        torchrun sets OMP_NUM_THREADS=1 for several workers where the user has set nothing, so 1 says nothing there. It
+        may also bind each of them to cores of its own (`--numa-binding`).
         """
         num_workers = int(os.environ["LOCAL_WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
         stated = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # may be a list, for nested regions
         if stated.isdigit() and int(stated) > (num_workers > 1):
             return int(stated)
-        return max(1, len(os.sched_getaffinity(0)) // num_workers)
+        cores = os.sched_getaffinity(0)
+        is_bound = num_workers > 1 and cores != os.sched_getaffinity(os.getppid())
+        return len(cores) if is_bound else max(1, len(cores) // num_workers)
 
     def loader_config(
         self, decode: Decode | None, on_bad_sample: OnBadSample = "error", group_size: int = 1

@@ -29,7 +29,7 @@ from typing import Any
 import tyro
 
 from cluster.evaluation import Crops
-from cluster.evaluation_files import evaluate_run, is_of_an_evaluation, read_evaluation
+from cluster.evaluation_files import evaluate_run, foreign_files, read_evaluation
 from cluster.precision import fitting_precision, fitting_precision_here
 from cluster.preflight import Requirements
 from cluster.run_folder import RunFolder
@@ -109,9 +109,8 @@ def _check_out(out: Path) -> None:
     """Raise InputError where no folder can be, or where one holds files that are not of an evaluation."""
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder")
-    others = [path.name for path in out.iterdir() if not is_of_an_evaluation(path)] if out.exists() else []
-    if others:
-        raise InputError(f"--out {out} holds {min(others)}, which is not of an evaluation; name a folder of its own")
+    if out.exists() and (others := foreign_files(out)):
+        raise InputError(f"--out {out} holds {others[0]}, which is not of an evaluation; name a folder of its own")
 
 
 def _launch(work: Callable[..., None], arguments: Arguments, run: RunFolder, requirements: Requirements) -> None:

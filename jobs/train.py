@@ -184,7 +184,8 @@ class _Job:
     """What is to be trained, on what, where to.
 
     Attributes:
-        config: The recipe.
+        requested: The recipe, as it was asked for.
+        config: The same with its precision resolved, as soon as that is known.
         data: The dataset's folder, as all workers see it.
         dataset: Opened.
         run_path: The run's folder, as all workers see it.
@@ -194,6 +195,7 @@ class _Job:
         is_emulated: Some device emulates that precision.
     """
 
+    requested: TrainingConfig
     config: TrainingConfig
     data: Path
     dataset: Dataset
@@ -209,7 +211,9 @@ class _Job:
         data, run_path = _paths(arguments, is_quiet)
         dataset = Dataset.open(data)
         check_fits(config, dataset, num_workers)
-        return cls(config, data, dataset, run_path, RunFolder.resume(run_path, config, dataset), arguments.dry_run)
+        return cls(
+            config, config, data, dataset, run_path, RunFolder.resume(run_path, config, dataset), arguments.dry_run
+        )
 
     @property
     def total_steps(self) -> int:
@@ -266,25 +270,24 @@ class _Job:
         """
         with contextlib.closing(open_launches(self.run_path)) as log:
             # Once more, under the lock: another command may have begun a run here meanwhile.
-            run = RunFolder.resume(self.run_path, self.config, self.dataset)
+            run = RunFolder.resume(self.run_path, self.requested, self.dataset)
             if run is None:
                 run = RunFolder.create(self.run_path, self.config, self.dataset)
-            elif changes := run.operate_as(self.config):
+            elif changes := run.changes_to(self.requested):
                 log.write("change", **changes)
+                run.operate_as(self.requested)
                 sys.stdout.writelines(f"{name} {old} -> {new} from here on\n" for name, (old, new) in changes.items())
             with Follower(run.metrics_path, self.total_steps, self._advice()):
                 yield run, log
 
     def _advice(self) -> str:
-        """Return what would shorten the run."""
-        ways = [
-            "more or faster workers (a GPU, --workers)",
-            f"fewer epochs (--num-epochs, now {self.config.num_epochs:g})",
-        ]
-        ways += ["fewer pictures (pipeline.shard --max-train-samples)"]
+        """Return what would shorten the run: on the way, or in another one."""
+        more = "a GPU, or more or faster nodes"
+        others = [f"fewer epochs (--num-epochs, now {self.config.num_epochs:g})"]
+        others += ["fewer pictures (pipeline.shard --max-train-samples)"]
         if self.is_emulated:
-            ways.insert(0, "--precision float32 in a new --run, since bfloat16 is emulated here")
-        return ", or ".join(ways)
+            others.insert(0, "--precision float32")
+        return f"{more}; or, in a new --run, with {' or '.join(others)}"
 
     def say_finished(self) -> None:
         """Say that the run is finished, and what comes next."""

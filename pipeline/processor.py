@@ -1,6 +1,7 @@
 """What processor this machine has, and what holds the libraries below it. Standard library only.
 
-Figures depend on it: a CPU without bfloat16 instructions emulates that type, up to 90 times slower than float32.
+Figures depend on it: a CPU without bfloat16 instructions emulates that type, a matrix product tens of times
+slower than float32.
 """
 
 import os

@@ -196,12 +196,16 @@ def test_an_evaluation_that_fails_leaves_no_result(run, raw_dataset, tmp_path, m
     assert not (tmp_path / "result.json").exists()
 
 
-def test_files_of_somebody_else_are_not_replaced(run, raw_dataset, tmp_path):
-    (tmp_path / "result.json").write_text("{}")
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"holds notes.txt, which is not of an evaluation"):
-        job.main(["--data", str(raw_dataset.path), "--run", str(run.path), "--out", str(tmp_path)])
-    assert (tmp_path / "result.json").read_text() == "{}"
+@pytest.mark.parametrize(("name", "content"), [("notes.txt", "mine"), ("result.json", "{}"), ("result.json", "mine")])
+def test_files_of_somebody_else_are_not_replaced(name, content, run, raw_dataset, tmp_path):
+    (tmp_path / ".DS_Store").write_text("hidden files are nobody's")
+    command = ["--data", str(raw_dataset.path), "--run", str(run.path), "--out", str(tmp_path)]
+    assert job.main(command) == 0
+    assert job.main(command) == 0  # its own are
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=r"holds .*, which is not of an evaluation; name a folder of its own"):
+        job.main(command)
+    assert (tmp_path / name).read_text() == content
 
 
 @pytest.mark.parametrize(

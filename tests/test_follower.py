@@ -22,7 +22,7 @@ def shown(tmp_path, capsys, etas, advice="") -> list[str]:
 
 def test_a_long_run_is_told_its_time_once_after_its_first_steps(tmp_path, capsys):
     lines = shown(tmp_path, capsys, [1e5, 1e5, 7000, 6060, 6000, 5000], "fewer epochs")
-    assert lines[4] == "at this pace the run will take 1:41:00 to its end; shorter with fewer epochs"
+    assert lines[4] == "at this pace the run needs another 1:41:00; shorter with fewer epochs"
     assert sum("at this pace" in line for line in lines) == 1 and len(lines) == 7
 
 

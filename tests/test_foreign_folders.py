@@ -33,7 +33,9 @@ def _digest(folder) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", ["features.npy", "draft.tmp", ".draft.tmp", "config.json.tmp", "result.json"])
+@pytest.mark.parametrize(
+    "name", ["features.npy", "mean_image.npy", "draft.tmp", ".draft.tmp", "config.json.tmp", "result.json"]
+)
 def test_somebodys_files_are_no_beginning_of_a_run(raw_dataset, tmp_path, name):
     (tmp_path / name).write_bytes(b"mine")
     with pytest.raises(InputError, match="in use but holds no run; choose another run folder"):

@@ -17,7 +17,7 @@ from cluster.precision import Choice, bfloat16_emulation, choose_precision, emul
 from cluster.run_folder import RunFolder
 from cluster.training import Trainer
 from jobs import evaluate, predict, train
-from pipeline.processor import Processor
+from pipeline.processor import Processor, this_processor
 
 ROOT = Path(__file__).parent.parent
 # The libraries leave alone what a processor with AVX2 alone does not have.
@@ -82,8 +82,8 @@ def test_a_gpu_is_judged_by_its_compute_capability(capability, emulates, monkeyp
         ("9.0\n9.0\n", None),
         ("8.0\n10.0\n", None),
         ("8.6\n7.5\n", "node a, whose GPU has compute capability 7.5, emulates bfloat16"),
-        ("NVIDIA-SMI has failed\n", "node a, whose GPUs `nvidia-smi` does not tell of, for all that is known,"),
-        (None, "node a, whose GPUs `nvidia-smi` does not tell of, for all that is known, emulates bfloat16"),
+        ("NVIDIA-SMI has failed\n", "node a, whose GPU could not be identified and so counts as one that emulates"),
+        (None, "node a, whose GPU could not be identified and so counts as one that emulates bfloat16"),
     ],
 )
 def test_a_node_with_gpus_is_judged_by_what_nvidias_tool_says(answer, expected, tmp_path, monkeypatch):
@@ -120,6 +120,26 @@ def test_the_least_of_all_workers_counts(monkeypatch):
         monkeypatch.setattr(precision, "bfloat16_emulation", lambda device, emulation=emulation: emulation)
         found = emulations_of_all(dataclasses.replace(ALONE, rank=rank, world_size=3))
     assert found == [Emulation("worker 1", 12.0), Emulation("worker 2")]
+
+
+def test_this_processor_is_told_to_be_native_where_it_is():
+    processor = this_processor()
+    if processor.limits or not processor.has_bfloat16:
+        assert bfloat16_emulation(torch.device("cpu")) is not None
+    else:
+        assert bfloat16_emulation(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("slowdown", "text"),
+    [
+        (None, "x emulates bfloat16"),
+        (1.0, "x computes in bfloat16 no faster than in float32"),
+        (36.4, "x emulates bfloat16, up to 36 times slower than float32"),
+    ],
+)
+def test_an_emulation_says_what_was_measured(slowdown, text):
+    assert str(Emulation("x", slowdown)) == text
 
 
 def test_the_trial_leaves_threads_and_random_numbers_as_they_are():

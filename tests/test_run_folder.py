@@ -6,16 +6,18 @@ import json
 import subprocess
 
 import pytest
-from runs import CONFIG
+from runs import ALONE, CONFIG
 
 from cluster import run_folder
 from cluster.json_log import read_entries
 from cluster.run_folder import RunFolder
+from cluster.training import train as train_here
 from jobs import train
 from model.optim import OptimizerConfig
 from pipeline.command import InputError
 
 OPERATION = {"checkpoint_interval": 100, "num_checkpoints": 5, "stuck_after_epochs": 9.0, "evaluations_per_epoch": 0.5}
+OPERATION["on_bad_sample"] = "skip-and-count"
 
 
 @pytest.fixture
@@ -39,9 +41,10 @@ def edited(run: RunFolder, **changes) -> None:
 def test_how_a_run_is_operated_may_change_at_a_resume(field, run, raw_dataset):
     config = dataclasses.replace(CONFIG, **{field: OPERATION[field]})
     resumed = RunFolder.resume(run.path, config, raw_dataset)
-    assert resumed.operate_as(config) == {field: [getattr(CONFIG, field), OPERATION[field]]}
+    assert resumed.changes_to(config) == {field: [getattr(CONFIG, field), OPERATION[field]]}
+    resumed.operate_as(config)
     assert RunFolder.open(run.path).config == config
-    assert resumed.operate_as(config) == {}
+    assert resumed.changes_to(config) == {}
 
 
 @pytest.mark.parametrize(
@@ -78,6 +81,23 @@ def test_a_folder_of_a_later_version_is_refused(run, raw_dataset):
     edited(run, format_version=3)
     with pytest.raises(InputError, match="has format version 3, this program reads up to 2; update this program"):
         RunFolder.resume(run.path, CONFIG, raw_dataset)
+
+
+@pytest.mark.parametrize("document", [[], "x", {"format_version": "2"}, {"format_version": None}])
+def test_a_config_of_something_else_is_refused(document, run, raw_dataset):
+    (run.path / "config.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"config.json was not written by this program; choose another run folder"):
+        RunFolder.resume(run.path, CONFIG, raw_dataset)
+
+
+def test_workers_that_see_another_config_end_with_a_word(run, raw_dataset, monkeypatch):
+    same = dict.fromkeys(["optimizer"], None)
+    assert RunFolder.open(run.path).digest == run.digest
+    edited(run, optimizer=same)
+    assert RunFolder.open(run.path).digest != run.digest
+    monkeypatch.setattr("cluster.world.World.agrees", lambda world, value: False)
+    with pytest.raises(InputError, match=r"the workers see different files .*config.json; is it a shared folder\?"):
+        train_here(raw_dataset.path, run.path, ALONE)
 
 
 def test_the_precision_is_kept_where_the_recipe_leaves_the_choice(run, raw_dataset):

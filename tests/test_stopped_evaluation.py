@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+import time
 
 import numpy as np
 import pytest
 import torch
 from runs import ALONE, CONFIG, entries, losses
+from worker_process import run_workers
 
 from cluster.evaluation import evaluate
 from cluster.run_folder import RunFolder
@@ -89,6 +91,29 @@ def test_a_kill_while_the_evaluation_is_made_again_costs_nothing(straight, raw_d
     assert run.checkpoints.load_best()["step"] == 3
     trained(raw_dataset, tmp_path / "run")
     assert run.result == straight.result
+
+
+def test_the_time_of_a_stopped_evaluation_is_not_that_of_training(raw_dataset, tmp_path, monkeypatch):
+    def slow(*_, **__):
+        time.sleep(20)
+
+    clock = [0.0]
+    monkeypatch.setattr("cluster.training.evaluate", slow)
+    monkeypatch.setattr(time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.__setitem__(0, clock[0] + 0.001) or clock[0])
+    run = trained(raw_dataset, tmp_path / "run")
+    assert entries(run, "evaluation") == [] and run.checkpoints.latest_step() == 3
+    assert entries(run, "step")[-1]["images_per_second"] > 12 / 20
+
+
+def test_two_workers_stop_amid_an_evaluation_that_only_one_wants_to_stop(straight, raw_dataset, tmp_path):
+    run = RunFolder.create(tmp_path / "run", CONFIG, raw_dataset)
+    run_workers(2, "train-stopped", raw_dataset.path, run.path)
+    assert run.result is None and run.checkpoints.latest_step() == 3 and entries(run, "evaluation") == []
+    run_workers(2, "train", raw_dataset.path, run.path)
+    np.testing.assert_allclose(losses(run), losses(straight), rtol=1e-8)
+    assert [entry["step"] for entry in entries(run, "evaluation")] == [3, 6, 9, 10]
+    assert run.result["num_steps"] == 10
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 7])

@@ -228,7 +228,8 @@ def test_training_goes_no_further_than_an_interval_beyond_the_last_whole_checkpo
     disk_works, save = threading.Event(), CheckpointStore.save
     monkeypatch.setattr(CheckpointStore, "save", lambda *arguments: disk_works.wait(60) and save(*arguments))
     monkeypatch.setattr("cluster.training.evaluate", no_evaluation)
-    run = RunFolder.create(tmp_path, CONFIG, raw_dataset)  # of a checkpoint interval of 4
+    config = dataclasses.replace(CONFIG, evaluations_per_epoch=0.01)  # a best one is a checkpoint too
+    run = RunFolder.create(tmp_path, config, raw_dataset)  # of a checkpoint interval of 4
     trainer = Trainer(raw_dataset, run, ALONE)
     thread = threading.Thread(target=trainer.run)
     thread.start()

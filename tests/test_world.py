@@ -29,3 +29,10 @@ def test_a_worker_takes_its_share_of_the_cores(stated, num_local, expected, monk
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
         monkeypatch.setenv("LOCAL_WORLD_SIZE", num_local)
     assert ALONE.num_threads == expected
+
+
+def test_a_worker_that_is_bound_to_cores_of_its_own_takes_all_of_them(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16 if pid else 4)))  # of torchrun, and its own
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert ALONE.num_threads == 4

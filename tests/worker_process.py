@@ -1,8 +1,10 @@
 """Workers of torch.distributed, for tests: processes that train or evaluate a run together on this machine.
 
-Each is `python worker_process.py RANK WORLD_SIZE PORT train|evaluate ARGUMENT...`.
+Each is `python worker_process.py RANK WORLD_SIZE PORT train|train-stopped|evaluate ARGUMENT...`.
 """
 
+import dataclasses
+import itertools
 import os
 import socket
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from cluster import evaluation
 from cluster.evaluation_files import evaluate_run
 from cluster.training import train
 from cluster.world import World
@@ -36,7 +39,12 @@ def main() -> None:
     task, dataset, run, *rest = sys.argv[4:]
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     world = World(rank, world_size, torch.device("cpu"))
-    if task == "train":
+    if task == "train-stopped":  # of three steps and an evaluation of batches of 2, the last worker wants to end it
+        evaluation.BATCH_SIZE = 2
+        questions = itertools.count(1)
+        if rank == world_size - 1:
+            world = dataclasses.replace(world, wants_to_stop=lambda: next(questions) > 4)
+    if task.startswith("train"):
         micro_batch_size = int(rest[0]) if rest else None
         train(Path(dataset), Path(run), world, micro_batch_size)
     else:
