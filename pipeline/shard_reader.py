@@ -17,7 +17,6 @@ from pipeline.manifest import NPY_HEADER_BYTES
 from pipeline.os_errors import is_out_of_reach
 
 OnBadSample = Literal["error", "skip-and-count"]
-_OTHER_FILES = 1024  # that a process may open beside its shards
 
 
 class ChangedSample(InputError):
@@ -140,9 +139,11 @@ class ShardReader:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if found else None
         except OSError as error:
             if error.errno == errno.EMFILE:
+                limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)  # as many are open
+                num_shards = sum(counts["num_shards"] for counts in self._dataset.document["splits"].values())
                 raise InputError(
-                    f"this process may not open more files, and the dataset has {len(self._shard_names)} shards; raise "
-                    f"the limit: `ulimit -n {len(self._shard_names) + _OTHER_FILES}`"
+                    f"this process may not open more than {limit} files, and the dataset has {num_shards} shards; "
+                    f"raise the limit: `ulimit -n {limit + num_shards}`"
                 ) from error
             if is_out_of_reach(error):
                 raise
@@ -157,10 +158,12 @@ class ShardReader:
 
 
 def _allow_open_files(num_shards: int) -> None:
-    """Raise this process's soft limit of open files if the shards would exceed it: each mapped file counts."""
+    """Raise this process's soft limit of open files by a reader's shards, each of which stays open once it is mapped.
+
+    What other readers and the rest of the process may open is left to them.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = num_shards + _OTHER_FILES
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if soft == resource.RLIM_INFINITY:
+        return
+    raised = soft + num_shards
+    resource.setrlimit(resource.RLIMIT_NOFILE, (raised if hard == resource.RLIM_INFINITY else min(raised, hard), hard))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -145,30 +146,46 @@ from pipeline.shard_plan import ShardingConfig
 from pipeline.shard_reader import ShardReader
 from pipeline.sharding import shard_dataset
 def main(argv):
-    dataset, num_open = Dataset.open(sys.argv[1]), len(os.listdir("/proc/self/fd"))
+    dataset, others = Dataset.open(sys.argv[1]), [os.dup(0) for _ in range(int(sys.argv[3]))]
+    num_open = len(os.listdir("/proc/self/fd"))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1] if sys.argv[2] == "soft" else num_open + 20
     resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 20, hard))
-    reader = ShardReader(dataset, "train", "skip-and-count")
-    print(sum(reader.read(sample_id).nbytes for sample_id in range(reader.num_samples)))
+    for reader in [ShardReader(dataset, split, "skip-and-count") for split in ("train", "val")]:
+        print(sum(reader.read(sample_id).nbytes for sample_id in range(reader.num_samples)))
     return 0
 run_command(main)
 """
 
 
-@pytest.mark.parametrize("limit", ["soft", "hard"])
-def test_more_shards_than_open_files_are_allowed(tmp_path, limit):
+@pytest.fixture(scope="module")
+def many_shards(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("many_shards")
     config = ShardingConfig(encoding=EncodingConfig(encoding="raw", size=None), samples_per_shard=1)
-    shard_dataset(CodedSource(tmp_path, 40, 1), tmp_path / "d", config, num_workers=1)
-    command = [sys.executable, "-c", MANY_SHARDS, str(tmp_path / "d"), limit]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    if limit == "soft":
-        assert (answer.returncode, answer.stdout) == (0, f"{40 * 16 * 16 * 3}\n"), answer.stderr
-    else:
-        assert answer.returncode == 2
-        assert answer.stderr == (
-            "error: this process may not open more files, and the dataset has 40 shards; raise the limit: "
-            "`ulimit -n 1064`\n"
-        )
+    shard_dataset(CodedSource(folder, 40, 40), folder / "d", config, num_workers=1)
+    return folder / "d"
+
+
+def _read_many_shards(dataset: Path, limit: str, num_others: int) -> subprocess.CompletedProcess[str]:
+    """Read all shards in a process that has opened other files, and may open 20 more before its limit is reached."""
+    command = [sys.executable, "-c", MANY_SHARDS, str(dataset), limit, str(num_others)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("num_others", [0, 1000])
+def test_two_readers_with_more_shards_than_open_files_raise_the_soft_limit(many_shards, num_others):
+    answer = _read_many_shards(many_shards, "soft", num_others)
+    assert (answer.returncode, answer.stdout) == (0, f"{40 * 16 * 16 * 3}\n" * 2), answer.stderr
+
+
+def test_too_low_a_hard_limit_is_told_with_one_that_suffices(many_shards):
+    answer = _read_many_shards(many_shards, "hard", 30)
+    assert answer.returncode == 2
+    told = re.fullmatch(
+        r"error: this process may not open more than (\d+) files, and the dataset has 80 shards; raise the limit: "
+        r"`ulimit -n (\d+)`\n",
+        answer.stderr,
+    )
+    assert told and int(told[2]) == int(told[1]) + 80 and int(told[1]) > 50
 
 
 def test_an_unreadable_shard_is_not_skipped(dataset):
