@@ -9,13 +9,14 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
-from pipeline.files import atomic_file, write_json
+from pipeline.files import atomic_file, remove_temporary_files, write_json
 from pipeline.os_errors import is_out_of_reach
 
 Kind = Literal["step", "best"]
@@ -83,18 +84,17 @@ class CheckpointStore:
 
         That is torn, or it is of steps that are rolled back. Only for the one process that writes here.
         """
-        for path in self._folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
+        remove_temporary_files(self._folder)
         for kind in get_args(Kind):
-            for name in self._names(kind):
-                if name > _name(kind, step):
+            hashed = self._names(kind)
+            for name in {*hashed, *self._names(kind, "pt")}:
+                if name > _name(kind, step) or name not in hashed:
                     self._remove(name)
-        for path in self._folder.glob("*.pt"):
-            if not path.with_suffix(".json").exists():
-                path.unlink(missing_ok=True)
 
-    def _names(self, kind: Kind) -> list[str]:
-        return sorted(path.stem for path in self._folder.glob(f"{kind}-*.json"))
+    def _names(self, kind: Kind, extension: str = "json") -> list[str]:
+        """Return the names that `_name` has made, of files with an extension; others in the folder are somebody's."""
+        names = (path.stem for path in self._folder.glob(f"{kind}-*.{extension}"))
+        return sorted(name for name in names if re.fullmatch(rf"{kind}-\d{{8,}}", name))
 
     def _newest_whole(self, kind: Kind) -> dict[str, Any] | None:
         for name in reversed(self._names(kind)):

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from pipeline.command import InputError
-from pipeline.files import atomic_file, flush_folder
+from pipeline.files import atomic_file, flush_folder, remove_temporary_files
 
 LEDGER_SCHEMA = pa.schema(
     [
@@ -142,8 +142,7 @@ class Ledger:
         Raises:
             LedgerError: A part can't be read.
         """
-        for aside in self._folder.glob(".*.tmp"):
-            aside.unlink()
+        remove_temporary_files(self._folder)
         num_moved = self._finish_roll_back()
         later = [part for part in self._parts() if part.last > step]
         if later:

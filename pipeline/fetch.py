@@ -1,7 +1,7 @@
 """Fetch a public data set of real pictures: from this machine where a distribution ships it, else from its origin.
 
-Every file is checked before it appears under its name. What is already there and right is kept; what is broken is
-replaced, other data is not.
+Every file is checked before it appears under its name. What is already there and right is kept; other data under these
+names is refused, and so is damaged data: it was not written by this command.
 """
 
 import gzip
@@ -89,22 +89,25 @@ def fetch(name: str, out: Path) -> None:
     """Put a data set's files, and a list of its class names, into a folder.
 
     Raises:
-        InputError: The data set is unknown, can't be had, or is not what was published; or the folder holds other data
-            under the names of its files.
+        InputError: The data set is unknown, can't be had, or is not what was published; or the folder holds other or
+            damaged data under the names of its files.
     """
     if name not in DATA_SETS:
         raise InputError(f"data set {name!r} is unknown; known: {', '.join(DATA_SETS)}")
     data_set = DATA_SETS[name]
     class_names = "".join(f"{class_name}\n" for class_name in data_set.class_names).encode()
-    found = {file_name: content_sha256(out / file_name) for file_name in data_set.files if (out / file_name).exists()}
-    others = [file_name for file_name, digest in found.items() if digest not in (None, data_set.files[file_name])]
+    present = [file_name for file_name in data_set.files if (out / file_name).exists()]
+    others = [file_name for file_name in present if content_sha256(out / file_name) != data_set.files[file_name]]
     if (out / CLASS_NAMES).exists() and (out / CLASS_NAMES).read_bytes() != class_names:
         others.append(CLASS_NAMES)
     if others:
-        raise InputError(f"{out} already holds other data as {', '.join(others)}; choose another folder for {name}")
+        raise InputError(
+            f"{out} already holds other or damaged data as {', '.join(others)}; remove that, or choose another folder "
+            f"for {name}"
+        )
     for file_name, digest in data_set.files.items():
         target = out / file_name
-        if found.get(file_name) == digest:
+        if file_name in present:
             sys.stdout.write(f"{file_name}: already there\n")
             continue
         shipped = data_set.package_folder / file_name

@@ -44,6 +44,14 @@ def is_temporary(name: str) -> bool:
     return re.fullmatch(r"\..+[.-][0-9a-f]{32}\.tmp", name) is not None
 
 
+def remove_temporary_files(*folders: Path) -> None:
+    """Remove what killed processes of this project began to write in folders, and nothing else."""
+    for folder in folders:
+        for path in folder.glob(".*.tmp"):
+            if is_temporary(path.name):
+                path.unlink(missing_ok=True)
+
+
 def flush_folder(folder: Path) -> None:
     """Make a folder's new, renamed and removed names last through a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -24,7 +24,7 @@ from pipeline.command import InputError
 from pipeline.decode import RejectedPicture
 from pipeline.direct_file import WrittenFile
 from pipeline.encode import EncodingConfig, store_picture
-from pipeline.files import atomic_file, is_temporary
+from pipeline.files import atomic_file, remove_temporary_files
 from pipeline.manifest import MANIFEST_SCHEMA, REJECTS_SCHEMA
 from pipeline.ordered_map import ordered_map
 from pipeline.shard_writer import ShardWriter
@@ -216,7 +216,7 @@ def run_tasks(
     Raises:
         InputError: A worker process was killed, or no Ray cluster answers.
     """
-    _remove_leftovers(out, partial)
+    remove_temporary_files(out, partial)
     try:
         write = functools.partial(write_shard, source=source, encoding=encoding, out=out, partial=partial)
         if executor == "ray":
@@ -228,7 +228,7 @@ def run_tasks(
         with context as sizes:
             yield from zip(tasks, sizes, strict=True)
     finally:
-        _remove_leftovers(out, partial)
+        remove_temporary_files(out, partial)
 
 
 def _is_finished(task: ShardTask, out: Path, partial: Path) -> bool:
@@ -238,11 +238,3 @@ def _is_finished(task: ShardTask, out: Path, partial: Path) -> bool:
     files = ShardRecord.load(partial, task.name).files
     paths = {out / name: written.num_bytes for name, written in files.items()}
     return all(path.exists() and path.stat().st_size == num_bytes for path, num_bytes in paths.items())
-
-
-def _remove_leftovers(*folders: Path) -> None:
-    """Remove temporary files of processes that were killed."""
-    for folder in folders:
-        for path in folder.glob(".*.tmp"):
-            if is_temporary(path.name):
-                path.unlink(missing_ok=True)

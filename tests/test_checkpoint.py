@@ -66,7 +66,7 @@ def test_the_best_stays_beside_the_latest(tmp_path):
 
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     store = _store(tmp_path)
-    for name in (".step-00000004.pt.77.tmp", "step-00000004.pt"):
+    for name in (f".step-00000004.pt.{'7' * 32}.tmp", "step-00000004.pt"):
         (tmp_path / name).write_bytes(b"half")
     store.remove_leftovers(3)
     left = sorted(path.name for path in tmp_path.iterdir())

@@ -86,15 +86,15 @@ def test_what_a_distribution_ships_is_taken_without_network_though_compressed_an
     assert all((tmp_path / "out" / name).read_bytes() == (package_folder / name).read_bytes() for name in CONTENTS)
 
 
-def test_what_is_there_and_right_is_kept_and_what_is_wrong_is_replaced(origin, package_folder, tmp_path):
+def test_what_is_there_and_right_is_kept_and_what_is_missing_is_fetched(origin, package_folder, tmp_path):
     out = tmp_path / "out"
     fetch("tiny", out)
-    wrong = list(CONTENTS)[1]
-    (out / wrong).write_bytes(b"broken")
+    missing = list(CONTENTS)[1]
+    (out / missing).unlink()
     origin.requests.clear()
     fetch("tiny", out)
-    assert origin.requests == [f"/{wrong}"]
-    assert gzip.decompress((out / wrong).read_bytes()) == CONTENTS[wrong]
+    assert origin.requests == [f"/{missing}"]
+    assert gzip.decompress((out / missing).read_bytes()) == CONTENTS[missing]
 
 
 @pytest.mark.parametrize("damage", ["other content", "cut short", "flipped bits", "no gzip"])

@@ -9,6 +9,8 @@ import pytest
 from coded_source import CodedSource
 from runs import CONFIG
 
+from cluster.checkpoint import CheckpointStore
+from cluster.ledger_files import Ledger
 from cluster.run_folder import RunFolder, open_launches, stop_request_of
 from pipeline.command import InputError
 from pipeline.encode import EncodingConfig
@@ -106,8 +108,38 @@ def test_an_interrupted_sharding_removes_its_own_temporary_files_alone(tmp_path)
     assert json.loads((tmp_path / "dataset.json").read_text())["splits"]["train"]["num_samples"] == 40
 
 
-@pytest.mark.parametrize("name", ["images.gz", CLASS_NAMES])
-def test_other_data_under_the_names_of_what_is_fetched_is_left_alone(tmp_path, monkeypatch, name):
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_resume_removes_its_own_leftovers_alone(tmp_path, step):
+    mine = [".mine.tmp", "mine.pt", "step-3.pt", "step-00000003-mine.pt", "step-mine.json", "worst-00000004.pt"]
+    for name in mine:
+        (tmp_path / name).write_bytes(b"mine")
+    store, ledger = CheckpointStore(tmp_path, 1), Ledger(tmp_path)
+    store.save({"step": step}, step, is_best=True)
+    for number in (0, 2, 4):
+        (tmp_path / f"best-{number:08d}.pt").write_bytes(b"half")
+    _left_aside(tmp_path / "step-00000004.pt")
+    store.remove_leftovers(step)
+    _left_aside(tmp_path / "steps-00000001-00000004.parquet")
+    (tmp_path / "steps-00000001-00000004.parquet").unlink()
+    ledger.roll_back(step)
+    ours = [f"{kind}-{step:08d}.{form}" for kind in ("best", "step") for form in ("json", "pt")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(mine + ours)
+    assert store.latest_step() == step
+    assert {(tmp_path / name).read_bytes() for name in mine} == {b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("images.gz", gzip.compress(b"another data set")),
+        ("images.gz", gzip.compress(b"published")[:-9]),
+        ("images.gz", b"no gzip"),
+        ("images.gz", b""),
+        (CLASS_NAMES, b"another data set"),
+    ],
+    ids=["other content", "cut short", "no gzip", "empty", "class names"],
+)
+def test_other_data_under_the_names_of_what_is_fetched_is_left_alone(tmp_path, monkeypatch, name, content):
     package, out = tmp_path / "package", tmp_path / "out"
     package.mkdir()
     out.mkdir()
@@ -120,9 +152,10 @@ def test_other_data_under_the_names_of_what_is_fetched_is_left_alone(tmp_path, m
         class_names=("cat", "dog"),
     )
     monkeypatch.setitem(DATA_SETS, "tiny", data_set)
-    (out / name).write_bytes(gzip.compress(b"another data set"))
+    (out / name).write_bytes(content)
     before = _digest(out)
-    with pytest.raises(InputError, match=f"{out} already holds other data as {name}; choose another folder for tiny"):
+    message = f"{out} already holds other or damaged data as {name}; remove that, or choose another folder for tiny"
+    with pytest.raises(InputError, match=message):
         fetch("tiny", out)
     assert _digest(out) == before
     (out / name).unlink()
