@@ -1,4 +1,4 @@
-"""Runs of the worker loop, for tests: a small recipe, and what stands in a run's log."""
+"""Runs of the worker loop, for tests: a small recipe, the recipes' stored sizes, and what stands in a run's log."""
 
 import json
 
@@ -7,9 +7,11 @@ import torch
 from cluster.config import TrainingConfig
 from cluster.run_folder import RunFolder
 from cluster.world import World
+from jobs.recipes import RECIPES
 from model.alexnet import ModelConfig
 from model.optim import OptimizerConfig
 from pipeline.augmentation import AugmentationConfig
+from pipeline.embedded import STORED_SIZE
 
 ALONE = World(0, 1, torch.device("cpu"))
 CONFIG = TrainingConfig(
@@ -22,6 +24,13 @@ CONFIG = TrainingConfig(
     precision="float64",
     checkpoint_interval=4,
 )
+IMAGENET_SIZE = 256
+STORED_SIZES = dict.fromkeys(RECIPES, IMAGENET_SIZE) | {  # side of the stored pictures, by recipe
+    "small_demo": 28,
+    "synthetic_demo": STORED_SIZE,
+    "mnist_tutorial": 28,
+    "cifar_tutorial": 32,
+}
 
 
 def entries(run: RunFolder, kind: str) -> list[dict]:

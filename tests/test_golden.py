@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 from coded_source import CodedSource
-from runs import ALONE, losses
+from runs import ALONE, STORED_SIZES, losses
 
 from cluster.run_folder import RunFolder
 from cluster.training import Trainer
@@ -20,7 +20,6 @@ from pipeline.shard_plan import ShardingConfig
 from pipeline.sharding import shard_dataset
 
 BATCH_SIZE, NUM_STEPS, TOLERANCE = 16, 10, 1e-5
-STORED_SIZES = {"small_demo": 28, "synthetic_demo": 32, "mnist_tutorial": 28, "cifar_tutorial": 32}  # the others: 256
 
 GOLDEN = {
     "small_demo": [8.39012, 6.43624, 9.38181, 4.33152, 1.65693, 1.71464, 1.48899, 1.48509, 1.52736, 1.66117],
@@ -39,7 +38,7 @@ GOLDEN = {
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory) -> dict[int, Dataset]:
     made = {}
-    for size in (28, 32, 256):
+    for size in sorted(set(STORED_SIZES.values())):
         out = tmp_path_factory.mktemp(f"stored{size}")
         source = CodedSource(out, num_train=BATCH_SIZE * NUM_STEPS, num_val=0, size=size)
         shard_dataset(source, out, ShardingConfig(encoding=EncodingConfig(encoding="raw", size=None), val_fraction=0))
@@ -60,7 +59,7 @@ def test_the_first_losses_of_a_recipe_are_what_they_were(name: str, datasets: di
         precision="float64",
         stuck_after_epochs=100,  # there is nothing to learn
     )
-    dataset = datasets[STORED_SIZES.get(name, 256)]
+    dataset = datasets[STORED_SIZES[name]]
     run = RunFolder.create(tmp_path, config, dataset)
     trainer = Trainer(dataset, run, ALONE)
     trainer.run()

@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from runs import STORED_SIZES
 from torch import nn
 
 from jobs.recipes import RECIPES
@@ -65,9 +66,7 @@ def test_the_sizes_that_the_variants_state_fit():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_recipes_fit(recipe):
     config = RECIPES[recipe]()
-    stored = {"small_demo": (28, 64), "mnist_tutorial": (28,), "cifar_tutorial": (28, 32)}.get(recipe, (256,))
-    for stored_size in stored:
-        check_image_size(config.model, config.augmentation.crop_of(stored_size))
+    check_image_size(config.model, config.augmentation.crop_of(STORED_SIZES[recipe]))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ import pytest
 from pipeline.command import InputError
 from pipeline.ordered_map import CHUNKS_PER_PROCESS, ordered_map
 
+_LONGEST_WAIT_SECONDS = 30  # for what takes a fraction of one
+
 
 def answer(number: int) -> tuple[int, bytes, int]:
     """Take a time that does not grow with the number."""
@@ -79,9 +81,13 @@ def test_an_exception_in_the_block_ends_the_processes():
 
 
 def count_begun(number: int, folder: Path, awaited: int) -> int:
-    """Return how many items have begun; the first waits until `awaited` have, and for any that follow."""
+    """Return how many items have begun; the first waits until `awaited` have, and for any that follow.
+
+    It does not wait for ever: where fewer may begin, their number tells.
+    """
     (folder / str(number)).touch()
-    while number == 0 and len(list(folder.iterdir())) < awaited:
+    deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
+    while number == 0 and len(list(folder.iterdir())) < awaited and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.5 * (number == 0))
     return len(list(folder.iterdir()))

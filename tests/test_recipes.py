@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from runs import IMAGENET_SIZE, STORED_SIZES
 from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.config import TrainingConfig
@@ -11,20 +12,13 @@ from jobs.recipes import RECIPES, get_recipe
 from model.alexnet import AlexNet
 from model.variants import VARIANTS
 from pipeline.command import InputError
-from pipeline.embedded import STORED_SIZE
 
 IMAGENET = 1_281_167
-STORED_SIZES = {
-    "small_demo": 28,
-    "synthetic_demo": STORED_SIZE,
-    "mnist_tutorial": 28,
-    "cifar_tutorial": 32,
-}  # the others: 256
 COST = re.compile(r"Cost: (\d+) x ([\d,]+) samples, ([\d.]+e\d+) operations")
 
 
 def operations_of_a_sample(config: TrainingConfig, stored_size: int) -> float:
-    model = AlexNet(config.model, num_classes=1000 if stored_size == 256 else 10, seed=0).eval()
+    model = AlexNet(config.model, num_classes=1000 if stored_size == IMAGENET_SIZE else 10, seed=0).eval()
     size = config.augmentation.crop_of(stored_size)
     with FlopCounterMode(display=False) as counter:
         model(torch.empty(1, 3, size, size, device="meta"))
@@ -37,10 +31,10 @@ def test_a_recipe_names_its_source_its_error_and_its_cost(name: str) -> None:
     assert config.name == name
     assert "Source: " in text and "Error: " in text
     num_epochs, num_samples, operations = COST.search(text).groups()
-    stored_size = STORED_SIZES.get(name, 256)
+    stored_size = STORED_SIZES[name]
     num_samples = int(num_samples.replace(",", ""))
     assert config.num_epochs == int(num_epochs)
-    assert (num_samples == IMAGENET) == (stored_size == 256)
+    assert (num_samples == IMAGENET) == (stored_size == IMAGENET_SIZE)
     total = int(num_epochs) * num_samples * operations_of_a_sample(config, stored_size)
     assert float(operations) == pytest.approx(total, rel=0.05)
 
