@@ -4,7 +4,7 @@ Run by `benchmarks.sharding` as a process of its own:
 
     python -m benchmarks.bare_loop floor PHOTOS OUT    read, decode, crop, resize, encode; the result is dropped
     python -m benchmarks.bare_loop manual PHOTOS OUT   the same, torch's resize called as its manual says
-    python -m benchmarks.bare_loop copy PHOTOS OUT     read, decode (the audit), append the bytes to a file a process
+    python -m benchmarks.bare_loop copy PHOTOS OUT     read, decode (the audit), append to one file per process
 """
 
 import multiprocessing

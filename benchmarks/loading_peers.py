@@ -47,7 +47,7 @@ def _dali(source: str, batch_size: int, options: dict[str, int], noise: bool) ->
     shards = _shards(dataset)
     config, basis, size = AugmentationConfig(), dataset.color_basis, dataset.stored_size
     mean_3 = (basis.mean_3 * basis.pixel_scale).astype(np.float32)
-    # A row a colour: the shift of one unit of each coefficient, in grey levels.
+    # One row per colour: the shift of one unit of each coefficient, in grey levels.
     shift_33 = (basis.eigenvectors_33 * basis.eigenvalues_3 * basis.pixel_scale).astype(np.float32)
 
     @pipeline_def(

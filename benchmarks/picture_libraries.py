@@ -94,7 +94,7 @@ def _simplejpeg_torch_fast(content: bytes) -> Pair:
 
 
 def _simplejpeg_scaled_torch(content: bytes) -> Pair:
-    # The smallest of libjpeg's sizes (n/8 of the full one) that is no smaller than the result.
+    # The smallest of libjpeg's sizes (n/8 of the full one) that is at least as large as the result.
     square_HWC = crop_and_resize_fast(simplejpeg.decode_jpeg(content, min_height=SIZE, min_width=SIZE))
     return square_HWC, encode(square_HWC)
 

@@ -2,7 +2,7 @@
 
 Each figure comes from a process of its own (`benchmarks.step_process`), started with the allocator's settings that the
 commands use, but for the one that shows what they are worth. Batches of 64, noise as pictures, 1,000 classes, SGD with
-momentum; torchvision's `alexnet` in the same rounds. On a processor that emulates bfloat16, float32 stands for it.
+momentum; torchvision's `alexnet` in the same rounds. A processor that emulates bfloat16 times float32 instead.
 """
 
 import json

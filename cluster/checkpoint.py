@@ -111,7 +111,10 @@ class CheckpointStore:
         try:
             state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:  # torch refuses what could run code
-            warnings.warn(f"checkpoint {self._folder / name} is none of ours and is passed over: {error}", stacklevel=4)
+            warnings.warn(
+                f"checkpoint {self._folder / name} was not written by this program and is passed over: {error}",
+                stacklevel=4,
+            )
             return None
         return state
 

@@ -158,11 +158,11 @@ def weight_difference(reference: Mapping[str, torch.Tensor], weights: Mapping[st
         difference = (weights[name].double() - expected.double()).abs().max().item()
         scale = expected.double().abs().max().item()
         differences.append(difference / scale if scale else difference)
-    return float(np.max(differences))  # no number where one of them is none
+    return float(np.max(differences))  # NaN where one of them is
 
 
 def judge_weights(difference: float) -> list[str]:
     """Return what is wrong with the final weights' difference from the reference's."""
-    if difference <= _TOLERANCE:  # not so where a weight is no number
+    if difference <= _TOLERANCE:  # not so where it is NaN
         return []
     return [f"the final weights differ from the undisturbed run's by {difference:.1e}, more than {_TOLERANCE:.0e}"]

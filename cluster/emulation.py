@@ -1,6 +1,6 @@
 """Which nodes emulate bfloat16, as far as it can be told without torch, which takes seconds to load.
 
-`cluster/precision.py` tells it of this process's own device, by a trial on a CPU.
+For this process's own device, `cluster/precision.py` finds out; on a CPU, by a trial.
 """
 
 import dataclasses

@@ -29,7 +29,7 @@ BATCH_SIZE = 250  # images that go through the model at once
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model makes of a split, one row a sample in the manifest's order.
+    """What a model makes of a split, one row per sample in the manifest's order.
 
     Attributes:
         split: Name.

@@ -1,9 +1,9 @@
 """Evaluate a run into a folder of files.
 
 FOLDER/
-  predictions.parquet   one row a sample, in the manifest's order: its class, the predicted one, that one's probability,
-                        and the label's rank (0: predicted right)
-  per_class.parquet     one row a class: samples, top-1, top-5 (null for a class without samples)
+  predictions.parquet   one row per sample, in the manifest's order: its class, the predicted one, that one's
+                        probability, and the label's rank (0: predicted right)
+  per_class.parquet     one row per class: samples, top-1, top-5 (null for a class without samples)
   confusion.parquet     how often a class was taken for another, or for itself; what never happened has no row
   result.json           the figures, and of what; written last, removed first: with it, all files are of one evaluation
 """
@@ -75,7 +75,7 @@ def evaluate_run(
         precision: To compute in, where another one than the run's fits the workers.
 
     Raises:
-        InputError: There is no checkpoint, the workers see different ones, or the model gives no numbers.
+        InputError: There is no checkpoint, the workers see different ones, or the model gives NaN or infinity.
     """
     torch.set_num_threads(world.num_threads)
     dataset, run = Dataset.open(dataset_path), RunFolder.open(run_path)
@@ -87,7 +87,9 @@ def evaluate_run(
     assert evaluation is not None  # nobody asks these workers to stop
     num_broken = int((~np.isfinite(evaluation.losses_N)).sum())
     if num_broken:
-        raise InputError(f"the model of {run.path} gives no number for {num_broken} samples: its training diverged")
+        raise InputError(
+            f"the model of {run.path} gives NaN or infinity for {num_broken} samples: its training diverged"
+        )
     if world.is_first:
         document = {"crops": crops, "step": step, "recipe": run.config.name, "precision": run.config.precision}
         document["dataset_sha256"] = dataset.sha256
@@ -125,7 +127,7 @@ def read_evaluation(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]
 
 
 def predictions_table(evaluation: Evaluation, dataset: Dataset) -> pa.Table:
-    """Return one row a sample, of `PREDICTIONS_SCHEMA`."""
+    """Return one row per sample, of `PREDICTIONS_SCHEMA`."""
     columns = [
         np.arange(evaluation.num_samples),
         dataset.manifest(evaluation.split, ["key"])["key"],
@@ -138,7 +140,7 @@ def predictions_table(evaluation: Evaluation, dataset: Dataset) -> pa.Table:
 
 
 def per_class_table(evaluation: Evaluation, dataset: Dataset) -> pa.Table:
-    """Return one row a class, of `PER_CLASS_SCHEMA`."""
+    """Return one row per class, of `PER_CLASS_SCHEMA`."""
     labels_N, num_classes = evaluation.labels_N, dataset.num_classes
     counts = np.bincount(labels_N, minlength=num_classes)
     correct = (np.bincount(labels_N[evaluation.is_correct_N(k)], minlength=num_classes) for k in (1, 5))
@@ -147,7 +149,7 @@ def per_class_table(evaluation: Evaluation, dataset: Dataset) -> pa.Table:
 
 
 def confusion_table(evaluation: Evaluation) -> pa.Table:
-    """Return one row a pair of classes that occurred, of `CONFUSION_SCHEMA`, in the order of the pairs."""
+    """Return one row per pair of classes that occurred, of `CONFUSION_SCHEMA`, in the order of the pairs."""
     pairs_N2 = np.stack([evaluation.labels_N, evaluation.predicted_N], axis=1)
     pairs, counts = np.unique(pairs_N2, axis=0, return_counts=True)
     return _table([pairs[:, 0], pairs[:, 1], counts], CONFUSION_SCHEMA)

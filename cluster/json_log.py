@@ -1,4 +1,4 @@
-"""A log of one JSON line an entry, that one process writes and others may read meanwhile."""
+"""A log of one JSON line per entry, which one process writes and others may read meanwhile."""
 
 import contextlib
 import fcntl

@@ -1,6 +1,6 @@
 """The files of a run's sample ledger: which samples each step consumed, whatever happened on the way.
 
-    RUN/ledger/steps-00000001-00008192.parquet           a part: a row a step; steps 1 to 8192
+    RUN/ledger/steps-00000001-00008192.parquet           a part: one row per step; steps 1 to 8192
     RUN/ledger/rolling_back-00000091-00000120.parquet    a roll-back under way: its steps no longer count
     RUN/ledger/rolled_back/0001-steps-00000091-00000120.parquet    steps undone by a resume, in the order of the resumes
 
@@ -162,8 +162,8 @@ class Ledger:
         """Yield the steps from 1 to the last one that counts, part by part, each checked against its hash.
 
         Raises:
-            LedgerError: Names the file or the step: parts that overlap or leave a gap, a file that is none of ours or
-                damaged, a step whose ids have another hash or another number.
+            LedgerError: Names the file or the step: parts that overlap or leave a gap, a file that was not
+                written by this program or is damaged, a step whose ids have another hash or another number.
             InputError: A part was merged into another while this was reading.
         """
         next_step, global_batch_size = 1, None
@@ -260,7 +260,7 @@ def _hashes(ids_SG: np.ndarray) -> np.ndarray:
 
 
 def _write(path: Path, tables: Iterable[pa.Table]) -> None:
-    """Write a part atomically, a row group a table; the same tables give the same bytes."""
+    """Write a part atomically, one row group per table; the same tables give the same bytes."""
     encodings = {
         "step": "DELTA_BINARY_PACKED",
         "world_size": "DELTA_BINARY_PACKED",
@@ -281,7 +281,7 @@ def _load(part: _Part) -> pa.Table:
     """Return a part's rows that count.
 
     Raises:
-        LedgerError: The file is damaged, is none of a ledger, or holds other steps than its name says.
+        LedgerError: The file is damaged, does not belong to a ledger, or holds other steps than its name says.
     """
     with _open(part) as file:
         table = file.read()

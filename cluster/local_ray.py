@@ -42,7 +42,7 @@ _DEFAULTS = {
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "5",
     "RAY_prestart_worker_first_driver": "0",  # no workers before somebody asks for them
-    "RAY_worker_niceness": "0",  # a training worker is no background process
+    "RAY_worker_niceness": "0",  # a training worker is not a background process
     "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
 }
 

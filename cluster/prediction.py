@@ -41,7 +41,7 @@ def predict(paths: Sequence[Path], run: RunFolder, crops: Crops, device: torch.d
     Of equal probabilities the lower class index ranks first.
 
     Raises:
-        InputError: The run has no checkpoint, or a file is no picture.
+        InputError: The run has no checkpoint, or a file is not a picture.
     """
     run = run.in_precision(fitting_precision_here(run.config.precision, device))
     model, _ = load_model(run, device)
@@ -55,7 +55,7 @@ def predict(paths: Sequence[Path], run: RunFolder, crops: Crops, device: torch.d
         )
         scores = log_probabilities(model, torch.from_numpy(images).to(device), run.config, device)
         if not scores.isfinite().all():
-            raise InputError(f"the model of {run.path} gives no numbers: its training diverged")
+            raise InputError(f"the model of {run.path} gives NaN or infinity: its training diverged")
         ordered, indices = scores.exp().sort(dim=1, descending=True, stable=True)
         for path, square_HWC, probabilities, classes in zip(
             chunk, squares, ordered[:, :5].tolist(), indices[:, :5].tolist(), strict=True

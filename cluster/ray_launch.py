@@ -168,7 +168,7 @@ class _LeanTrainer(TorchTrainer):
 
     They would hand out shards of Ray Data's datasets, remove what a dead controller left (which needs a dashboard; see
     `_remove_placement_groups`), and ask an autoscaler for room that the supervisor has already found. Each wakes up a
-    hundred times a second, on cores that the workers may have no others than. A Ray whose methods have other names
+    hundred times a second, on cores that the workers also need. A Ray whose methods have other names
     starts them all the same. And its controller ends: of Ray 2.60's, one of some twenty hangs as it exits.
     """
 

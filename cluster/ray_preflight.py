@@ -353,7 +353,7 @@ def _holders(nodes: Mapping[str, Mapping[str, Any]], placement: Placement) -> It
 
 
 def _inspect(node: Node, requirements: Requirements, probe: Probe, trial: Trial | None) -> NodeReport:
-    """Run in a Ray task, or look at the driver's own machine."""
+    """Look at a node: inside a Ray task, or at the driver's own machine."""
     report = inspect_node(node, requirements, probe, temporary_folder())
     if not requirements.may_be_bfloat16 or not node.num_workers:
         return report

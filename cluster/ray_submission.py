@@ -58,11 +58,11 @@ def measure_upload(folder: Path) -> Upload | None:
     None where this Ray does not tell by which rules it uploads.
 
     Raises:
-        InputError: It is no folder.
+        InputError: It is not a folder.
     """
     folder = folder.absolute()
     if not folder.is_dir():
-        raise InputError(f"--working-dir {folder} is no folder; name the checkout")
+        raise InputError(f"--working-dir {folder} is not a folder; name the checkout")
     rules = upload_rules()
     if rules is None:
         return None
@@ -93,7 +93,9 @@ def job_server_version(address: str) -> str | None:
     """
     url = urlsplit(address)
     if url.scheme not in ("http", "https") or not url.hostname:
-        raise InputError(f"{address} is no address of a job server; it reads http://HEAD:8265 (of Ray's dashboard)")
+        raise InputError(
+            f"{address} is not the address of a job server; it reads http://HEAD:8265 (of Ray's dashboard)"
+        )
     try:
         port = url.port or (443 if url.scheme == "https" else 80)
         socket.create_connection((url.hostname, port), _CONNECT_SECONDS).close()

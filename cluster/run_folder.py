@@ -5,8 +5,8 @@ RUN/
   mean_image.npy    mean picture of the training set, where the recipe subtracts it
   config.json       recipe, dataset (classes and form of its pictures too), colour statistics, versions, git commit;
                     written before all that follows, again only where a resume changes how the run is operated
-  metrics.jsonl     one line for each logged step, evaluation or event
-  stop-request      a word to the workers, see stopping.py
+  metrics.jsonl     one line per logged step, evaluation or event
+  stop-request      a stop flag for the workers, see stopping.py
   checkpoints/      see checkpoint.py
   ledger/           which samples each step consumed, see ledger_files.py
   result.json       written when the run is finished
@@ -92,7 +92,7 @@ class RunFolder:
         except FileNotFoundError as error:
             raise InputError(f"{path} holds no run ({_CONFIG_JSON} is missing); train first: jobs/train.py") from error
         except ValueError as error:
-            raise InputError(f"{path / _CONFIG_JSON} is no JSON; choose another run folder") from error
+            raise InputError(f"{path / _CONFIG_JSON} is not JSON; choose another run folder") from error
         return cls(path.absolute(), document)
 
     @classmethod
@@ -152,7 +152,7 @@ class RunFolder:
 
     @property
     def stop_request(self) -> StopRequest:
-        """The word of the launching process to the workers."""
+        """The flag by which the launching process asks the workers to stop."""
         return stop_request_of(self.path)
 
     @property
@@ -274,7 +274,7 @@ class RunFolder:
 
 
 def open_launches(path: Path) -> JsonLog:
-    """Open the log of launches of the run in `path`, which may be new; who has it open has the run.
+    """Open the log of launches of the run in `path`, which may be new; holding it open locks the run.
 
     Raises:
         InputError: Another command has it open.
@@ -284,7 +284,7 @@ def open_launches(path: Path) -> JsonLog:
 
 
 def stop_request_of(path: Path) -> StopRequest:
-    """Return the word of the launching process to the workers of the run in `path`, which may be new."""
+    """Return the stop flag for the workers of the run in `path`, which may be new."""
     return StopRequest(path / _STOP_REQUEST)
 
 

@@ -124,11 +124,11 @@ class StepLog:
         )
 
     def _check_learning(self, step: int, losses: torch.Tensor) -> None:
-        """Stop a run whose loss is no number, or is still that of a guess among all classes."""
+        """Stop a run whose loss became NaN or infinite, or is still that of a guess among all classes."""
         config, guess = self._config, math.log(self._dataset.num_classes)
         if not bool(losses.isfinite().all()):
             raise InputError(
-                f"the loss is no number any more at step {step}; lower the rate: --optimizer.learning-rate "
+                f"the loss became NaN or infinite at step {step}; lower the rate: --optimizer.learning-rate "
                 f"(now {config.optimizer.learning_rate:g})"
             )
         self._last_losses.extend(losses.tolist())

@@ -10,7 +10,7 @@ from cluster.world import World
 
 
 class StopRequest:
-    """A word to the workers of a run through a file that all see; the process that launches them writes it.
+    """A stop flag for the workers of a run, stored in a file that all see; the process that launches them writes it.
 
     It is written in place: a file that is opened anew shows its latest content on network file systems too, where a
     file that newly appears may stay unseen for half a minute.
@@ -34,7 +34,7 @@ class StopRequest:
         """Return whether they were asked to."""
         try:
             return self._path.read_text() == "stop\n"
-        except OSError:  # nobody has written a word yet
+        except OSError:  # nobody has written it yet
             return False
 
 

@@ -78,7 +78,7 @@ class Signals:
         self._seen: list[int] = []
 
     def note(self, signum: int, frame: FrameType | None) -> None:
-        """Be a signal handler; a second Ctrl-C raises KeyboardInterrupt."""
+        """Note a signal, as its handler; a second Ctrl-C raises KeyboardInterrupt."""
         if signum == signal.SIGINT and signum in self._seen:
             raise KeyboardInterrupt
         self._seen.append(signum)

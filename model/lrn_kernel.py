@@ -171,7 +171,7 @@ def _load(stored: Array, row: Array) -> None:
 
 
 def _store(row: Array, stored: Array) -> None:
-    """Copy a row back; bfloat16 is rounded to the nearest, ties to even, and keeps what is no number."""
+    """Copy a row back; bfloat16 is rounded to the nearest, ties to even, and NaN stays NaN."""
     raise NotImplementedError
 
 

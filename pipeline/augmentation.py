@@ -76,7 +76,7 @@ class AugmentationConfig:
 
 @dataclass(frozen=True)
 class AugmentationParameters:
-    """One row a sample.
+    """One row per sample.
 
     Attributes:
         crop_x_N: Offset of the crop from the left, int64, in [0, stored_size - crop_size].

@@ -1,8 +1,8 @@
 """What every command of the project shares: how it ends.
 
-A mistake of the person who runs a command is an `InputError`: one line a cause on standard error, which names the cause
-and the next step, exit status 2, no traceback. Ctrl-C ends at once with status 130 (SIGTERM with 143). Anything else is
-a bug of ours and keeps its traceback.
+A mistake of the person who runs a command is an `InputError`: one line per cause on standard error, which names the
+cause and the next step, exit status 2, no traceback. Ctrl-C ends at once with status 130 (SIGTERM with 143). Anything
+else is a bug of ours and keeps its traceback.
 """
 
 import signal
@@ -13,7 +13,7 @@ from typing import NoReturn
 
 
 class InputError(Exception):
-    """Input that cannot be used; the message is one line a cause: what is wrong, and what to do."""
+    """Input that cannot be used; the message is one line per cause: what is wrong, and what to do."""
 
 
 class Terminated(BaseException):

@@ -99,7 +99,7 @@ def _normalise(
 def _run(outputs, output_shapes, ranks, _0, inputs, input_shapes, _1, _2):  # type: ignore[no-untyped-def]
     """Make a sample's output from pixels (uint8 HWC), crop_x, crop_y, mirror, means (3,), and settings.
 
-    Crops that a picture has no room for are no numbers: nothing outside of its memory is read.
+    If the crop does not fit into the picture, the output is NaN: nothing outside of its memory is read.
     """
     height, width = input_shapes[0][0], input_shapes[0][1]
     pixels = carray(inputs[0], height * width * 3)

@@ -49,12 +49,15 @@ class Dataset:
         """
         folder = Path(path).absolute()
         if not folder.is_dir():
-            raise InputError(f"{path} does not exist or is no folder; write a dataset with `python -m pipeline.shard`")
+            raise InputError(
+                f"{path} does not exist or is not a folder; write a dataset with `python -m pipeline.shard`"
+            )
         try:
             content = (folder / DATASET_JSON).read_bytes()
         except FileNotFoundError as error:
             raise InputError(
-                f"{path} has no {DATASET_JSON}: it is no finished dataset; run `python -m pipeline.shard SOURCE {path}`"
+                f"{path} has no {DATASET_JSON}: it is not a finished dataset; "
+                f"run `python -m pipeline.shard SOURCE {path}`"
             ) from error
         try:
             document = json.loads(content)
@@ -120,7 +123,7 @@ class Dataset:
         return [str(wnid) for wnid in self._classes["wnid"].to_pylist()]
 
     def manifest(self, split: str, columns: list[str] | None = None) -> pa.Table:
-        """Return a split's manifest: one row a sample, row number = sample id.
+        """Return a split's manifest: one row per sample, row number = sample id.
 
         Args:
             split: `train`, `val` or `test`.

@@ -75,7 +75,7 @@ def decode_picture(content: bytes) -> DecodedPicture:
         content: An encoded picture's bytes.
 
     Raises:
-        RejectedPicture: The bytes are no whole picture.
+        RejectedPicture: The bytes are not a complete picture.
     """
     if not content:
         raise RejectedPicture("empty", "no bytes")

@@ -142,7 +142,7 @@ def store_picture(content: bytes | np.ndarray, config: EncodingConfig) -> Stored
         config: The stored form.
 
     Raises:
-        RejectedPicture: The bytes are no whole picture.
+        RejectedPicture: The bytes are not a complete picture.
     """
     notes: tuple[str, ...]
     if isinstance(content, np.ndarray):

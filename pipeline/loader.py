@@ -228,7 +228,7 @@ class TrainLoader(_Loader):
         num_groups = global_batch_size // group_size
         if global_batch_size % group_size:
             raise InputError(
-                f"a global batch of {global_batch_size} is no whole number of groups of {group_size}; use "
+                f"a global batch of {global_batch_size} is not a whole number of groups of {group_size}; use "
                 f"{max(num_groups, 1) * group_size}"
             )
         if num_groups < world_size:

@@ -136,7 +136,7 @@ def _receive(pipe: _Pipe, process: BaseProcess) -> list[Any]:
 
 
 def _work(function: Callable[[Item], Result], pipe: _Pipe) -> None:
-    """Be a worker process: answer chunks until the pipe ends, or die with the parent."""
+    """Run in a worker process: answer chunks until the pipe ends, or die with the parent."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

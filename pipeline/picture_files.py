@@ -33,14 +33,14 @@ def read_square(path: Path, encoding: EncodingConfig) -> np.ndarray:
         uint8 RGB (size, size, 3).
 
     Raises:
-        InputError: Names the file, which can't be read or is no whole picture.
+        InputError: Names the file, which can't be read or is not a complete picture.
     """
     try:
         stored = store_picture(path.read_bytes(), encoding)
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}; name picture files") from error
     except RejectedPicture as error:
-        raise InputError(f"{path} is no whole picture ({error}); leave it out") from error
+        raise InputError(f"{path} is not a complete picture ({error}); leave it out") from error
     if encoding.encoding == "raw":
         return stored.pixels_HWC
     square = EncodingConfig(encoding="raw", size=encoding.size)

@@ -1,4 +1,4 @@
-"""What processor this machine has, and what holds the libraries below it. Standard library only.
+"""What processor this machine has, and which limits keep libraries from using all of it. Standard library only.
 
 Figures depend on it: a CPU without bfloat16 instructions emulates that type, a matrix product tens of times
 slower than float32.

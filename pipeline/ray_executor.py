@@ -61,7 +61,7 @@ def ray_map(
 
 
 def _call(function: Callable[[Item], Result], item: Item) -> Result:
-    """Be a task."""
+    """Apply the function to an item, inside a Ray task."""
     return function(item)
 
 

@@ -22,7 +22,7 @@ def augment(
 
     Args:
         pixels_NHWC: uint8 RGB squares of the stored size, made by the dataset's resize rule.
-        parameters: One row a picture.
+        parameters: One row per picture.
         crop_size: Side of the crop in pixels.
         divisor_3: float32 (3,), in grey levels.
         mean_image_HWC: float32, in grey levels, of the stored size; cropped like the picture and subtracted.

@@ -174,7 +174,7 @@ def _write_sample(
     cache still holds.
 
     Raises:
-        RejectedPicture: It is no whole picture.
+        RejectedPicture: It is not a complete picture.
     """
     content = source.read(sample["file"], sample["offset"], sample["num_bytes"])
     picture = store_picture(content, encoding)

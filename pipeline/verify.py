@@ -1,7 +1,7 @@
 """Verify a dataset folder: re-read everything and compare it with what `dataset.json` and the manifests say.
 
 Every file's length and SHA-256; every shard's members, offsets, index, labels and hashes; every picture decoded to its
-last pixel; classes, counts and statistics. Prints one line a problem; the exit status is 1 if there is any.
+last pixel; classes, counts and statistics. Prints one line per problem; the exit status is 1 if there is any.
 """
 
 import functools
@@ -189,7 +189,7 @@ def _split_by_shard(table: pa.Table) -> list[ShardCheck]:
 def _picture_problems(data: bytes, member: str, width: int, height: int) -> Iterator[str]:
     if member == "npy":
         if len(data) != NPY_HEADER_BYTES + width * height * 3:
-            yield f"is no array of {height}x{width}x3 bytes"
+            yield f"is not an array of {height}x{width}x3 bytes"
         return
     try:
         found = decode_picture(data).pixels_HWC.shape[:2]

@@ -110,5 +110,5 @@ def test_a_folder_is_no_file_for_the_figures(raw_dataset, tmp_path, capsys):
 
 
 def test_no_dataset_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no finished dataset"):
+    with pytest.raises(InputError, match="not a finished dataset"):
         bench.main([str(tmp_path), *QUICK])

@@ -90,7 +90,7 @@ def test_pickles_that_run_code_are_refused(tmp_path):
     store = CheckpointStore(tmp_path, 2)
     store.save({"step": 1}, 1)
     store.save({"step": Evil()}, 2)
-    with pytest.warns(UserWarning, match="step-00000002 is none of ours and is passed over"):
+    with pytest.warns(UserWarning, match="step-00000002 was not written by this program and is passed over"):
         assert store.load_latest()["step"] == 1
     assert not (tmp_path / "pwned").exists()
 

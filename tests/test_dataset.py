@@ -1,4 +1,4 @@
-"""Opening what is no dataset gets one line that names the cause and the next step."""
+"""Opening what is not a dataset gets one line that names the cause and the next step."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ def test_a_missing_folder_and_an_unfinished_one_are_told_apart(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         Dataset.open(tmp_path / "nowhere")
     with pytest.raises(
-        InputError, match=r"has no dataset.json: it is no finished dataset; run `python -m pipeline.shard"
+        InputError, match=r"has no dataset.json: it is not a finished dataset; run `python -m pipeline.shard"
     ):
         Dataset.open(tmp_path)
 

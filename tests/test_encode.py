@@ -1,4 +1,4 @@
-"""Each oddity of real pictures: one rule, one note; what is no whole picture is rejected with a reason."""
+"""Each oddity of real pictures: one rule, one note; what is not a complete picture is rejected with a reason."""
 
 import io
 

@@ -231,6 +231,6 @@ def test_a_diverged_model_is_wrong_everywhere_and_gets_no_files(raw_dataset, tmp
     trainer._save_checkpoint()
     trainer.close()
     assert _evaluated(run, raw_dataset).summary()["top5"] == 0
-    with pytest.raises(InputError, match="gives no number for 10 samples: its training diverged"):
+    with pytest.raises(InputError, match="gives NaN or infinity for 10 samples: its training diverged"):
         job.main(["--data", str(raw_dataset.path), "--run", str(run.path)])
     assert not run.evaluations_path.exists()

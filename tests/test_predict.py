@@ -208,8 +208,8 @@ def test_long_names_end_in_an_ellipsis():
     [
         (["{tmp}/none.jpg"], "none.jpg can't be read: No such file"),
         (["{tmp}"], "can't be read: Is a directory"),
-        (["{picture}", "{tmp}/torn.jpg"], "torn.jpg is no whole picture"),
-        (["{tmp}/text.jpg"], "text.jpg is no whole picture .undecodable"),
+        (["{picture}", "{tmp}/torn.jpg"], "torn.jpg is not a complete picture"),
+        (["{tmp}/text.jpg"], "text.jpg is not a complete picture .undecodable"),
         (["{picture}", "--figure", "{tmp}/out.pdf"], "does not end in .png"),
         (["{picture}", "--figure", "{tmp}/folder.png"], "is a folder"),
         ([], "no picture is named"),

@@ -83,7 +83,7 @@ def test_a_cluster_without_room_is_told():
 
 @pytest.mark.parametrize("beside", [RuntimeError(GLOO), DIED])
 def test_errors_of_ours_win_over_what_they_bring_about(beside):
-    refused = InputError("the loss is no number any more")
+    refused = InputError("the loss became NaN or infinite")
     assert explained(WorkerGroupError("..", {0: beside, 1: refused})) is refused
     full = explained(WorkerGroupError("..", {0: OSError(28, "No space left on device", "RUN/ledger"), 1: beside}))
     assert isinstance(full, InputError) and not isinstance(full, WorkersLost)

@@ -245,7 +245,7 @@ def test_a_finished_dataset_and_a_foreign_folder_are_left_alone(undisturbed, tmp
 
 
 class BrokenSource(CodedSource):
-    """Every tenth training picture is no picture."""
+    """Every tenth training picture is not a picture."""
 
     def read(self, file, offset, num_bytes):
         return b"rubbish" if offset % 10 == 0 and offset < 1_000_000 else super().read(file, offset, num_bytes)

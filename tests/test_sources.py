@@ -309,8 +309,8 @@ def test_a_process_decompresses_an_idx_file_once_and_no_pickle_carries_it(tmp_pa
         (lambda content: content[:-20], "is damaged"),
         (lambda content: b"<html>", "is damaged"),
         (lambda content: gzip.compress(gzip.decompress(content)[:-1]), r"should hold \(12, 2, 3\) bytes, but has 71"),
-        (lambda content: gzip.compress(b"\0\0\x0d\x03" + gzip.decompress(content)[4:]), "is no IDX file of uint8"),
-        (lambda content: gzip.compress(b"\0\0"), "is no IDX file of uint8"),
+        (lambda content: gzip.compress(b"\0\0\x0d\x03" + gzip.decompress(content)[4:]), "is not an IDX file of uint8"),
+        (lambda content: gzip.compress(b"\0\0"), "is not an IDX file of uint8"),
     ],
 )
 def test_a_damaged_idx_file_is_named(tmp_path, damage, message):

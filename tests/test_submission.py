@@ -154,7 +154,7 @@ def test_a_server_that_is_none_or_lets_nobody_in_is_told(job_server, monkeypatch
 
 @pytest.mark.parametrize("address", ["127.0.0.1:6379", "auto", "ray://head:10001", "http://"])
 def test_an_address_that_is_not_of_a_job_server_is_refused(address):
-    with pytest.raises(InputError, match="is no address of a job server; it reads http://HEAD:8265"):
+    with pytest.raises(InputError, match="is not the address of a job server; it reads http://HEAD:8265"):
         job_server_version(address)
 
 

@@ -161,10 +161,10 @@ def test_losses_with_progress_are_retried_for_ever(run):
 
 def test_an_exception_of_ours_ends_the_run_at_once(run):
     def refuses(cluster):
-        raise InputError("the loss is no number any more")
+        raise InputError("the loss became NaN or infinite")
 
     cluster = FakeCluster(run, [[goes_on, refuses]])
-    with pytest.raises(InputError, match="no number"):
+    with pytest.raises(InputError, match="NaN or infinite"):
         supervised(run, cluster)
     assert cluster.launches == [2]
 

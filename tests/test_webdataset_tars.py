@@ -131,7 +131,7 @@ def test_pixels(tmp_path):
 def test_an_npy_member_that_is_no_picture_is_named(tmp_path, content, message):
     save(tmp_path / "a.tar", [("a.npy", content), ("a.cls", b"0")])
     source = open_source(tmp_path)
-    with pytest.raises(InputError, match=rf"a.tar: the npy member at byte 512 is no picture \(.*{message}"):
+    with pytest.raises(InputError, match=rf"a.tar: the npy member at byte 512 is not a picture \(.*{message}"):
         read_all(source, source.list_samples().splits["train"])
 
 

@@ -1,6 +1,6 @@
 """CIFAR's binary files: stored 32x32 colour pixels and labels.
 
-CIFAR-10 (`data_batch_*.bin`, `test_batch.bin`, names in `batches.meta.txt`) has one label byte a record, CIFAR-100
+CIFAR-10 (`data_batch_*.bin`, `test_batch.bin`, names in `batches.meta.txt`) has one label byte per record, CIFAR-100
 (`train.bin`, `test.bin`, names in `fine_label_names.txt`) a coarse one and a fine one, of which the fine one is the
 class; then 3,072 bytes: the red plane, the green, the blue. Krizhevsky, "Learning multiple layers of features from tiny
 images", 2009, and the data set's page.
@@ -55,7 +55,7 @@ class CifarFiles:
         """List all samples, in the files' order.
 
         Raises:
-            InputError: A file's length is no whole number of records, or a label has no name.
+            InputError: A file's length is not a whole number of records, or a label has no name.
         """
         variant = _find_variant(self.root)
         if variant is None:

@@ -87,7 +87,8 @@ def read_idx(path: Path, num_dimensions: int) -> np.ndarray:
     """Return a file's content: uint8, read-only, with its own dimensions.
 
     Raises:
-        InputError: The file is no IDX file of unsigned bytes with `num_dimensions` dimensions, or its length is wrong.
+        InputError: The file is not an IDX file of unsigned bytes with `num_dimensions` dimensions, or its length is
+            wrong.
     """
     content = path.read_bytes()
     if path.suffix == ".gz":
@@ -97,7 +98,7 @@ def read_idx(path: Path, num_dimensions: int) -> np.ndarray:
             raise InputError(f"{path} is damaged ({error}); get the file again") from error
     header_bytes = 4 * (1 + num_dimensions)
     if len(content) < header_bytes or content[:4] != bytes([0, 0, 8, num_dimensions]):
-        raise InputError(f"{path} is no IDX file of uint8 with {num_dimensions} dimensions; get the file again")
+        raise InputError(f"{path} is not an IDX file of uint8 with {num_dimensions} dimensions; get the file again")
     shape = tuple(np.frombuffer(content, ">u4", num_dimensions, offset=4).tolist())
     data = np.frombuffer(content, np.uint8, offset=header_bytes)
     if data.size != np.prod(shape, dtype=np.int64):

@@ -1,8 +1,8 @@
 """Kaggle's ImageNet folder: ROOT/ILSVRC/Data/CLS-LOC/{train,val}, with its tables of classes and validation labels.
 
-`LOC_synset_mapping.txt` has a line a class: the wnid, a space, the names. `LOC_val_solution.csv` has a line a
+`LOC_synset_mapping.txt` has one line per class: the wnid, a space, the names. `LOC_val_solution.csv` has one line per
 validation picture: ImageId, and a PredictionString of boxes, `wnid x y x y` each, all of one class. Training pictures
-lie in a folder a class. The test set has no labels and is not listed.
+lie in one folder per class. The test set has no labels and is not listed.
 """
 
 import csv

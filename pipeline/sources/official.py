@@ -152,7 +152,7 @@ class OfficialArchives:
         unknown = set(devkit.ground_truth) - devkit.wnids.keys()
         if unknown:
             raise InputError(
-                f"{self.root / DEVKIT_ARCHIVE}: the ground truth holds {min(unknown)}, which is no class's id"
+                f"{self.root / DEVKIT_ARCHIVE}: the ground truth holds {min(unknown)}, which is not the id of a class"
             )
         labels = [class_index[devkit.wnids[number]] for number in devkit.ground_truth]
         return _table(VAL_ARCHIVE, "", members, labels)
@@ -178,7 +178,7 @@ def read_devkit(path: Path) -> Devkit:
             if synset["num_children"] == 0
         }
     except (tarfile.TarError, EOFError, zlib.error, KeyError, TypeError, ValueError, matlab.MatReadError) as error:
-        raise InputError(f"{path} is no readable ILSVRC2012 devkit ({error}); get the archive again") from error
+        raise InputError(f"{path} is not a readable ILSVRC2012 devkit ({error}); get the archive again") from error
     if not leaves or not ground_truth:
         raise InputError(f"{path} names no class or no validation picture; get the archive again")
     classes = sorted(leaves.values(), key=lambda entry: entry.wnid)

@@ -96,7 +96,7 @@ class WebDatasetTars:
             return _pixels(content)
         except (ValueError, KeyError) as error:
             raise InputError(
-                f"{self.root / file}: the npy member at byte {offset} is no picture ({error}); "
+                f"{self.root / file}: the npy member at byte {offset} is not a picture ({error}); "
                 "expected uint8 pixels of shape (H, W, 3)"
             ) from error
 
