@@ -23,6 +23,7 @@ CONFIG = TrainingConfig(
     optimizer=OptimizerConfig(),
     augmentation=AugmentationConfig(crop_size=28),
     global_batch_size=10,
+    precision="float32",
     num_epochs=10,
 )
 

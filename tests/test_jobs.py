@@ -189,7 +189,7 @@ run_command({"train": train, "evaluate": evaluate}[sys.argv.pop(1)].main)
 """
 
 
-@pytest.mark.parametrize("launcher", ["alone", "ray"])
+@pytest.mark.parametrize("launcher", [pytest.param("alone", marks=pytest.mark.slow), "ray"])
 def test_only_the_launcher_on_ray_needs_ray(launcher, raw_dataset, tmp_path):
     command = [sys.executable, "-c", WITHOUT_RAY]
     paths = ["--data", raw_dataset.path, "--run", tmp_path / "run"]

@@ -106,6 +106,7 @@ def test_the_time_of_a_stopped_evaluation_is_not_that_of_training(raw_dataset, t
     assert entries(run, "step")[-1]["images_per_second"] > 12 / 20
 
 
+@pytest.mark.slow
 def test_two_workers_stop_amid_an_evaluation_that_only_one_wants_to_stop(straight, raw_dataset, tmp_path):
     run = RunFolder.create(tmp_path / "run", CONFIG, raw_dataset)
     run_workers(2, "train-stopped", raw_dataset.path, run.path)
