@@ -69,7 +69,7 @@ class ShardReader:
             ChangedSample: The bytes are not those that were written.
         """
         shard = int(self._shard_indices[sample_id])
-        content = self._map(shard).content
+        _, content = self._maps.get(shard) or self._map(shard)
         first, length = int(self._offsets[sample_id]), int(self._lengths[sample_id])
         data = content[first : first + length]
         if xxhash.xxh3_64_intdigest(data.data) != int(self._hashes[sample_id]):
@@ -90,9 +90,9 @@ class ShardReader:
             self._lengths[sample_ids].tolist(),
             strict=True,
         ):
-            mapped, content = self._map(shard)
-            start, end = first // mmap.PAGESIZE * mmap.PAGESIZE, min(first + length, len(content))
-            if mapped is not None and 0 <= start < end:
+            mapped, content = self._maps.get(shard) or self._map(shard)
+            start, end = first // mmap.PAGESIZE * mmap.PAGESIZE, first + length
+            if mapped is not None and 0 <= start < end <= len(content):
                 mapped.madvise(mmap.MADV_WILLNEED, start, end - start)
 
     def num_samples_gone(self, sample_id: int) -> int:
