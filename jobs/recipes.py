@@ -39,7 +39,7 @@ def small_demo() -> TrainingConfig:
 def synthetic_demo() -> TrainingConfig:
     """The embedded synthetic mini-ImageNet, for any two cores: stored 32 -> crop 28, Adam in batches of 32.
 
-    Source: ours. Error: 500 validation pictures of ten classes 2.8 % (docs/results.md).
+    Source: ours. Error: 500 validation pictures of ten classes 2.6 % (docs/results.md).
     Cost: 6 x 3,000 samples, 4.9e12 operations.
     """
     return TrainingConfig(
