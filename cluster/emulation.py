@@ -29,17 +29,20 @@ class Emulation:
     Attributes:
         device: In words: `this machine's CPU`, `node 10.0.0.2`.
         slowdown: Time of bfloat16 to that of float32, measured; None: not measured.
+        cause: How it is known, where it was not measured.
     """
 
     device: str
     slowdown: float | None = None
+    cause: str = ""
 
     @property
     def effect(self) -> str:
         """What the device does, in words."""
         if self.slowdown is not None and self.slowdown < _CLEAR_SLOWDOWN:
             return "computes in bfloat16 no faster than in float32"
-        return "emulates bfloat16" + (f", up to {self.slowdown:.0f} times slower than float32" if self.slowdown else "")
+        how = f"up to {self.slowdown:.0f} times slower than float32" if self.slowdown else self.cause
+        return f"emulates bfloat16{how and f', {how}'}"
 
     def __str__(self) -> str:
         """Say it in words."""
@@ -78,9 +81,9 @@ def node_emulation(name: str, num_gpus: int, known: Trial | None) -> Emulation |
 
 def _gpu_emulation(name: str, capabilities: list[str]) -> Emulation | None:
     if not capabilities:
-        return Emulation(f"{name}, whose GPU could not be identified and so counts as one that")
+        return Emulation(name, cause="by what is known: its GPU could not be identified")
     least = min(capabilities, key=lambda capability: [int(part) for part in capability.split(".")])
-    return Emulation(f"{name}, whose GPU has compute capability {least},") if is_old(least) else None
+    return Emulation(name, cause=f"as GPUs of compute capability {least} do") if is_old(least) else None
 
 
 def is_old(capability: str) -> bool:

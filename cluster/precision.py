@@ -104,7 +104,8 @@ def bfloat16_emulation(device: torch.device) -> Emulation | None:
     """Return how this process's device emulates bfloat16, or None where it computes in it natively."""
     if device.type == "cuda":
         capability = "{}.{}".format(*torch.cuda.get_device_capability(device))
-        return Emulation(f"a GPU of compute capability {capability}") if is_old(capability) else None
+        cause = f"as GPUs of compute capability {capability} do"
+        return Emulation("this machine's GPU", cause=cause) if is_old(capability) else None
     return try_processor().emulation
 
 

@@ -183,7 +183,8 @@ def written_probe(folder: Path) -> Iterator[Probe]:
     try:
         yield Probe(path, token)
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a shared file system may be out of reach for the moment
+            path.unlink()
 
 
 def inspect_node(node: Node, requirements: Requirements, probe: Probe, temp_folder: Path | None) -> NodeReport:

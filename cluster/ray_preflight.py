@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.emulation import Emulation, Trial, node_emulation
@@ -111,16 +112,20 @@ class FitNodes:
         requirements: Of the run.
         is_local: The Ray is an embedded local one, so that this process sees what workers will see.
         answer_seconds: That a node gets to answer.
-
-    Attributes:
         prefers_native: Nodes that emulate bfloat16 are left out if the others suffice.
     """
 
-    def __init__(self, requirements: Requirements, is_local: bool, answer_seconds: float = _ANSWER_SECONDS) -> None:
-        self.prefers_native = False
+    def __init__(
+        self,
+        requirements: Requirements,
+        is_local: bool,
+        answer_seconds: float = _ANSWER_SECONDS,
+        prefers_native: bool = False,
+    ) -> None:
+        self._prefers_native = prefers_native
         self._emulations: dict[str, Emulation] = {}
         self._trial: Trial | None = None
-        self._has_placed = False
+        self._gpus_per_worker: int | None = None  # of the first placement, and so of all
         self._requirements, self._is_local, self._answer_seconds = requirements, is_local, answer_seconds
         self._fit: set[str] = set()
         self._left_out: dict[str, _LeftOut] = {}
@@ -151,12 +156,19 @@ class FitNodes:
         Raises:
             InputError: The fit nodes do not suffice: a line for each cause that a node is left out, and what there is.
         """
+        try:
+            return self._placed(place, wait_seconds, needs_all)
+        except RayError as error:
+            cause = str(error).strip().partition("\n")[0]
+            raise InputError(f"Ray does not say which nodes there are ({cause}); see `ray status`") from error
+
+    def _placed(self, place: Place, wait_seconds: float | None, needs_all: bool) -> Placement:
         began, known = time.monotonic(), set(self._fit)
         deadline = math.inf if wait_seconds is None else began + wait_seconds
         self._collect(began)
         while True:
             nodes = _answering(_nodes_of_ray())
-            usable = {node_id: node for node_id, node in nodes.items() if not self._is_left_out(node_id)}
+            usable = {node_id: node for node_id, node in nodes.items() if self._may_be_used(node_id, node)}
             placement = self._tried(place, usable, nodes)
             holders = dict(_holders(usable, placement))
             unknown = {node_id: node for node_id, node in holders.items() if node_id not in self._fit}
@@ -168,38 +180,58 @@ class FitNodes:
             usable = {node_id: node for node_id, node in usable.items() if node_id in self._fit}
             placement = self._tried(place, usable, nodes)
             holders = dict(_holders(usable, placement))
-        if self.prefers_native and not needs_all and not self._emulations.keys().isdisjoint(holders):
-            placement, holders = self._without_emulation(place, usable, placement, holders)
+        if self._prefers_native and not self._emulations.keys().isdisjoint(holders):
+            asked = {node_id: usable[node_id] for node_id in holders}
+            placement, holders = self._without_emulation(place, asked, placement, holders)
         if self._of_driver or (needs_all and self._findings(nodes)):
             more = [] if self._of_driver else [f"to run without what is not fit, use --workers {placement.num_workers}"]
             raise InputError("\n".join([*self._causes(nodes), *more]))
         self._say(nodes, len(self._fit - known), time.monotonic() - began)
         self._requirements = dataclasses.replace(self._requirements, num_bytes=0)  # from now on the run fills its disk
-        self._has_placed = True
+        self._gpus_per_worker = placement.gpus_per_worker
         return dataclasses.replace(placement, node_ids=tuple(holders))
+
+    def prefer_native(self) -> None:
+        """Leave out nodes that emulate bfloat16 from now on, if the others suffice."""
+        self._prefers_native = True
 
     def emulations(self, placement: Placement) -> list[Emulation]:
         """Return the nodes of a placement that would emulate bfloat16."""
         return [self._emulations[node_id] for node_id in placement.node_ids or () if node_id in self._emulations]
 
     def _without_emulation(
-        self, place: Place, usable: Mapping[str, Any], placement: Placement, holders: dict[str, Node]
+        self, place: Place, asked: Mapping[str, Any], placement: Placement, holders: dict[str, Node]
     ) -> tuple[Placement, dict[str, Node]]:
         """Return a placement on nodes that compute in bfloat16 natively, and these; the one given if they can't do."""
-        native = {node_id: node for node_id, node in usable.items() if node_id not in self._emulations}
+        native = {node_id: node for node_id, node in asked.items() if node_id not in self._emulations}
         emulations = [emulation for node_id, emulation in self._emulations.items() if node_id in holders]
         try:
             without = place([node["Resources"] for node in native.values()])
         except InputError:
-            if self._has_placed:  # at first, whoever chooses the precision says it
-                next_step = "the other nodes do not suffice"
-                self._warn([Finding("warning", e.device, e.effect, next_step) for e in emulations])
+            without = None
+        if without is None or without.gpus_per_worker != placement.gpus_per_worker:
+            if self._gpus_per_worker is not None:  # at first, whoever chooses the precision says it
+                self._warn(
+                    [Finding("warning", e.device, e.effect, "the other nodes do not suffice") for e in emulations]
+                )
             return placement, holders
         self._warn([Finding("warning", e.device, e.effect, "left out, since the others suffice") for e in emulations])
         return without, dict(_holders(native, without))
 
     def _is_left_out(self, node_id: str) -> bool:
-        return node_id in self._left_out and time.monotonic() < self._left_out[node_id].until
+        """Return whether a node is not to be used or asked for now; one that still owes an answer is not."""
+        if node_id not in self._left_out:
+            return False
+        return time.monotonic() < self._left_out[node_id].until or node_id in self._asked()
+
+    def _asked(self) -> set[str]:
+        """Return the ids of nodes that have been asked and may still answer."""
+        return {node_id for inquiry in self._inquiries for node_id, _ in inquiry.tasks.values()}
+
+    def _may_be_used(self, node_id: str, node: Mapping[str, Any]) -> bool:
+        """Return whether workers may be placed on a node: a run on CPUs does not change to GPUs that join it."""
+        joins_with_gpus = self._gpus_per_worker == 0 and node["Resources"].get("GPU", 0) > 0
+        return not joins_with_gpus and not self._is_left_out(node_id)
 
     def _findings(self, nodes: Mapping[str, Any]) -> list[Finding]:
         """Return why nodes of those that are there are left out."""
@@ -234,8 +266,7 @@ class FitNodes:
 
         The tasks take no CPU: nodes that are busy with other jobs answer too.
         """
-        asked = {node_id for inquiry in self._inquiries for node_id, _ in inquiry.tasks.values()}
-        new = {node_id: node for node_id, node in nodes.items() if node_id not in asked}
+        new = {node_id: node for node_id, node in nodes.items() if node_id not in self._asked()}
         if not new:
             return
         try:
@@ -254,7 +285,7 @@ class FitNodes:
                 ((node_id, node),) = new.items()
                 node = dataclasses.replace(node, name="this machine")
                 driver = _inspect(node, self._requirements, probe, self._trial)
-                self._take(node_id, driver, judge(driver, driver, self._requirements))
+                self._warn(self._take(node_id, driver, judge(driver, driver, self._requirements)))
                 return
             driver = _inspect(Node(f"the driver's machine ({this_host()})"), self._requirements, probe, None)
             self._driver_versions = driver.versions
@@ -269,7 +300,7 @@ class FitNodes:
             self._inquiries.append(_Inquiry(driver, tasks, ends, stack.pop_all()))
 
     def _collect(self, deadline: float) -> None:
-        """Take the answers that come until a moment, or all; those that have not come in time count as none."""
+        """Take the answers that come until a moment, or all; a node whose answer is late is left out until it comes."""
         for inquiry in self._inquiries:
             timeout = max(0.0, min(deadline, inquiry.ends) - time.monotonic())
             answered, _ = ray.wait(list(inquiry.tasks), num_returns=len(inquiry.tasks), timeout=timeout)
@@ -282,7 +313,6 @@ class FitNodes:
                     cause = f"does not answer within {self._answer_seconds:g} s"
                     next_step = "look at it with `ray status`, and stop its Ray or start it anew"
                     self._take(node_id, None, [Finding("error", node.name, cause, next_step)])
-                inquiry.tasks.clear()
             if not inquiry.tasks:
                 inquiry.probe.close()
         self._inquiries = [inquiry for inquiry in self._inquiries if inquiry.tasks]
@@ -294,22 +324,22 @@ class FitNodes:
         try:
             report = ray.get(reference)
             return node_id, report, judge(report, inquiry.driver, self._requirements)
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             lines = str(error).strip().splitlines()
             cause = f"can't run this project's code ({lines[-1].strip()})"
             next_step = "submit with `--working-dir .`, and start its Ray from this project's environment"
             return node_id, None, [Finding("error", node.name, cause, next_step)]
 
     def _take(self, node_id: str, report: NodeReport | None, findings: list[Finding]) -> list[Finding]:
-        """Note whether a node is fit; return what may go wrong on it all the same."""
+        """Note whether a node is fit; if it is, return what may go wrong on it all the same."""
         if report is not None and report.emulation is not None:
             self._emulations[node_id] = report.emulation
         errors = [finding for finding in findings if finding.severity == "error"]
         if errors:
             self._left_out[node_id] = _LeftOut(errors, time.monotonic() + _AGAIN_SECONDS)
-        else:
-            self._fit.add(node_id)
-            self._left_out.pop(node_id, None)
+            return []
+        self._fit.add(node_id)
+        self._left_out.pop(node_id, None)
         return [finding for finding in findings if finding.severity == "warning"]
 
     def _warn(self, findings: list[Finding]) -> None:

@@ -117,15 +117,17 @@ def _train_on_ray(arguments: Arguments, config: TrainingConfig, workers: WorkerR
     if job.is_finished():
         return
     requirements = training_requirements(config, job.dataset, job.run_path)
-    with training_session() as is_local, FitNodes(requirements, is_local) as fit_nodes:
+    takes_all = workers is None  # nodes, the slow ones too
+    prefers_native = job.computes_in_bfloat16 and not takes_all
+    with training_session() as is_local, FitNodes(requirements, is_local, prefers_native=prefers_native) as fit_nodes:
         allowed = _allowed(workers, config, arguments)
         place = functools.partial(
             place_workers, workers=allowed, requested_cpus=arguments.cpus_per_worker, strategy=arguments.placement
         )
-        fit_nodes.prefers_native = job.computes_in_bfloat16
-        placement = fit_nodes.place(place, needs_all=workers is None)
+        placement = fit_nodes.place(place, needs_all=takes_all)
         job = job.in_precision(fit_nodes.emulations(placement))
-        fit_nodes.prefers_native = job.computes_in_bfloat16  # from now on, whoever chose it
+        if job.computes_in_bfloat16 and not takes_all:
+            fit_nodes.prefer_native()
         job.announce(f"{placement} on {'a local Ray' if is_local else 'the cluster'}", placement.num_workers)
         if job.is_dry:
             return

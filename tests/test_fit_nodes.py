@@ -36,10 +36,11 @@ class FakeRay:
 
     def __init__(self, **states: str) -> None:
         self.states, self.asked, self.now = states, [], 1000.0
+        self.resources = {name: {"CPU": 2.0} for name in states}
 
     def nodes(self):
         return [
-            {"NodeID": name, "Alive": True, "Resources": {"CPU": 2.0}, "NodeName": name,
+            {"NodeID": name, "Alive": True, "Resources": self.resources.get(name, {"CPU": 2.0}), "NodeName": name,
              "NodeManagerAddress": "10.0.0.1", "NodeManagerHostname": f"host-{name}"}
             for name in self.states
         ]  # fmt: skip
@@ -156,14 +157,13 @@ def test_a_newcomer_that_does_not_answer_is_neither_waited_for_nor_asked_every_s
             assert nodes.place(place("1:2"), wait_seconds=0.0).node_ids == ("a",)
             fake.now += 1.0
         assert fake.now == began + 50 and fake.asked == ["a", "b"] and "left out" not in capsys.readouterr().err
-        for _ in range(150):  # 60 s until it is left out, 60 until it is asked again, 60 more
+        for _ in range(150):  # 60 s until it is left out; its task may hang, so that it gets no second one
             assert nodes.place(place("1:2"), wait_seconds=0.0).node_ids == ("a",)
             fake.now += 1.0
-        assert fake.asked == ["a", "b", "b"] and capsys.readouterr().err.count("does not answer within 60 s") == 1
-        fake.states["b"] = "fit"
-        fake.now += 60
-        nodes.place(place("1:2"), wait_seconds=0.0)  # asks
+        assert fake.asked == ["a", "b"] and capsys.readouterr().err.count("does not answer within 60 s") == 1
+        fake.states["b"] = "fit"  # and answers late
         assert nodes.place(place("1:2"), wait_seconds=0.0).node_ids == ("a", "b")
+        assert fake.asked == ["a", "b"]
 
 
 def test_a_node_that_is_mended_is_taken_in_after_a_minute(cluster, requirements):
@@ -280,7 +280,7 @@ def test_a_bfloat16_run_leaves_out_a_node_that_emulates_it_where_the_others_suff
     fake = cluster(a="fit")
     with FitNodes(requirements, is_local=False) as nodes:
         assert nodes.place(place("1:3")).node_ids == ("a",)
-        nodes.prefers_native = True
+        nodes.prefer_native()
         fake.states["b"] = "slow"
         for _ in range(3):
             placement = nodes.place(place("1:3"))
@@ -292,13 +292,39 @@ def test_a_bfloat16_run_leaves_out_a_node_that_emulates_it_where_the_others_suff
         assert capsys.readouterr().err == (f"warning: {SLOW_NODE}; the other nodes do not suffice\n")
 
 
-def test_a_bfloat16_run_without_a_number_takes_all_nodes(cluster, requirements, capsys):
-    cluster(a="fit", b="slow")
+def test_nodes_that_take_the_place_of_slow_ones_were_asked_too(cluster, requirements):
+    fake = cluster(a="fit", b="slow", b2="slow", c="blind")
+    fake.resources |= {"a": {"CPU": 8.0}, "b": {"CPU": 8.0}, "b2": {"CPU": 8.0}, "c": {"CPU": 4.0}}
+    three = functools.partial(place_workers, workers=WorkerRange(3, 3), requested_cpus=None)
+    with FitNodes(requirements, is_local=False, prefers_native=True) as nodes:
+        placement = nodes.place(three)
+    assert "c" not in placement.node_ids and set(placement.node_ids) <= set(fake.asked)
+
+
+def test_slow_gpus_are_not_left_out_for_cpus(cluster, requirements):
+    fake = cluster(head="fit", a="slow", b="slow")
+    gpus = {"CPU": 16.0, "GPU": 2.0}
+    fake.resources |= {"head": {"CPU": 64.0}, "a": gpus, "b": gpus}
+    four = functools.partial(place_workers, workers=WorkerRange(4, 4), requested_cpus=None)
+    with FitNodes(requirements, is_local=False, prefers_native=True) as nodes:
+        placement = nodes.place(four)
+    assert (placement.gpus_per_worker, placement.node_ids) == (1, ("a", "b"))
+
+
+def test_a_node_with_gpus_that_joins_does_not_stop_a_run_on_cpus(cluster, requirements):
+    fake = cluster(a="fit", b="fit")
     with FitNodes(requirements, is_local=False) as nodes:
-        nodes.prefers_native = True
-        placement = nodes.place(place("2"), needs_all=True)
-        assert placement.node_ids == ("a", "b") and len(nodes.emulations(placement)) == 1
-    assert capsys.readouterr().err == ""  # whoever chooses the precision says it
+        assert nodes.place(place("2:8")).node_ids == ("a", "b")
+        fake.states["c"], fake.resources["c"] = "fit", {"CPU": 2.0, "GPU": 1.0}
+        assert nodes.place(place("2:8")).node_ids == ("a", "b")
+
+
+def test_a_local_ray_is_warned_of_what_may_go_wrong(cluster, requirements, capsys, monkeypatch):
+    cluster(a="fit")
+    monkeypatch.setattr("cluster.preflight._available_memory_bytes", lambda: 1)
+    with FitNodes(requirements, is_local=True) as nodes:
+        nodes.place(place("1"))
+    assert capsys.readouterr().err.startswith("warning: this machine: 0.0 GB of memory are available, ")
 
 
 @pytest.mark.parametrize("recipe", ["auto", "float32"])

@@ -73,7 +73,7 @@ def test_a_gpu_is_judged_by_its_compute_capability(capability, emulates, monkeyp
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     found = bfloat16_emulation(torch.device("cuda", 0))
     assert (found is not None) == emulates
-    assert not emulates or str(found) == "a GPU of compute capability 7.5 emulates bfloat16"
+    assert not emulates or str(found) == "this machine's GPU emulates bfloat16, as GPUs of compute capability 7.5 do"
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ def test_a_gpu_is_judged_by_its_compute_capability(capability, emulates, monkeyp
     [
         ("9.0\n9.0\n", None),
         ("8.0\n10.0\n", None),
-        ("8.6\n7.5\n", "node a, whose GPU has compute capability 7.5, emulates bfloat16"),
-        ("NVIDIA-SMI has failed\n", "node a, whose GPU could not be identified and so counts as one that emulates"),
-        (None, "node a, whose GPU could not be identified and so counts as one that emulates bfloat16"),
+        ("8.6\n7.5\n", "node a emulates bfloat16, as GPUs of compute capability 7.5 do"),
+        ("NVIDIA-SMI has failed\n", "node a emulates bfloat16, by what is known: its GPU could not be identified"),
+        (None, "node a emulates bfloat16, by what is known: its GPU could not be identified"),
     ],
 )
 def test_a_node_with_gpus_is_judged_by_what_nvidias_tool_says(answer, expected, tmp_path, monkeypatch):
