@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from pipeline.files import atomic_file, remove_temporary_files, write_json
+from pipeline.files import atomic_file, names_in, remove_temporary_files, write_json
 from pipeline.os_errors import is_out_of_reach
 
 Kind = Literal["step", "best"]
@@ -93,8 +93,9 @@ class CheckpointStore:
 
     def _names(self, kind: Kind, extension: str = "json") -> list[str]:
         """Return the names that `_name` has made, of files with an extension; others in the folder are somebody's."""
-        names = (path.stem for path in self._folder.glob(f"{kind}-*.{extension}"))
-        return sorted(name for name in names if re.fullmatch(rf"{kind}-\d{{8,}}", name))
+        pattern = re.compile(rf"({kind}-\d{{8,}})\.{extension}")
+        matches = (pattern.fullmatch(name) for name in names_in(self._folder))
+        return [match[1] for match in matches if match]
 
     def _newest_whole(self, kind: Kind) -> dict[str, Any] | None:
         for name in reversed(self._names(kind)):

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from pipeline.command import InputError
-from pipeline.files import atomic_file, flush_folder, remove_temporary_files
+from pipeline.files import atomic_file, flush_folder, names_in, remove_temporary_files
 
 LEDGER_SCHEMA = pa.schema(
     [
@@ -235,8 +235,7 @@ def _name(kind: str, first_step: int, last_step: int) -> str:
 def _files(folder: Path, kind: str) -> list[_Part]:
     """Return a folder's files whose name `_name` has made, `kind` being a regular expression."""
     pattern = re.compile(rf"(?:{kind})-(\d{{8,}})-(\d{{8,}})\.parquet")
-    names = os.listdir(folder) if folder.is_dir() else []
-    matches = (pattern.fullmatch(name) for name in sorted(names))
+    matches = (pattern.fullmatch(name) for name in names_in(folder))
     return [_Part(folder / match[0], int(match[1]), int(match[2]), int(match[2])) for match in matches if match]
 
 

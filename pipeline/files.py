@@ -47,9 +47,21 @@ def is_temporary(name: str) -> bool:
 def remove_temporary_files(*folders: Path) -> None:
     """Remove what killed processes of this project began to write in folders, and nothing else."""
     for folder in folders:
-        for path in folder.glob(".*.tmp"):
-            if is_temporary(path.name):
-                path.unlink(missing_ok=True)
+        for name in names_in(folder):
+            if is_temporary(name):
+                (folder / name).unlink(missing_ok=True)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names in a folder, sorted; none where it is not there.
+
+    Raises:
+        OSError: It can't be listed. `Path.glob` would take it for an empty one.
+    """
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
 
 
 def flush_folder(folder: Path) -> None:

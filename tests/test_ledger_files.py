@@ -1,6 +1,7 @@
 """The ledger's files equal a plain list, whatever was appended, merged, rolled back, and killed on the way."""
 
 import contextlib
+import errno
 import itertools
 import os
 import re
@@ -364,3 +365,18 @@ def test_a_gap_does_not_stop_the_training(tmp_path):
     assert _names(tmp_path)[1:] == ["steps-00000013-00000020.parquet", "steps-00000031-00000034.parquet"]
     assert ledger.roll_back(18) == ledger.num_rolled_back == 6
     assert [step for step, _, _ in _steps(ledger)] == list(range(1, 19))
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
+    ledger = Ledger(tmp_path / "ledger")
+    ledger.append(1, np.arange(8).reshape(2, 4), 1)
+
+    def stale(*arguments):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_dir", lambda path: False)  # what Python 3.14 says then
+        patch.setattr(os, "listdir", stale)
+        for call in (lambda: ledger.roll_back(0), lambda: list(ledger.read())):
+            with pytest.raises(OSError, match="Stale file handle"):
+                call()
