@@ -7,7 +7,7 @@ import torch
 
 from cluster.checkpoint import CheckpointStore
 from pipeline.command import InputError
-from pipeline.os_errors import is_out_of_reach
+from pipeline.os_errors import described, way_out
 
 
 class CheckpointWriter:
@@ -43,11 +43,11 @@ class CheckpointWriter:
         try:
             under_way.result()
         except OSError as error:
-            if is_out_of_reach(error):
+            if not way_out(error):
                 raise
             raise InputError(
-                f"a checkpoint can't be written: {error.strerror or error}; those before are whole: mend the cause, "
-                "and the same command goes on from there"
+                f"a checkpoint can't be written: {described(error)}; those before are whole: {way_out(error)}, and the "
+                "same command goes on from there"
             ) from error
 
     def close(self) -> None:

@@ -64,6 +64,21 @@ def test_the_best_stays_beside_the_latest(tmp_path):
     assert store.load_best()["step"] == 1
 
 
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
+    store = _store(tmp_path)
+
+    def stale(*arguments):
+        raise PermissionError(errno.EACCES, "Permission denied")  # the one that Python 3.11 passes over, too
+
+    with monkeypatch.context() as patch:
+        for name in ("listdir", "scandir"):
+            patch.setattr(os, name, stale)
+        for call in (store.latest_step, store.load_latest, store.load_best, lambda: store.remove_leftovers(0)):
+            with pytest.raises(PermissionError):
+                call()
+    assert store.latest_step() == 3
+
+
 def test_leftovers_of_a_killed_run_are_removed(tmp_path):
     store = _store(tmp_path)
     for name in (f".step-00000004.pt.{'7' * 32}.tmp", "step-00000004.pt"):
@@ -117,12 +132,19 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_one_before_stays(tm
     store = _store(tmp_path)
     writer = CheckpointWriter(store)
 
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def fails(code):
+        def fail(descriptor):
+            raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("os.fsync", full)
+        return fail
+
+    monkeypatch.setattr("os.fsync", fails(errno.ENOSPC))
     writer.write({"step": 4}, 4)
-    with pytest.raises(InputError, match=r"can't be written: No space left on device; .*the same command goes on"):
+    with pytest.raises(InputError, match=r"No space left on device; .*: free some space there, and the same command"):
+        writer.wait()
+    monkeypatch.setattr("os.fsync", fails(errno.ENOENT))  # which may pass, as on a shared file system
+    writer.write({"step": 4}, 4)
+    with pytest.raises(FileNotFoundError):
         writer.wait()
     monkeypatch.undo()
     assert store.load_latest()["step"] == store.latest_step() == 3
