@@ -14,10 +14,10 @@ _POLL_SECONDS = 0.2
 
 
 class JsonLog:
-    """Appends to a log; each line is flushed whole, and says when it was written."""
+    """Appends to a log; each line is written whole, and says when it was written."""
 
     def __init__(self, path: Path, wait_seconds: float = 0.0) -> None:
-        """Open the log for this process alone; a line torn by a kill is closed off.
+        """Open the log for this process alone; a line torn by a kill is closed off by the next.
 
         Args:
             path: Of the log.
@@ -26,7 +26,8 @@ class JsonLog:
         Raises:
             InputError: Another process writes it.
         """
-        self._file: IO[bytes] = open(path, "ab+")
+        # Unbuffered: a line that can't be written would stay in a buffer, and fail once more when the log is closed.
+        self._file = open(path, "ab+", buffering=0)
         deadline = time.monotonic() + wait_seconds
         # The kernel releases the lock when the process dies, however it dies.
         try:
@@ -40,16 +41,18 @@ class JsonLog:
         except BaseException:
             self._file.close()
             raise
+        self._ends_torn = False
         if self._file.seek(0, 2):
             self._file.seek(-1, 2)
-            if self._file.read(1) != b"\n":
-                self._file.write(b"\n")
+            self._ends_torn = self._file.read(1) != b"\n"
 
     def write(self, kind: str, **values: Any) -> None:
-        """Append one line."""
+        """Append one line; one that an error tears is closed off by the next."""
         entry = {"kind": kind, **values, "time": round(time.time(), 3)}
-        self._file.write((json.dumps(entry) + "\n").encode())
-        self._file.flush()
+        left = b"\n" * self._ends_torn + (json.dumps(entry) + "\n").encode()
+        while left:
+            left = left[self._file.write(left) :]
+            self._ends_torn = bool(left)
 
     def close(self) -> None:
         """Close the file."""

@@ -3,6 +3,7 @@
 import errno
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -59,3 +60,36 @@ def test_a_follower_outlives_a_file_system_that_is_out_of_reach_for_a_moment(tmp
         while failures:
             time.sleep(0.001)
     assert "stopped at a checkpoint" in capsys.readouterr().out
+
+
+def test_a_line_that_cannot_be_written_fails_once():
+    log = JsonLog(Path("/dev/full"))
+    with pytest.raises(OSError, match="No space left on device"):
+        log.write("step", step=1)
+    log.close()
+
+
+def test_a_line_torn_by_an_error_is_closed_off_by_the_next(tmp_path, monkeypatch):
+    path = tmp_path / "log.jsonl"
+    log = JsonLog(path)
+    full, whole = _DiskThatFills(log._file), log._file
+    monkeypatch.setattr(log, "_file", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        log.write("torn")
+    monkeypatch.setattr(log, "_file", whole)
+    log.write("stop")
+    log.close()
+    assert path.read_bytes().startswith(b'{"ki\n') and [entry["kind"] for entry in read_entries(path)] == ["stop"]
+
+
+class _DiskThatFills:
+    """Takes four bytes, then none."""
+
+    def __init__(self, file):
+        self._file, self._has_room = file, True
+
+    def write(self, content):
+        if not self._has_room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self._has_room = False
+        return self._file.write(content[:4])
