@@ -111,9 +111,9 @@ class NodeReport:
         dataset_error: Why the dataset can't be used, or empty.
         sees_probe: The driver's probe is there.
         write_error: Why nothing can be written beside it, or empty.
-        free_disk_bytes: On the shared folder's file system; None where the folder is not there.
+        free_disk_bytes: On the shared folder's file system; None where it can't be reached.
         free_shared_memory_bytes: Of /dev/shm; None where there is none.
-        free_temp_bytes: On the file system of Ray's temporary folder; None where Ray does not tell it.
+        free_temp_bytes: On the file system of Ray's temporary folder; None where it is not known or can't be reached.
         num_cpus: That this process may use.
         available_memory_bytes: Without swapping, and within the container's limit.
         emulation: How its workers would emulate bfloat16; None: not at all, or not asked.
@@ -197,7 +197,7 @@ def inspect_node(node: Node, requirements: Requirements, probe: Probe, temp_fold
         temp_folder: Of Ray, on this node, where it is known.
     """
     dataset_sha256, dataset_error = _read_dataset(requirements.dataset_path, requirements.replaces_bad_samples)
-    folder, shared_memory = probe.path.parent, Path("/dev/shm")
+    folder = probe.path.parent
     return NodeReport(
         node=node,
         executable=sys.executable,
@@ -207,9 +207,9 @@ def inspect_node(node: Node, requirements: Requirements, probe: Probe, temp_fold
         dataset_error=dataset_error,
         sees_probe=_sees(probe),
         write_error=_try_to_write(folder),
-        free_disk_bytes=shutil.disk_usage(folder).free if folder.exists() else None,
-        free_shared_memory_bytes=shutil.disk_usage(shared_memory).free if shared_memory.exists() else None,
-        free_temp_bytes=None if temp_folder is None else shutil.disk_usage(temp_folder).free,
+        free_disk_bytes=_free_bytes(folder),
+        free_shared_memory_bytes=_free_bytes(Path("/dev/shm")),
+        free_temp_bytes=None if temp_folder is None else _free_bytes(temp_folder),
         num_cpus=len(os.sched_getaffinity(0)),
         available_memory_bytes=_available_memory_bytes(),
     )
@@ -261,6 +261,13 @@ def _try_to_write(folder: Path) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+def _free_bytes(folder: Path) -> int | None:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
 
 
 def _versions() -> dict[str, str]:

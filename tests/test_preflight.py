@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import importlib.metadata
 import io
 import json
@@ -209,6 +210,15 @@ def test_a_node_with_another_folder_under_the_same_path_does_not_see_the_probe(r
         empty = inspect_node(Node("b"), requirements, probe, Path("/tmp"))
     assert (absent.sees_probe, absent.free_disk_bytes) == (False, None) and absent.write_error
     assert (empty.sees_probe, empty.write_error) == (False, "")
+
+
+def test_room_that_cannot_be_told_does_not_keep_a_node_from_answering(raw_dataset, tmp_path, monkeypatch):
+    def stale(*arguments):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(shutil, "disk_usage", stale)
+    report = _inspect(raw_dataset.path, tmp_path)
+    assert report.free_disk_bytes is report.free_shared_memory_bytes is report.free_temp_bytes is None
 
 
 def test_a_folder_that_takes_no_file_is_told(tmp_path):
