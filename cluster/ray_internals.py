@@ -1,4 +1,4 @@
-"""What is asked of Ray beside its documented interface, as seen in Ray 2.60; a Ray that lacks it does without.
+"""What is asked of Ray beside its documented interface, as seen in Ray 2.60; one that lacks or changed it does without.
 
 What Ray Train is overridden in stands in `cluster/ray_launch.py`, beside what it serves.
 """
@@ -13,8 +13,6 @@ from typing import Any
 
 import ray
 
-_GONE = (ImportError, AttributeError, TypeError)
-
 
 @dataclass(frozen=True)
 class UploadRules:
@@ -22,11 +20,12 @@ class UploadRules:
 
     Attributes:
         limit_bytes: Of a request to the job server, which else answers with status 413.
-        visit: Calls a function for each file and folder in a folder that would be uploaded.
+        paths: Returns each file and folder in a folder that would be uploaded; None where this Ray's functions are
+            called otherwise.
     """
 
     limit_bytes: int
-    visit: Callable[[Path, Callable[[Path], None]], None]
+    paths: Callable[[Path], list[Path] | None]
 
 
 def upload_rules() -> UploadRules | None:
@@ -38,26 +37,40 @@ def upload_rules() -> UploadRules | None:
             get_runtime_env_default_excludes,
         )
         from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
-    except _GONE:
+    except Exception:
         return None
 
-    def visit(folder: Path, handle: Callable[[Path], None]) -> None:
-        _dir_travel(
-            folder,
-            [_get_excludes(folder, get_runtime_env_default_excludes())],
-            handle,
-            include_gitignore=os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1",
-            logger=logging.getLogger(__name__),
-        )
+    def paths(folder: Path) -> list[Path] | None:
+        found: list[Path] = []
+        try:
+            _dir_travel(
+                folder,
+                [_get_excludes(folder, get_runtime_env_default_excludes())],
+                found.append,
+                include_gitignore=os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1",
+                logger=logging.getLogger(__name__),
+            )
+        except OSError:  # of the folder, not of this Ray
+            raise
+        except Exception:
+            return None
+        return found
 
-    return UploadRules(DASHBOARD_CLIENT_MAX_SIZE, visit)
+    return UploadRules(DASHBOARD_CLIENT_MAX_SIZE, paths)
 
 
 def ray_version_at(client: Any) -> str | None:
-    """Return the version of the Ray whose job server a JobSubmissionClient talks to, or None."""
+    """Return the version of the Ray whose job server a JobSubmissionClient talks to, or None.
+
+    Raises:
+        OSError: It does not answer.
+        RayError: It does not let this user in.
+    """
     try:
         return str(client._do_request("GET", "/api/version").json()["ray_version"])
-    except _GONE:
+    except (OSError, ray.exceptions.RayError):
+        raise
+    except Exception:
         return None
 
 
@@ -66,13 +79,13 @@ def temporary_folder() -> Path | None:
     try:
         node: Any = ray._private.worker._global_node
         return Path(node.get_temp_dir_path())
-    except _GONE:
+    except Exception:
         return None
 
 
 def end_synchronization_actor() -> None:
     """End, from a worker, the actor through which workers agree on what they report to Ray Train: nothing here."""
-    with contextlib.suppress(*_GONE):
+    with contextlib.suppress(Exception):
         from ray.train.v2._internal.execution.context import get_train_context
 
         actor: Any = get_train_context().execution_context.synchronization_actor

@@ -64,21 +64,18 @@ def measure_upload(folder: Path) -> Upload | None:
     if not folder.is_dir():
         raise InputError(f"--working-dir {folder} is not a folder; name the checkout")
     rules = upload_rules()
-    if rules is None:
+    paths = None if rules is None else rules.paths(folder)
+    if rules is None or paths is None:
         return None
     files: dict[str, int] = {}
     num_bytes = _END_BYTES
-
-    def count(path: Path) -> None:
-        nonlocal num_bytes
+    for path in paths:
         name = path.relative_to(folder).as_posix()
         if path.is_file():
             files[name] = path.stat().st_size
             num_bytes += _MEMBER_BYTES + 2 * len(name.encode()) + files[name]
         elif not any(path.iterdir()):  # Ray keeps empty folders
             num_bytes += _MEMBER_BYTES + 2 * len(f"{name}/".encode())
-
-    rules.visit(folder, count)
     return Upload(folder, files, num_bytes, rules.limit_bytes)
 
 
@@ -109,6 +106,8 @@ def job_server_version(address: str) -> str | None:
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         cause = str(error).strip().partition("\n")[0]
+        if isinstance(error, KeyError):
+            cause = f"the answer lacks {cause}"
         raise InputError(
             f"no job server answers at {address} ({cause}); start it with `ray start --head`, or name it: "
             "--address http://HEAD:8265"

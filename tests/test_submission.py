@@ -3,6 +3,7 @@
 import http.server
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,7 @@ from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
 from cluster import ray_submission
-from cluster.ray_internals import temporary_folder, upload_rules
+from cluster.ray_internals import end_synchronization_actor, temporary_folder, upload_rules
 from cluster.ray_submission import job_server_version, measure_upload
 from jobs import preflight
 from pipeline.command import InputError
@@ -209,6 +210,37 @@ def test_a_ray_with_other_rules_inside_uploads_unmeasured(checkout, job_server, 
     captured = capsys.readouterr()
     assert captured.err.startswith("warning: Ray ") and "the upload is not measured" in captured.err
     assert captured.out.startswith("job server ") and "ray job submit --address" in captured.out
+
+
+def test_a_ray_whose_rules_are_called_otherwise_uploads_unmeasured(checkout, monkeypatch):
+    monkeypatch.setattr("ray._private.runtime_env.packaging._dir_travel", lambda path: None)
+    assert measure_upload(checkout[0]) is None
+
+
+def test_an_answer_without_a_version_is_told_or_done_without(job_server, monkeypatch):
+    monkeypatch.setattr(_JobServer, "answer", (200, {"version": "4"}))
+    with pytest.raises(InputError, match="the answer lacks 'ray_version'"):
+        job_server_version(job_server)
+    monkeypatch.setattr(ray_submission, "JobSubmissionClient", _AnswersNothing)
+    assert job_server_version(job_server) is None
+
+
+class _AnswersNothing:
+    def __init__(self, address):
+        pass
+
+    def _do_request(self, *request):
+        return SimpleNamespace(json=dict)
+
+
+def test_a_ray_whose_insides_raise_whatever_they_like_is_no_obstacle(monkeypatch):
+    def fails():
+        raise RuntimeError("not here any more")
+
+    monkeypatch.setattr("ray._private.worker._global_node", SimpleNamespace(get_temp_dir_path=fails))
+    assert temporary_folder() is None
+    monkeypatch.setattr("ray.train.v2._internal.execution.context.get_train_context", fails)
+    end_synchronization_actor()
 
 
 def test_a_ray_whose_client_has_other_methods_inside_does_not_tell_its_version(job_server, monkeypatch):
