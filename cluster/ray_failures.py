@@ -12,17 +12,22 @@ from pipeline.command import InputError
 from pipeline.os_errors import as_input_error, described, way_out
 
 
-def explained(error: BaseException, fatal_signal: str | None = None) -> BaseException:
+def explained(
+    error: BaseException, fatal_signal: str | None = None, next_time: str = "goes on from the latest checkpoint"
+) -> BaseException:
     """Return what a failed launch means.
 
     Args:
-        error: That Ray Train raised.
+        error: That Ray Train raised, or that the driver met as it launched.
         fatal_signal: That killed a worker, as far as it is known; see `cluster.fatal_signals`.
+        next_time: What the same command does when it is run again.
 
     Returns:
         An InputError where a worker refused its input or met an error that lasts; WorkersLost where processes were lost
         or an error may pass; the error itself where the code is wrong.
     """
+    if _is_of_system(error):  # met by the driver: those of workers come in an error of Ray Train
+        return as_input_error(error, next_time=next_time) if way_out(error) else WorkersLost(described(error))
     failures = list(error.worker_failures.values()) if isinstance(error, ray.train.WorkerGroupError) else [error]
     if isinstance(error, ray.train.ControllerError):
         failures = [error.controller_failure]
@@ -30,7 +35,7 @@ def explained(error: BaseException, fatal_signal: str | None = None) -> BaseExce
         if isinstance(failure, InputError):
             return failure
         if _is_of_system(failure) and way_out(failure):
-            return as_input_error(failure, "a worker met: ")
+            return as_input_error(failure, "a worker met: ", next_time)
     if not all(_is_of_ray(failure) or _is_of_system(failure) or is_lost_peer(failure) for failure in failures):
         return error
     if fatal_signal is not None:

@@ -8,6 +8,7 @@ Ray's own actors talk too much; all of it is in Ray's log folder. Who launches a
 
 import atexit
 import contextlib
+import functools
 import os
 import sys
 import tempfile
@@ -84,8 +85,8 @@ class RayCluster:
         return self._fit_nodes.place(place, wait_seconds)
 
     def start(self, placement: Placement) -> "RayLaunch":
-        """Launch the workers."""
-        return RayLaunch(self._work, placement, self._name, self._fatal_signals, self._stop_request)
+        """Launch the workers, which go on from the latest checkpoint."""
+        return RayLaunch(functools.partial(self._fit, placement))
 
     def run(self, placement: Placement) -> None:
         """Launch the workers and wait for their end; those that are lost are not launched again.
@@ -94,28 +95,55 @@ class RayCluster:
             InputError: A worker refused its input, or was lost.
         """
         try:
-            self.start(placement).wait()
+            RayLaunch(functools.partial(self._fit, placement, next_time="tries again")).wait()
         except WorkersLost as lost:
             raise InputError(f"{lost}; the same command tries again") from lost
 
+    def _fit(self, placement: Placement, **words: str) -> BaseException | None:
+        """Run the trainer to its end; return what its failure means, in `words` of `explained`."""
+        signals = self._fatal_signals
+        try:
+            _remove_placement_groups()
+            storage = tempfile.TemporaryDirectory(prefix="alexnet-ray-", ignore_cleanup_errors=True)
+            with signals.expected(), storage as path:
+                try:
+                    _trainer(self._worker(), placement, self._name, path).fit()
+                except BaseException as error:
+                    return explained(error, signals.told(), **words)
+        except BaseException as error:
+            return explained(error, **words)
+        return None
+
+    def _worker(self) -> Callable[[], None]:
+        """Return what a worker runs; it is pickled, without this object."""
+        work, fatal_signals, stop_request = self._work, self._fatal_signals, self._stop_request
+
+        def worker() -> None:
+            _end_with_parent()
+            fatal_signals.watch()
+            context = ray.train.get_context()
+            rank, device = context.get_world_rank(), torch.device(get_device())
+            if rank == 0:
+                end_synchronization_actor()
+            wants_to_stop = {} if stop_request is None or rank else {"wants_to_stop": stop_request.is_made}
+            work(World(rank, context.get_world_size(), device, **wants_to_stop))
+
+        return worker
+
 
 class RayLaunch:
-    """A worker group of Ray Train, under way."""
+    """A worker group of Ray Train, under way.
 
-    def __init__(
-        self,
-        work: Callable[[World], None],
-        placement: Placement,
-        name: str,
-        fatal_signals: FatalSignals,
-        stop_request: StopRequest | None,
-    ) -> None:
-        """Start the workers; see `RayCluster`."""
+    Args:
+        fit: Runs the workers to their end, and returns what their failure means.
+    """
+
+    def __init__(self, fit: Callable[[], BaseException | None]) -> None:
         self._failure: BaseException | None = None
         # Not the thread's end: Python 3.11 takes a thread whose join a signal interrupts for ended.
         self._has_ended = threading.Event()
-        arguments = (work, placement, name, fatal_signals, stop_request)
-        threading.Thread(target=self._fit, args=arguments, daemon=True).start()
+        # In the main thread Ray would take Ctrl-C for itself.
+        threading.Thread(target=self._run, args=(fit,), daemon=True).start()
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait for the workers' end, at most so long; return whether it has come.
@@ -130,37 +158,9 @@ class RayLaunch:
             raise self._failure
         return True
 
-    def _fit(
-        self,
-        work: Callable[[World], None],
-        placement: Placement,
-        name: str,
-        fatal_signals: FatalSignals,
-        stop_request: StopRequest | None,
-    ) -> None:
-        """Run the trainer; in the main thread Ray would take Ctrl-C for itself."""
-
-        def worker() -> None:
-            _end_with_parent()
-            fatal_signals.watch()
-            context = ray.train.get_context()
-            rank, device = context.get_world_rank(), torch.device(get_device())
-            if rank == 0:
-                end_synchronization_actor()
-            wants_to_stop = {} if stop_request is None or rank else {"wants_to_stop": stop_request.is_made}
-            work(World(rank, context.get_world_size(), device, **wants_to_stop))
-
-        try:
-            _remove_placement_groups()
-            with fatal_signals.expected(), tempfile.TemporaryDirectory(prefix="alexnet-ray-") as storage:
-                try:
-                    _trainer(worker, placement, name, storage).fit()
-                except BaseException as error:
-                    self._failure = explained(error, fatal_signals.told())
-        except BaseException as error:
-            self._failure = explained(error)
-        finally:
-            self._has_ended.set()
+    def _run(self, fit: Callable[[], BaseException | None]) -> None:
+        self._failure = fit()
+        self._has_ended.set()
 
 
 class _LeanTrainer(TorchTrainer):
@@ -177,21 +177,25 @@ class _LeanTrainer(TorchTrainer):
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # of the v2 API
         return [callback for callback in callbacks if type(callback).__name__ not in superfluous]
 
-    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        def after_start(_: object) -> None:
+    def _initialize_and_run_controller(self, *positional: Any, **arguments: Any) -> Any:
+        def after_start(*_: object, **__: object) -> None:
             atexit.register(os._exit, 0)  # before C++ destroys what waits for each other
 
         if policy := arguments.get("scaling_policy"):  # a part of the controller
-            policy.after_controller_start, policy._maybe_send_resource_request = after_start, lambda: None
-        return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
+            policy.after_controller_start, policy._maybe_send_resource_request = after_start, lambda *_: None
+        return super()._initialize_and_run_controller(*positional, **arguments)  # type: ignore[misc]
 
 
 def _remove_placement_groups() -> None:
-    """Remove this driver's placement groups, of earlier launches: a killed controller's would keep CPUs and GPUs."""
+    """Remove this driver's placement groups, of earlier launches: a killed controller's would keep CPUs and GPUs.
+
+    Of a Ray that lays its table out otherwise they stay; that is no reason not to launch.
+    """
     job_id = ray.get_runtime_context().get_job_id()
-    for group_id, group in placement_group_table().items():
-        if group_id.endswith(job_id) and group["state"] != "REMOVED":  # its last bytes are its job's
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group_id)))
+    with contextlib.suppress(AttributeError, LookupError, TypeError, ValueError):
+        for group_id, group in placement_group_table().items():
+            if group_id.endswith(job_id) and group["state"] != "REMOVED":  # its last bytes are its job's
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group_id)))
 
 
 def _trainer(worker: Callable[[], None], placement: Placement, name: str, storage: str) -> TorchTrainer:

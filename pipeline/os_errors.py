@@ -45,12 +45,15 @@ def described(error: OSError) -> str:
     return f"{error.strerror or os.strerror(error.errno)}{f': {error.filename}' * bool(error.filename)}"
 
 
-def as_input_error(error: OSError, where: str = "") -> InputError:
-    """Return an error as one line for a person, for a command that goes on where it stopped.
+def as_input_error(
+    error: OSError, where: str = "", next_time: str = "goes on from the latest checkpoint"
+) -> InputError:
+    """Return an error as one line for a person.
 
     Args:
-        error: That ended it.
+        error: That ended the command.
         where: Who met it, before the error's own words.
+        next_time: What the same command does when it is run again.
     """
     next_step = f"{way_out(error)}, and the" if way_out(error) else "the"
-    return InputError(f"{where}{described(error)}; {next_step} same command goes on from the latest checkpoint")
+    return InputError(f"{where}{described(error)}; {next_step} same command {next_time}")

@@ -3,6 +3,7 @@
 import atexit
 import errno
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,9 +16,10 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
+from cluster import ray_launch
 from cluster.placement import Placement
 from cluster.ray_failures import explained
-from cluster.ray_launch import _trainer
+from cluster.ray_launch import RayCluster, _trainer
 from cluster.supervisor import WorkersLost
 from pipeline.command import InputError
 
@@ -138,9 +140,43 @@ def test_an_error_of_the_system_that_lasts_ends_the_run_with_the_way_out(code, w
     ids=lambda error: f"{type(error).__name__}-{getattr(error, 'errno', None)}",
 )
 def test_an_error_of_the_system_that_may_pass_is_a_loss(error):
-    for told in (explained(_worker_failed(error)), explained(ControllerError(error)), explained(error)):
+    for told in (explained(_worker_failed(error)), explained(ControllerError(error))):
         assert isinstance(told, WorkersLost)
         assert "a worker was lost (" in str(told) and str(getattr(error, "filename", None) or "") in str(told)
+
+
+def test_an_error_that_the_driver_met_is_not_laid_to_a_worker():
+    full = explained(OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), next_time="tries again")
+    assert type(full) is InputError
+    assert str(full) == "No space left on device: /tmp/x; free some space there, and the same command tries again"
+    passing = explained(OSError(errno.EIO, "Input/output error", "/tmp/x"))
+    assert type(passing) is WorkersLost and str(passing) == "Input/output error: /tmp/x"
+
+
+def test_an_evaluation_does_not_promise_to_go_on(tmp_path, monkeypatch):
+    failed = _worker_failed(OSError(errno.ENOSPC, "No space left on device", "OUT/x"))
+
+    def fit(_):
+        raise failed
+
+    monkeypatch.setattr(ray_launch, "_remove_placement_groups", lambda: None)
+    monkeypatch.setattr(TorchTrainer, "fit", fit)
+    cluster = RayCluster(lambda world: None, "run", tmp_path, fit_nodes=None)
+    with pytest.raises(InputError, match=r"a worker met: No space .* the same command tries again$"):
+        cluster.run(Placement(1, 1.0, 0))
+    with pytest.raises(InputError, match=r"a worker met: No space .* goes on from the latest checkpoint$"):
+        cluster.start(Placement(1, 1.0, 0)).wait()
+
+
+def test_a_ray_that_calls_its_controller_otherwise_or_lays_out_another_table_is_no_obstacle(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(TorchTrainer, "_initialize_and_run_controller", lambda _, *positional: given.extend(positional))
+    _trainer(lambda: None, Placement(2, 1.0, 0), "run", str(tmp_path))._initialize_and_run_controller("policy")
+    assert given == ["policy"]
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "01"))
+    for table in ({"a01": {}}, {"a01": {"state": "CREATED"}}, [], None):
+        monkeypatch.setattr(ray_launch, "placement_group_table", lambda table=table: table)
+        ray_launch._remove_placement_groups()
 
 
 def test_what_a_worker_met_is_told_rather_than_what_that_brought_about():
