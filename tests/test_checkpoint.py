@@ -67,12 +67,12 @@ def test_the_best_stays_beside_the_latest(tmp_path):
 def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
     store = _store(tmp_path)
 
-    def stale(*arguments):
+    def refused(*arguments):
         raise PermissionError(errno.EACCES, "Permission denied")  # the one that Python 3.11 passes over, too
 
     with monkeypatch.context() as patch:
         for name in ("listdir", "scandir"):
-            patch.setattr(os, name, stale)
+            patch.setattr(os, name, refused)
         for call in (store.latest_step, store.load_latest, store.load_best, lambda: store.remove_leftovers(0)):
             with pytest.raises(PermissionError):
                 call()
