@@ -272,7 +272,7 @@ class FitNodes:
         try:
             self._begin_inquiry(new)
         except OSError as error:  # the driver can't look at its own folders
-            raise as_input_error(error) from error
+            raise as_input_error(error, next_time="tries again") from error
 
     def _begin_inquiry(self, new: Mapping[str, Node]) -> None:
         with contextlib.ExitStack() as stack:
