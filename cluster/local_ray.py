@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.command import InputError
-from pipeline.ray_session import private_token
+from pipeline.ray_token import private_token
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # What `ray job stop` should give a job to write its last checkpoint. After RAY_JOB_STOP_WAIT_TIME_S, 3 s by default, it

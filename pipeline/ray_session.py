@@ -6,7 +6,6 @@ No variable is set before a session begins, and a session leaves none behind.
 import contextlib
 import logging
 import os
-import secrets
 import signal
 import socket
 import threading
@@ -16,6 +15,7 @@ from typing import Any
 import ray
 
 from pipeline.command import InputError, raise_terminated
+from pipeline.ray_token import private_token
 
 # Nothing is reported to anyone. Ray Train's print patch would double every line, and its watcher of preemptions costs
 # a launch a second. Ray reads these when it needs them, not as it is imported.
@@ -39,16 +39,6 @@ _LOCAL_DEFAULTS = {
 }
 _CONNECT_SECONDS = 10.0
 _SIGN_OF_A_REFUSAL = "InvalidAuthToken"  # in Ray's messages where it keeps the exception of its own for itself
-
-
-def private_token() -> dict[str, str]:
-    """Return variables by which a new Ray has a token that only those who get the variables know.
-
-    Ray then neither reads nor writes the user's `~/.ray/auth_token`.
-    """
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-
-
 _OWN_TOKEN = private_token()["RAY_AUTH_TOKEN"]  # one for this process: Ray keeps the first one that it has read
 
 

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
+pytest.importorskip("ray")
+
 from jobs import demo
 from pipeline.command import InputError
 

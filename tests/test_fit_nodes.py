@@ -6,7 +6,8 @@ import functools
 from types import SimpleNamespace
 
 import pytest
-import ray
+
+ray = pytest.importorskip("ray")
 
 from cluster import precision, ray_preflight
 from cluster.emulation import Emulation, Trial

@@ -23,7 +23,7 @@ from runs import entries
 from cluster.json_log import read_entries
 from cluster.local_ray import environment, free_port, local_ray
 from cluster.run_folder import RunFolder
-from pipeline.ray_session import private_token
+from pipeline.ray_token import private_token
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 mounts = pytest.mark.skipif(os.geteuid() != 0, reason="a mount namespace needs root")

@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import ray
+
+ray = pytest.importorskip("ray")
 
 from pipeline import ray_session as sessions
 from pipeline.command import InputError
-from pipeline.ray_session import private_token, ray_session
+from pipeline.ray_session import ray_session
+from pipeline.ray_token import private_token
 
 ROOT = Path(__file__).parent.parent
 
