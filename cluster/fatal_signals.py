@@ -53,11 +53,12 @@ class FatalSignals:
     def told(self) -> str | None:
         """Return which signal killed a worker, and what it means where we know; None where nothing was written."""
         try:
-            found = re.search(r"^Fatal Python error: (.+)$", self._path.read_text(errors="replace"), re.MULTILINE)
+            text = self._path.read_text(errors="replace").replace("-", " ")  # Python 3.14 writes `Floating-point`
         except OSError:
             return None
+        # Not by lines: workers that die at one time write between each other's words, of which each is whole.
+        found = re.search("|".join(_SIGNALS), text) or re.search(r"(?<=Fatal Python error: ).+", text)
         if found is None:
             return None
-        words = found[1].replace("-", " ")  # Python 3.14 writes `Floating-point`
-        name = _SIGNALS.get(words, words)
+        name = _SIGNALS.get(found[0], found[0])
         return f"{name}: {_MEANINGS[name]}" if name in _MEANINGS else name

@@ -40,6 +40,16 @@ def test_a_file_that_was_cut_while_it_was_mapped_is_told_as_such(tmp_path):
             assert signals.told() is None
 
 
+def test_workers_that_die_at_one_time_write_between_each_others_words(tmp_path):
+    signals = FatalSignals(tmp_path / "faults")
+    with signals.expected():
+        words = ["Fatal Python error: ", "Fatal Python error: ", "Bus error", "Bus error", "\n\n", "\n\n"]
+        (tmp_path / "faults").write_text("".join(words))
+        assert signals.told().startswith("SIGBUS: a file that it had mapped")
+        (tmp_path / "faults").write_text("Fatal Python error: none_dealloc: of which we know nothing\n\n")
+        assert signals.told() == "none_dealloc: of which we know nothing"
+
+
 def test_a_process_that_is_killed_from_outside_has_nothing_to_tell(tmp_path):
     signals = FatalSignals(tmp_path / "faults")
     with signals.expected():
