@@ -5,12 +5,14 @@ sample's bytes are (`file`, `offset`, `num_bytes`), so that any worker process c
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
+
+from pipeline.sources.tree import LeftOut, SourceTree
 
 SPLITS = ("train", "val", "test")
 
@@ -37,6 +39,37 @@ class ClassEntry:
 
 
 @dataclass(frozen=True)
+class ListingOptions:
+    """What a person decides about a listing.
+
+    Attributes:
+        ignore: Patterns of files, folders and members of archives that are left out; see `tree.ignored_by`.
+        partial: Read sets that are incomplete, for trials: gaps in the numbers of shards, missing batches.
+    """
+
+    ignore: tuple[str, ...] = ()
+    partial: bool = False
+
+
+DEFAULT_OPTIONS = ListingOptions()
+
+
+@dataclass(frozen=True)
+class Members:
+    """What archives hold: members of tars, rows, records. `num_found` is samples, labels and what was left out.
+
+    Attributes:
+        num_found: All of them.
+        num_labels: Those that give labels or names, and are no samples.
+        left_out: Reason -> the rest.
+    """
+
+    num_found: int
+    num_labels: int = 0
+    left_out: Mapping[str, LeftOut] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Listing:
     """What a source holds.
 
@@ -45,10 +78,18 @@ class Listing:
             by using zero-padded numbers as wnids.
         splits: Split name (`train`, `val`, `test`) -> table of `SAMPLE_SCHEMA`, rows in an order that depends on the
             source's content alone (sorted; never the file system's order).
+        tables: Files that were read for labels or names, relative to the root; they hold no sample.
+        left_out: Files and folders, relative to the root, that the layout leaves out by their names -> why.
+        members: What was found in the files, where these hold many samples each.
+        tree: The files of the source's folder, if they were walked for the listing.
     """
 
     classes: Sequence[ClassEntry]
     splits: Mapping[str, pa.Table]
+    tables: Sequence[str] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    members: Members | None = None
+    tree: SourceTree | None = None
 
 
 class Source(Protocol):
@@ -56,11 +97,15 @@ class Source(Protocol):
 
     Attributes:
         layout: Its name on the command line.
+        root: The folder or file that it reads.
+        options: What a person decided about the listing.
     """
 
     layout: ClassVar[str]
+    root: Path
+    options: ListingOptions
 
-    def __init__(self, root: Path) -> None: ...
+    def __init__(self, root: Path, options: ListingOptions = DEFAULT_OPTIONS) -> None: ...
 
     @property
     def native_pixels(self) -> bool:

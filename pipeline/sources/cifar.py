@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.command import InputError
-from pipeline.sources.base import SAMPLE_SCHEMA, ClassEntry, Listing
+from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, ClassEntry, Listing, ListingOptions
 from pipeline.sources.byte_range import read_byte_range
 
 _SIDE = 32
@@ -42,9 +42,9 @@ class CifarFiles:
     layout: ClassVar[str] = "cifar"
     native_pixels: ClassVar[bool] = True
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, options: ListingOptions = DEFAULT_OPTIONS) -> None:
         """Take the folder that holds the files."""
-        self.root = root
+        self.root, self.options = root, options
 
     @classmethod
     def recognises(cls, root: Path) -> bool:

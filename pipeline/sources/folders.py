@@ -12,7 +12,7 @@ from typing import ClassVar
 import pyarrow as pa
 
 from pipeline.command import InputError
-from pipeline.sources.base import SAMPLE_SCHEMA, SPLITS, ClassEntry, Listing
+from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, SPLITS, ClassEntry, Listing, ListingOptions
 from pipeline.sources.byte_range import read_whole_file
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")  # in any case
@@ -25,9 +25,9 @@ class ClassFolders:
     layout: ClassVar[str] = "folders"
     native_pixels: ClassVar[bool] = False
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, options: ListingOptions = DEFAULT_OPTIONS) -> None:
         """Take the folder that holds the splits or the classes."""
-        self.root = root
+        self.root, self.options = root, options
 
     @classmethod
     def recognises(cls, root: Path) -> bool:

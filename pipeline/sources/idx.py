@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.command import InputError
-from pipeline.sources.base import SAMPLE_SCHEMA, ClassEntry, Listing
+from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, ClassEntry, Listing, ListingOptions
 
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 CLASS_NAMES = "classes.txt"
@@ -29,9 +29,9 @@ class IdxFiles:
     layout: ClassVar[str] = "idx"
     native_pixels: ClassVar[bool] = True
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, options: ListingOptions = DEFAULT_OPTIONS) -> None:
         """Take the folder that holds the files."""
-        self.root = root
+        self.root, self.options = root, options
 
     @classmethod
     def recognises(cls, root: Path) -> bool:

@@ -12,7 +12,7 @@ from typing import ClassVar
 import pyarrow as pa
 
 from pipeline.command import InputError
-from pipeline.sources.base import SAMPLE_SCHEMA, ClassEntry, Listing
+from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, ClassEntry, Listing, ListingOptions
 from pipeline.sources.byte_range import read_whole_file
 
 _PICTURES = Path("ILSVRC/Data/CLS-LOC")
@@ -26,9 +26,9 @@ class KaggleFolder:
     layout: ClassVar[str] = "kaggle"
     native_pixels: ClassVar[bool] = False
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, options: ListingOptions = DEFAULT_OPTIONS) -> None:
         """Take the folder that holds `ILSVRC` and the tables."""
-        self.root = root
+        self.root, self.options = root, options
 
     @classmethod
     def recognises(cls, root: Path) -> bool:

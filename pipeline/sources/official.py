@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from pipeline.command import InputError
 from pipeline.progress import progress_bar
-from pipeline.sources.base import SAMPLE_SCHEMA, ClassEntry, Listing
+from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, ClassEntry, Listing, ListingOptions
 from pipeline.sources.byte_range import read_byte_range
 from pipeline.sources.tar_headers import Member, scan_tar
 
@@ -61,9 +61,9 @@ class OfficialArchives:
     layout: ClassVar[str] = "official"
     native_pixels: ClassVar[bool] = False
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, options: ListingOptions = DEFAULT_OPTIONS) -> None:
         """Take the folder that holds the archives."""
-        self.root = root
+        self.root, self.options = root, options
 
     @classmethod
     def recognises(cls, root: Path) -> bool:

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.command import InputError
-from pipeline.sources.base import SAMPLE_SCHEMA, SPLITS, Listing
+from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, SPLITS, Listing, ListingOptions
 from pipeline.sources.numbered_classes import numbered_classes
 
 _SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
@@ -42,9 +42,9 @@ class ParquetFiles:
     layout: ClassVar[str] = "parquet"
     native_pixels: ClassVar[bool] = False
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, options: ListingOptions = DEFAULT_OPTIONS) -> None:
         """Take the folder that holds the files, or `data`."""
-        self.root = root
+        self.root, self.options = root, options
 
     @classmethod
     def recognises(cls, root: Path) -> bool:

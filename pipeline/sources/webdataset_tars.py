@@ -25,7 +25,7 @@ import pyarrow as pa
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.manifest import DATASET_JSON
-from pipeline.sources.base import SAMPLE_SCHEMA, SPLITS, ClassEntry, Listing
+from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, SPLITS, ClassEntry, Listing, ListingOptions
 from pipeline.sources.byte_range import read_byte_range
 from pipeline.sources.numbered_classes import numbered_classes
 from pipeline.sources.tar_headers import scan_paths
@@ -43,9 +43,9 @@ class WebDatasetTars:
 
     layout: ClassVar[str] = "webdataset"
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, options: ListingOptions = DEFAULT_OPTIONS) -> None:
         """Take the folder that holds the tars."""
-        self.root = root
+        self.root, self.options = root, options
 
     @cached_property
     def native_pixels(self) -> bool:

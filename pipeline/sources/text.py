@@ -1,0 +1,50 @@
+"""Text tables of a source: class names and labels, in UTF-8."""
+
+import codecs
+from pathlib import Path
+
+from pipeline.command import InputError
+
+_MARKS = {  # what a file of another encoding begins with; the longer ones first
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return a text file's lines, without their ends (LF, CRLF or CR).
+
+    Raises:
+        InputError: The file is missing, or its encoding is not UTF-8, with or without a byte order mark.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing; it comes with the pictures") from error
+    return decode_lines(content, str(path))
+
+
+def decode_lines(content: bytes, name: str) -> list[str]:
+    """Return the lines of a text file's content; see `read_lines`.
+
+    Args:
+        content: Of the file.
+        name: The file's, for errors.
+
+    Raises:
+        InputError: Its encoding is not UTF-8.
+    """
+    found = next((encoding for mark, encoding in _MARKS.items() if content.startswith(mark)), None)
+    if found is None and b"\0" in content:
+        found = "UTF-16 or UTF-32 without a byte order mark, or no text at all"
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        found = found or f"Latin-1, Windows-1252 or another (byte {error.object[error.start]:#04x} at {error.start})"
+    if found is not None:
+        raise InputError(f"{name} is not UTF-8 but {found}; convert it, with `iconv -f ENCODING -t UTF-8` for example")
+    return [line.rstrip("\r\n") for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")][
+        : None if text and not text.endswith(("\n", "\r")) else -1
+    ]

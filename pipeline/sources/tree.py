@@ -1,0 +1,281 @@
+"""The files of a source's folder, walked once: whatever would double a file or lead round in a circle is refused.
+
+Links are followed. What a NAS or a desktop keeps beside the files, hidden files, and what a person ignores are left
+out, and counted.
+"""
+
+import errno
+import fnmatch
+import os
+import shlex
+import stat
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.command import InputError
+
+HIDDEN, SYSTEM, SPECIAL, LINK = "hidden", "of a NAS or desktop", "not a regular file", "a second link to a file"
+# In lower case: thumbnails, recycle bins and snapshots of Synology, QNAP and others; macOS, Windows and Linux desktops.
+_SYSTEM_NAMES = frozenset(
+    (
+        *(
+            "@eadir",
+            "@recycle",
+            "@recently-snapshot",
+            "@tmp",
+            "#recycle",
+            "#snapshot",
+            ".@__thumb",
+            ".snapshot",
+            ".zfs",
+        ),
+        *("__macosx", ".ds_store", ".appledouble", ".spotlight-v100", ".trashes", ".fseventsd", "icon\r"),
+        *("$recycle.bin", "recycler", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini"),
+        *("lost+found", ".thumbnails", ".directory", ".ipynb_checkpoints"),
+    )
+)
+_SYSTEM_PREFIXES = ("._", ".trash-", ".nfs0", ".fuse_hidden")  # AppleDouble; a disk's recycle bin; open files
+
+
+@dataclass
+class LeftOut:
+    """Files or members of archives that were left out for one reason: how many, and the first of them by name."""
+
+    num_files: int
+    first: str
+
+    def add(self, name: str) -> None:
+        """Count one more."""
+        self.num_files += 1
+        self.first = min(self.first, name)
+
+
+def leave_out(left_out: dict[str, LeftOut], reason: str, name: str) -> None:
+    """Count one file or member."""
+    if reason in left_out:
+        left_out[reason].add(name)
+    else:
+        left_out[reason] = LeftOut(1, name)
+
+
+def is_system_name(name: str) -> bool:
+    """Return whether a NAS or a desktop gives this name to a file or folder of its own."""
+    lower = name.lower()
+    return lower in _SYSTEM_NAMES or lower.startswith(_SYSTEM_PREFIXES)
+
+
+def ignored_by(name: str, patterns: Sequence[str]) -> str | None:
+    """Return the first pattern that leaves out a file, folder or member, or None.
+
+    Args:
+        name: Relative to the source, with slashes.
+        patterns: Of the shell's kind (`*`, `?`, `[...]`), for the whole name or its last part. A folder's
+            leaves out all in it.
+    """
+    last = name.rpartition("/")[2]
+    for pattern in patterns:
+        plain = pattern.strip("/")
+        if fnmatch.fnmatchcase(name, plain) or fnmatch.fnmatchcase(last, plain):
+            return pattern
+    return None
+
+
+@dataclass
+class Folder:
+    """One folder: its files and folders but for those left out.
+
+    Attributes:
+        path: Relative to the root, with slashes; empty for the root itself.
+        names: Of its files, in the file system's order.
+        sizes: Their bytes, in the order of `names`.
+        folders: Name -> folder, sorted by name.
+    """
+
+    path: str
+    names: list[str] = field(default_factory=list)
+    sizes: array = field(default_factory=lambda: array("q"))
+    folders: dict[str, "Folder"] = field(default_factory=dict)
+    inodes: array = field(default_factory=lambda: array("Q"))
+
+    def of(self, name: str) -> str:
+        """Return the path of a file or folder in it, relative to the root."""
+        return f"{self.path}/{name}" if self.path else name
+
+    def walk(self) -> Iterator["Folder"]:
+        """Yield the folder and all below it, sorted by name."""
+        yield self
+        for folder in self.folders.values():
+            yield from folder.walk()
+
+
+@dataclass(frozen=True)
+class SourceTree:
+    """All files of a source's folder.
+
+    Attributes:
+        root: The folder.
+        top: Its files and folders but for those left out.
+        hidden: Paths of hidden files, and of the files in hidden folders.
+        left_out: Reason -> other files that are left out.
+        twins: Paths that lead to one file, two or more each; the first is a link only if all are.
+        links: Of these, those that are symbolic links.
+    """
+
+    root: Path
+    top: Folder
+    hidden: list[str]
+    left_out: dict[str, LeftOut]
+    twins: list[list[str]]
+    links: frozenset[str]
+
+    def files(self) -> Iterator[str]:
+        """Yield the paths of all files but those left out, folder by folder."""
+        for folder in self.top.walk():
+            for name in folder.names:
+                yield folder.of(name)
+
+    @property
+    def num_files(self) -> int:
+        """All files that lie there."""
+        left_out = sum(found.num_files for found in self.left_out.values())
+        return sum(len(folder.names) for folder in self.top.walk()) + len(self.hidden) + left_out
+
+
+def walk_source(root: Path, ignore: Sequence[str] = ()) -> SourceTree:
+    """Walk a source's folder.
+
+    Args:
+        root: The folder.
+        ignore: Patterns of what is left out; see `ignored_by`.
+
+    Raises:
+        InputError: A link leads nowhere, round in a circle, or to a folder that is there already.
+    """
+    return _Walk(root, ignore).run()
+
+
+class _Walk:
+    """One walk under way."""
+
+    def __init__(self, root: Path, ignore: Sequence[str]) -> None:
+        self._root, self._ignore = root, ignore
+        self._hidden: list[str] = []
+        self._left_out: dict[str, LeftOut] = {}
+        self._folders: dict[tuple[int, int], str] = {}  # device and inode -> where it was met first
+        self._shared: dict[tuple[int, int], list[str]] = {}  # files that are links or have several names
+        self._links: set[str] = set()
+
+    def run(self) -> SourceTree:
+        top = Folder("")
+        self._remember(top)
+        waiting = [top]
+        while waiting:
+            folder = waiting.pop()
+            self._look_into(folder)
+            waiting += reversed(folder.folders.values())
+        twins = self._find_twins(top)
+        return SourceTree(self._root, top, sorted(self._hidden), self._left_out, twins, frozenset(self._links))
+
+    def _look_into(self, folder: Folder) -> None:
+        """Fill one folder from the file system."""
+        subfolders = []
+        with os.scandir(self._root / folder.path) as entries:
+            for entry in entries:
+                reason = self._reason_to_leave_out(folder, entry.name)
+                if reason is not None:
+                    self._leave_out(reason, folder.of(entry.name), entry.is_dir(follow_symlinks=False))
+                elif _is_folder(entry):
+                    subfolders.append(entry.name)
+                else:
+                    self._add_file(folder, entry)
+        for name in sorted(subfolders):
+            folder.folders[name] = Folder(folder.of(name))
+            self._remember(folder.folders[name])
+
+    def _reason_to_leave_out(self, folder: Folder, name: str) -> str | None:
+        if self._ignore:
+            pattern = ignored_by(folder.of(name), self._ignore)
+            if pattern is not None:
+                return f"ignored by {pattern}"
+        if is_system_name(name):
+            return SYSTEM
+        return HIDDEN if name.startswith(".") else None
+
+    def _leave_out(self, reason: str, path: str, is_folder: bool) -> None:
+        """Count a file, or all files below a folder, links unfollowed."""
+        paths = [path]
+        if is_folder:
+            start = len(os.path.join(self._root, ""))
+            paths = [
+                os.path.join(parent, name)[start:] for parent, _, names in os.walk(self._root / path) for name in names
+            ]
+        if reason == HIDDEN:
+            self._hidden += paths
+            return
+        for name in paths:
+            leave_out(self._left_out, reason, name)
+
+    def _add_file(self, folder: Folder, entry: os.DirEntry[str]) -> None:
+        path = folder.of(entry.name)
+        try:
+            status = entry.stat()
+        except OSError as error:
+            if entry.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
+                raise InputError(
+                    f"{self._root / path} is a link to {os.readlink(entry.path)}, which leads to no file; mend it, or "
+                    f"leave it out: --ignore {shlex.quote(path)}"
+                ) from error
+            raise
+        if not stat.S_ISREG(status.st_mode):
+            leave_out(self._left_out, SPECIAL, path)
+            return
+        folder.names.append(entry.name)
+        folder.sizes.append(status.st_size)
+        folder.inodes.append(status.st_ino)
+        is_link = entry.is_symlink()
+        if is_link:
+            self._links.add(path)
+        if is_link or status.st_nlink > 1:
+            self._shared.setdefault((status.st_dev, status.st_ino), []).append(path)
+
+    def _remember(self, folder: Folder) -> None:
+        """Refuse a folder that was met before.
+
+        Raises:
+            InputError: Names both.
+        """
+        path = self._root / folder.path
+        status = path.stat()
+        before = self._folders.setdefault((status.st_dev, status.st_ino), folder.path)
+        if before == folder.path:
+            return
+        way_out = f"remove one of them, or leave it out: --ignore {shlex.quote(folder.path)}"
+        if f"{folder.path}/".startswith(f"{before}/" if before else ""):
+            raise InputError(f"{path} leads back to {self._root / before}, in which it lies; {way_out}")
+        raise InputError(f"{path} and {self._root / before} are one folder, reached through a link; {way_out}")
+
+    def _find_twins(self, top: Folder) -> list[list[str]]:
+        """Return the paths that lead to one file, for each file that has several."""
+        targets = np.array([inode for _, inode in self._shared], dtype=np.uint64)
+        if self._links:  # a link's target may be a file of one name, which was not taken for a shared one
+            for folder in top.walk():
+                for index in np.flatnonzero(np.isin(np.frombuffer(folder.inodes, np.uint64), targets)).tolist():
+                    path = folder.of(folder.names[index])
+                    status = os.stat(self._root / path)
+                    paths = self._shared.get((status.st_dev, status.st_ino), [])
+                    if paths and path not in paths:
+                        paths.append(path)
+        twins = (sorted(paths, key=lambda path: (path in self._links, path)) for paths in self._shared.values())
+        return sorted(paths for paths in twins if len(paths) > 1)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # links that lead to each other
+        return False
