@@ -12,7 +12,7 @@ from pipeline.decode import RejectedPicture
 from pipeline.encode import store_picture
 from pipeline.shard_plan import ShardingConfig, plan_shards, plan_splits
 from pipeline.shard_writer import padded_length
-from pipeline.sources.base import Source
+from pipeline.sources.base import Listing, Source
 from pipeline.statistics import PixelSums
 
 _NUM_PROBES = 64
@@ -47,15 +47,15 @@ class Estimate:
         )
 
 
-def estimate(source: Source, config: ShardingConfig, num_workers: int | None) -> Estimate:
-    """List the source, plan its shards, and store some evenly spaced pictures in memory.
+def estimate(source: Source, listing: Listing, config: ShardingConfig, num_workers: int | None) -> Estimate:
+    """Plan a source's shards, and store some evenly spaced pictures in memory.
 
     Args:
         source: Where the pictures come from.
+        listing: Of the source.
         config: What the dataset would be.
         num_workers: That would share the work; by default as many as this machine has CPUs.
     """
-    listing = source.list_samples()
     splits = plan_splits(listing, config)
     tasks = plan_shards(listing, splits, config)
     rows = pa.concat_tables([task.rows for task in tasks])

@@ -13,6 +13,7 @@ DATASET_JSON = "dataset.json"
 NPY_HEADER_BYTES = 128
 CLASSES_PARQUET = "classes.parquet"
 REJECTS_PARQUET = "rejects.parquet"
+INVENTORY_JSON = "inventory.json"
 COLOR_JSON = "statistics/color.json"
 MEAN_IMAGE_NPY = "statistics/mean_image.npy"
 HISTOGRAMS_PARQUET = "statistics/histograms.parquet"

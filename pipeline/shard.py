@@ -9,6 +9,7 @@ ImageNet in the user's cache folder and shards that.
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,9 @@ from pipeline.paths import shared_path
 from pipeline.shard_plan import ShardingConfig
 from pipeline.shard_task import Executor
 from pipeline.sharding import reject_counts, shard_dataset
-from pipeline.sources.base import Source
+from pipeline.sources.base import ListingOptions, Source
 from pipeline.sources.detect import open_source
+from pipeline.sources.inventory import Inventory, take_inventory
 from pipeline.sources.official import DEVKIT_ARCHIVE, OfficialArchives
 from pipeline.synthesize import synthesize
 
@@ -73,8 +75,13 @@ class Arguments:
     """Largest tolerated fraction of undecodable pictures."""
     check_md5: bool = False
     """Read the official archives once more beforehand and compare their MD5 with the published ones."""
+    ignore: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Leave out what the pattern matches, as a path in SOURCE or as a name: --ignore '*.txt'. May be given again."""
+    partial: bool = False
+    """For trials: read sets that are incomplete, where numbered files are missing."""
     dry_run: bool = False
-    """Write nothing; say how many shards and bytes it would be, and about how long it would take."""
+    """Write nothing; say what lies in SOURCE, how many shards and bytes it would be, and about how long it would
+    take."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,21 +109,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError("OUT is missing: python -m pipeline.shard SOURCE OUT")
     else:
         source_path, folder = shared_path(arguments.source, "SOURCE"), shared_path(arguments.out, "OUT")
-    source = open_source(source_path, arguments.layout)
+        if folder.is_relative_to(source_path):
+            raise InputError(f"OUT {folder} lies in SOURCE {source_path}; choose a folder outside of it")
+    source = open_source(source_path, arguments.layout, ListingOptions(arguments.ignore, arguments.partial))
     config = _config(arguments, source, size)
     if arguments.check_md5:
         if not isinstance(source, OfficialArchives):
             raise InputError(f"--check-md5 is for the official archives; {source_path} has the layout {source.layout}")
         source.check_md5()
     if arguments.dry_run:
-        sys.stdout.write(f"{estimate(source, config, arguments.workers)}\n")
+        listing = source.list_samples()
+        _write_inventory(take_inventory(source, listing))
+        sys.stdout.write(f"{estimate(source, listing, config, arguments.workers)}\n")
         return 0
-    document = shard_dataset(source, folder, config, arguments.workers, arguments.executor)
+    document = shard_dataset(source, folder, config, arguments.workers, arguments.executor, _write_inventory)
     for split, counts in document["splits"].items():
         sys.stdout.write(f"{split}: {counts['num_samples']} samples in {counts['num_shards']} shards\n")
     reasons = f" ({reject_counts(pq.read_table(folder / REJECTS_PARQUET))})" if document["num_rejects"] else ""
     sys.stdout.write(f"rejected: {document['num_rejects']}{reasons}\ndataset: {folder}\n")
     return 0
+
+
+def _write_inventory(inventory: Inventory) -> None:
+    sys.stdout.write(f"source, layout {inventory.layout}:\n{textwrap.indent(str(inventory), '  ')}\n")
+    sys.stdout.flush()
 
 
 def _config(arguments: Arguments, source: Source, size: int | None) -> ShardingConfig:

@@ -3,8 +3,8 @@
 One output shard is one task, described by its rows of a seeded global shuffle, so the bytes do not depend on the number
 of workers. A finished shard leaves a record in `OUT/.partial/`; the same command run again skips it:
 
-    source -> listing -> plan (tasks) -> workers: tar + idx + record -> merge: manifest, statistics, dataset.json
-                         shard_plan.py   shard_task.py
+    source -> listing, inventory -> plan (tasks) -> workers: tar + idx + record -> merge: manifest, statistics,
+                                    shard_plan.py   shard_task.py                  dataset.json
 
 `dataset.json` is written last; then `.partial` is removed, and neither time, host, worker count nor lock stays.
 """
@@ -13,7 +13,7 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -33,6 +33,7 @@ from pipeline.manifest import (
     FORMAT_NAME,
     FORMAT_VERSION,
     HISTOGRAMS_PARQUET,
+    INVENTORY_JSON,
     MANIFEST_SCHEMA,
     MEAN_IMAGE_NPY,
     REJECTS_PARQUET,
@@ -43,6 +44,7 @@ from pipeline.progress import progress_bar
 from pipeline.shard_plan import ShardingConfig, plan_shards, plan_splits
 from pipeline.shard_task import PLAN_JSON, Executor, ShardRecord, ShardTask, run_tasks, unfinished_tasks
 from pipeline.sources.base import Listing, Source
+from pipeline.sources.inventory import Inventory, take_inventory
 from pipeline.statistics import PixelSums, color_document
 
 _PARTIAL = ".partial"
@@ -55,6 +57,7 @@ def shard_dataset(
     config: ShardingConfig,
     num_workers: int | None = None,
     executor: Executor = "local",
+    announce: Callable[[Inventory], None] | None = None,
 ) -> dict[str, Any]:
     """Write a dataset folder and return its `dataset.json`.
 
@@ -65,9 +68,11 @@ def shard_dataset(
         num_workers: Processes, or Ray tasks at once; by default as many as there are CPUs. Does not change the bytes.
         executor: `local` processes, or `ray`: tasks of a running cluster, whose nodes see source and folder under the
             same absolute paths. Does not change the bytes.
+        announce: Called with the source's inventory before the work begins.
 
     Raises:
-        InputError: The folder holds something else, another run is writing it, or too many pictures were rejected.
+        InputError: The source is ambiguous, the folder holds something else, another run is writing it, or too many
+            pictures were rejected.
     """
     finished, partial = out / DATASET_JSON, out / _PARTIAL
     if finished.exists() and not partial.exists():
@@ -77,7 +82,10 @@ def shard_dataset(
     if executor == "local" and num_workers != 1:
         load_ahead(run_tasks.__module__, *config.encoding.modules)  # while the source is listed
     listing = source.list_samples()
+    inventory = take_inventory(source, listing)
     splits = plan_splits(listing, config)
+    if announce is not None:
+        announce(inventory)
     partial.mkdir(parents=True, exist_ok=True)
     with _exclusive(partial):
         if finished.exists() and not (partial / PLAN_JSON).exists():
@@ -98,7 +106,7 @@ def shard_dataset(
                 megabytes_per_second = num_bytes / 1e6 / max(bar.format_dict["elapsed"], 1e-3)
                 bar.set_postfix_str(f"{megabytes_per_second:.1f} MB/s, {num_done}/{len(tasks)} shards", refresh=False)
                 bar.update(task.rows.num_rows)
-        document = _publish(out, partial, source, listing, splits, config, tasks)
+        document = _publish(out, partial, inventory, listing, splits, config, tasks)
         shutil.rmtree(partial)
     return document
 
@@ -169,7 +177,7 @@ def _check_plan(partial: Path, plan: dict[str, Any]) -> None:
 def _publish(
     out: Path,
     partial: Path,
-    source: Source,
+    inventory: Inventory,
     listing: Listing,
     splits: dict[str, pa.Table],
     config: ShardingConfig,
@@ -203,6 +211,7 @@ def _publish(
     write_table(out / CLASSES_PARQUET, pa.Table.from_pylist(class_rows, schema=CLASSES_SCHEMA))
     write_table(out / REJECTS_PARQUET, rejects)
     write_table(out / HISTOGRAMS_PARQUET, histograms(stored))
+    write_json(out / INVENTORY_JSON, inventory.document())
     sums = PixelSums()
     for task in tasks:
         if task.split == "train":
@@ -214,12 +223,12 @@ def _publish(
         with atomic_file(out / MEAN_IMAGE_NPY) as file:
             np.save(file, mean_image)
         add_file(MEAN_IMAGE_NPY)
-    for name in (CLASSES_PARQUET, REJECTS_PARQUET, COLOR_JSON, HISTOGRAMS_PARQUET):
+    for name in (CLASSES_PARQUET, REJECTS_PARQUET, COLOR_JSON, HISTOGRAMS_PARQUET, INVENTORY_JSON):
         add_file(name)
     document = {
         "format": FORMAT_NAME,
         "format_version": FORMAT_VERSION,
-        "source_layout": source.layout,
+        "source_layout": inventory.layout,
         **config.document(),
         "num_classes": len(listing.classes),
         "splits": counts,

@@ -7,7 +7,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.sources.base import SAMPLE_SCHEMA, ClassEntry, Listing
+from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, ClassEntry, Listing, Members
+from pipeline.sources.tree import Folder, SourceTree
 
 NUM_CLASSES = 4
 
@@ -24,6 +25,7 @@ class CodedSource:
     layout = "coded"
 
     def __init__(self, root: Path, num_train: int = 40, num_val: int = 10, size: int = 16, pixels: bool = True):
+        self.root, self.options = root, DEFAULT_OPTIONS
         self.sizes = {"train": num_train, "val": num_val}
         self.size, self.native_pixels = size, pixels
 
@@ -47,7 +49,13 @@ class CodedSource:
             ]
             if count:
                 splits[split] = pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA)
-        return Listing([ClassEntry(f"n{i}", f"class {i}") for i in range(NUM_CLASSES)], splits)
+        nothing = SourceTree(self.root, Folder(""), [], {}, [], frozenset())
+        return Listing(
+            [ClassEntry(f"n{i}", f"class {i}") for i in range(NUM_CLASSES)],
+            splits,
+            members=Members(sum(self.sizes.values())),
+            tree=nothing,
+        )
 
     def read(self, file: str, offset: int, num_bytes: int) -> bytes | np.ndarray:
         pixels = coded_pixels(offset, self.size)

@@ -120,7 +120,8 @@ def test_a_squashed_dataset_is_sharded_again_without_a_change_of_size(tmp_path):
 @pytest.mark.parametrize("option", OPTIONS)
 def test_the_estimate_is_what_is_written(tmp_path, option):
     config = OPTIONS[option]
-    told = estimate(make(OblongSource, tmp_path, config), config, num_workers=1)
+    source = make(OblongSource, tmp_path, config)
+    told = estimate(source, source.list_samples(), config, num_workers=1)
     document = shard_dataset(make(OblongSource, tmp_path, config), tmp_path / "out", config, num_workers=1)
     assert told.num_samples == {split: counts["num_samples"] for split, counts in document["splits"].items()}
     written = sum(entry["num_bytes"] for name, entry in document["files"].items() if name.endswith(".tar"))

@@ -240,14 +240,14 @@ def test_class_folders_with_splits(tmp_path):
 
 
 def test_class_folders_alone_are_training_pictures_also_below_the_working_directory(tmp_path, monkeypatch):
-    save_pictures(tmp_path, ["locomotive/a.jpg", "train/a.jpg", "val/b.jpg"])  # two unlucky class names
+    save_pictures(tmp_path, ["locomotive/a.jpg", "train/a.jpg", "wagon/b.jpg"])  # an unlucky class name
     monkeypatch.chdir(tmp_path)
     source = open_source(type(tmp_path)("."))
     listing = source.list_samples()
     assert_sound(source, listing)
-    assert listing.splits["train"]["source"].to_pylist() == ["locomotive/a.jpg", "train/a.jpg", "val/b.jpg"]
+    assert listing.splits["train"]["source"].to_pylist() == ["locomotive/a.jpg", "train/a.jpg", "wagon/b.jpg"]
     assert list(listing.splits) == ["train"]
-    assert read_row(source, listing, "train", 2) == (tmp_path / "val/b.jpg").read_bytes()
+    assert read_row(source, listing, "train", 2) == (tmp_path / "wagon/b.jpg").read_bytes()
 
 
 def test_a_class_folder_without_pictures_is_named(tmp_path):

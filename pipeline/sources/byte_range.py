@@ -1,7 +1,37 @@
 """Encoded pictures that lie in files as they are: a whole file, or a range of an uncompressed archive."""
 
 import errno
+from collections.abc import Sequence
 from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.command import InputError
+from pipeline.sources.base import SAMPLE_SCHEMA
+
+
+def whole_files(rows: Sequence[tuple[str, int, str, int]]) -> pa.Table:
+    """Return a table of `SAMPLE_SCHEMA` of pictures that are a file each.
+
+    Args:
+        rows: Source, class index, file and number of bytes of each.
+
+    Raises:
+        InputError: A file's name is not UTF-8.
+    """
+    try:
+        return pa.table(
+            {
+                "source": [source for source, _, _, _ in rows],
+                "class_index": [label for _, label, _, _ in rows],
+                "file": [file for _, _, file, _ in rows],
+                "offset": [0] * len(rows),
+                "num_bytes": [num_bytes for _, _, _, num_bytes in rows],
+            },
+            schema=SAMPLE_SCHEMA,
+        )
+    except UnicodeEncodeError as error:
+        raise InputError(f"a file name is not UTF-8: {error.object!a}; rename the file") from error
 
 
 def read_whole_file(path: str | Path, num_bytes: int) -> bytes:

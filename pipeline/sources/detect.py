@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline.command import InputError
-from pipeline.sources.base import Source
+from pipeline.sources.base import DEFAULT_OPTIONS, ListingOptions, Source
 from pipeline.sources.cifar import CifarFiles
 from pipeline.sources.folders import ClassFolders
 from pipeline.sources.idx import IdxFiles
@@ -23,12 +23,13 @@ LAYOUTS: dict[type[Source], str] = {  # the first that recognises a source reads
 }
 
 
-def open_source(root: Path, layout: str | None = None) -> Source:
+def open_source(root: Path, layout: str | None = None, options: ListingOptions = DEFAULT_OPTIONS) -> Source:
     """Return the reader of a source.
 
     Args:
         root: The source's folder or file.
         layout: Its layout's name; None recognises it.
+        options: For its listing.
 
     Raises:
         InputError: There is no such source, it is empty, or its layout is unknown.
@@ -40,7 +41,7 @@ def open_source(root: Path, layout: str | None = None) -> Source:
         raise InputError(f"{root} is empty; name the folder that holds the pictures or archives")
     for kind in LAYOUTS:
         if kind.layout == layout or (layout is None and kind.recognises(root)):
-            return kind(root)
+            return kind(root, options)
     if layout is not None:
         raise InputError(f"layout {layout!r} is unknown; understood are: {understood}")
     raise InputError(f"the layout of {root} is not recognised; understood are: {understood}")

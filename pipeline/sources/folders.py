@@ -1,22 +1,35 @@
 """Class folders: ROOT/train/CLASS/*, ROOT/val/CLASS/*, ROOT/test/CLASS/*, or ROOT/CLASS/* as training pictures alone.
 
-A class folder's pictures may lie in folders below it. Names that start with a dot and files with other extensions are
-no pictures. ROOT/classes.txt may name classes for people: a line is a class folder's name, a space, and the name.
+Splits may be called train or training, val, valid, validation or dev, test or testing, in any case. A class folder's
+pictures lie in it, or in one folder below it. Pictures are the files that end like one; what else lies there is left
+out. ROOT/classes.txt may name classes for people: a line is a class folder's name, a space, and the name.
+
+Whatever may be read in two ways is refused: pictures in or beside the folders of the classes, a class of several
+folders of pictures, one folder or file under two classes, names that differ by case or Unicode normalisation alone.
 """
 
 import os
-from collections.abc import Iterator
+import shlex
+import unicodedata
+from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import pyarrow as pa
 
 from pipeline.command import InputError
-from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, SPLITS, ClassEntry, Listing, ListingOptions
-from pipeline.sources.byte_range import read_whole_file
+from pipeline.sources.base import DEFAULT_OPTIONS, SPLITS, ClassEntry, Listing, ListingOptions
+from pipeline.sources.byte_range import read_whole_file, whole_files
+from pipeline.sources.split_names import resembles_split, split_of
+from pipeline.sources.text import read_lines
+from pipeline.sources.tree import OUTSIDE, Folder, check_twins, is_system_name, walk_source
 
-EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")  # in any case
+EXTENSIONS = (  # in any case
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".avif", ".jp2"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
 CLASS_NAMES = "classes.txt"
+_LOOKED_INTO = 4  # levels of folders, to recognise the layout
 
 
 class ClassFolders:
@@ -31,84 +44,210 @@ class ClassFolders:
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        """Tell whether any class folder holds a picture."""
-        class_folders = (folder for split in _split_folders(root).values() for folder in _subfolders(split))
-        return any(next(_pictures(folder), None) for folder in class_folders)
+        """Tell whether there is a picture."""
+        return root.is_dir() and _holds_a_picture(root, _LOOKED_INTO)
 
     def list_samples(self) -> Listing:
         """List all pictures, sorted by class folder and name.
 
         Raises:
-            InputError: There is no class folder, or one holds no picture.
+            InputError: What lies there may be read in two ways, there is no class folder, or one holds no picture.
         """
-        splits = _split_folders(self.root)
-        wnids = sorted({folder.name for split in splits.values() for folder in _subfolders(split)})
+        tree = walk_source(self.root, self.options.ignore)
+        folders = self._find_splits(tree.top)
+        for folder in folders.values():
+            self._check_classes(folder)
+        wnids = sorted({wnid for folder in folders.values() for wnid in folder.folders})
         if not wnids:
             raise InputError(f"{self.root} has no class folders; expected ROOT/train/CLASS/* or ROOT/CLASS/*")
+        _check_names(self.root, wnids)
+        self._check_shared_classes(folders)
+        second_links = check_twins(tree, _Places(folders))
         class_index = {wnid: index for index, wnid in enumerate(wnids)}
-        names = self._class_names()
+        names = self._class_names(tree.top, wnids)
         return Listing(
             classes=[ClassEntry(wnid, names.get(wnid, wnid)) for wnid in wnids],
-            splits={name: self._list_split(folder, class_index) for name, folder in splits.items()},
+            splits={
+                split: list_class_folders(folders[split], class_index, second_links)
+                for split in SPLITS
+                if split in folders
+            },
+            tables=[CLASS_NAMES] if names else [],
+            left_out=outside(tree.top, folders) | second_links,
+            tree=tree,
         )
 
     def read(self, file: str, offset: int, num_bytes: int) -> bytes:
         """Read one picture's bytes."""
         return read_whole_file(os.path.join(self.root, file), num_bytes)
 
-    def _list_split(self, split_folder: Path, class_index: dict[str, int]) -> pa.Table:
-        rows = []
-        for class_folder in _subfolders(split_folder):
-            pictures = list(_pictures(class_folder))
-            if not pictures:
-                raise InputError(
-                    f"{class_folder} holds no picture ({' '.join(EXTENSIONS)}), but each folder there is a class; "
-                    "fill it or remove it"
+    def _find_splits(self, top: Folder) -> dict[str, Folder]:
+        """Return split -> folder; the root itself is `train` where its folders are classes."""
+        for name, folder in top.folders.items():
+            if resembles_split(name) and holds_pictures(folder):
+                self._refuse(
+                    folder.path,
+                    "is named almost like a split; rename it, to train, val or test where it is one",
                 )
-            wnid = class_folder.name
-            rows += [(f"{wnid}/{name}", class_index[wnid], (class_folder / name).stat().st_size) for name in pictures]
-        rows.sort()
-        parent = "" if split_folder == self.root else f"{split_folder.name}/"
-        try:
-            return pa.table(
-                {
-                    "source": [source for source, _, _ in rows],
-                    "class_index": [label for _, label, _ in rows],
-                    "file": [parent + source for source, _, _ in rows],
-                    "offset": [0] * len(rows),
-                    "num_bytes": [num_bytes for _, _, num_bytes in rows],
-                },
-                schema=SAMPLE_SCHEMA,
+        named = {name: folder for name, folder in top.folders.items() if split_of(name)}
+        if not any(holds_pictures(below) for folder in named.values() for below in folder.folders.values()):
+            num_flat = sum(map(has_pictures, named.values()))
+            has_others = any(holds_pictures(folder) for name, folder in top.folders.items() if name not in named)
+            if num_flat == 0 or (num_flat == 1 and has_others):  # the pictures of trains are a class, for example
+                return {"train": top} if top.folders or has_pictures(top) else {}
+        found: dict[str, Folder] = {}
+        for name, folder in named.items():
+            split = split_of(name) or ""
+            if split in found:
+                self._refuse(
+                    folder.path, f"means {split}, as {self.root / found[split].path} does; bring them into one folder"
+                )
+            if not holds_pictures(folder):
+                self._refuse(folder.path, "is named like a split, but holds no picture; fill it or remove it")
+            found[split] = folder
+        return found
+
+    def _check_classes(self, split_folder: Folder) -> None:
+        """Refuse what leaves open which folders are the classes."""
+        if has_pictures(split_folder):
+            first = first_picture(split_folder)
+            beside = "beside class folders" if split_folder.folders else "but no class folders"
+            ignored = split_folder.path if split_folder.path and not split_folder.folders else first
+            self._refuse(
+                ignored,
+                f"{beside}: each picture belongs into the folder of its class",
+                f"{self.root / split_folder.path} holds pictures ({first}) ",
             )
-        except UnicodeEncodeError as error:
-            raise InputError(f"a file name is not UTF-8: {error.object!a}; rename the file") from error
+        for folder in split_folder.folders.values():
+            if not holds_pictures(folder):
+                self._refuse(
+                    folder.path,
+                    f"holds no picture ({' '.join(EXTENSIONS)}), but each folder there is a class; fill or remove it",
+                )
+            for below in folder.walk():
+                holding = [inner for inner in below.folders.values() if holds_pictures(inner)]
+                if len(holding) > 1 or any(split_of(name) for name in below.folders):
+                    names = ", ".join(Path(inner.path).name for inner in holding[:3])
+                    self._refuse(
+                        below.path,
+                        f"would be one class, but holds folders of pictures ({names}); if they are splits or classes, "
+                        f"name {self.root / below.path} itself as the SOURCE",
+                    )
 
-    def _class_names(self) -> dict[str, str]:
-        path = self.root / CLASS_NAMES
-        if not path.exists():
+    def _check_shared_classes(self, folders: Mapping[str, Folder]) -> None:
+        for split, folder in folders.items():
+            if "train" in folders and folder.folders.keys().isdisjoint(folders["train"].folders):
+                self._refuse(
+                    folder.path,
+                    f"has the classes {', '.join(list(folder.folders)[:3])}, none of which is in "
+                    f"{self.root / folders['train'].path}; sort {split} into folders of the same names",
+                )
+
+    def _refuse(self, path: str, why: str, what: str | None = None) -> NoReturn:
+        """Refuse `path` (or `what`), with the way to leave `path` out."""
+        begin = f"{self.root / path} " if what is None else what
+        raise InputError(f"{begin}{why}, or leave it out: --ignore {shlex.quote(path)}")
+
+    def _class_names(self, top: Folder, wnids: list[str]) -> dict[str, str]:
+        """Return wnid -> name for people, of the classes that classes.txt names."""
+        if CLASS_NAMES not in top.names:
             return {}
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return {wnid: name.strip() for wnid, _, name in (line.partition(" ") for line in lines)}
+        by_form = {unicodedata.normalize("NFC", wnid): wnid for wnid in wnids}
+        names: dict[str, str] = {}
+        for line in read_lines(self.root / CLASS_NAMES):
+            text = unicodedata.normalize("NFC", line.strip())
+            # A folder's name may hold spaces itself: the longest that the line begins with is meant.
+            ends = [index for index, letter in enumerate(text) if letter in " \t"] + [len(text)]
+            end = next((end for end in reversed(ends) if text[:end] in by_form), None)
+            if end is not None and text[end:].strip():
+                names[by_form[text[:end]]] = text[end:].strip()
+        return names
 
 
-def _split_folders(root: Path) -> dict[str, Path]:
-    """Return the folders of the splits; `root` itself is `train` where no split folder holds class folders."""
-    found = {split: root / split for split in SPLITS if _subfolders(root / split)}
-    return found or ({"train": root} if _subfolders(root) else {})
+def outside(top: Folder, split_folders: Mapping[str, Folder]) -> dict[str, str]:
+    """Return the files and folders of a root that lie beside the split folders, with the reason to leave them out."""
+    inside = {folder.path for folder in split_folders.values()}
+    return {} if "" in inside else dict.fromkeys({*top.names, *top.folders} - inside, OUTSIDE)
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted by name; none where it is absent or a file."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+class _Places:
+    """Which split and class a file is a picture of."""
+
+    def __init__(self, folders: Mapping[str, Folder]) -> None:
+        self._splits = {folder.of(""): split for split, folder in folders.items()}
+
+    def __call__(self, path: str) -> tuple[str, str] | None:
+        for prefix, split in self._splits.items():
+            wnid, is_below, _ = path.removeprefix(prefix).partition("/")
+            if path.startswith(prefix) and is_below and is_picture_name(path):
+                return split, wnid
+        return None
 
 
-def _pictures(class_folder: Path) -> Iterator[str]:
-    """Yield the names of all pictures below a class folder, relative to it, in the file system's order."""
-    start = len(str(class_folder)) + 1
-    for parent, subfolders, names in os.walk(class_folder, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith(".") and name.lower().endswith(EXTENSIONS):
-                yield os.path.join(parent, name)[start:]
+def is_picture_name(name: str) -> bool:
+    """Return whether a file's name ends like a picture's."""
+    return name.lower().endswith(EXTENSIONS)
+
+
+def has_pictures(folder: Folder) -> bool:
+    """Return whether pictures lie in a folder itself."""
+    return any(map(is_picture_name, folder.names))
+
+
+def holds_pictures(folder: Folder) -> bool:
+    """Return whether pictures lie in a folder or below it."""
+    return any(map(has_pictures, folder.walk()))
+
+
+def first_picture(folder: Folder) -> str:
+    """Return the path of the first picture, by name, in a folder itself."""
+    return folder.of(min(filter(is_picture_name, folder.names)))
+
+
+def list_class_folders(
+    split_folder: Folder, class_index: Mapping[str, int], second_links: Container[str] = ()
+) -> pa.Table:
+    """Return a table of `SAMPLE_SCHEMA`: the pictures of the classes' folders, sorted by class folder and name.
+
+    Args:
+        split_folder: Holds the class folders.
+        class_index: By the class folders' names.
+        second_links: Paths of pictures that are left out.
+
+    Raises:
+        InputError: A file's name is not UTF-8.
+    """
+    rows = []
+    start = len(split_folder.of(""))
+    for wnid, class_folder in split_folder.folders.items():
+        label = class_index[wnid]
+        for folder in class_folder.walk():
+            parent = folder.of("")[start:]
+            for name, num_bytes in zip(folder.names, folder.sizes, strict=True):
+                if is_picture_name(name) and not (second_links and folder.of(name) in second_links):
+                    rows.append((parent + name, label, num_bytes))
+    rows.sort()
+    parent = split_folder.of("")
+    return whole_files([(source, label, parent + source, num_bytes) for source, label, num_bytes in rows])
+
+
+def _holds_a_picture(folder: Path, num_levels: int) -> bool:
+    with os.scandir(folder) as entries:
+        names = [(entry.name, entry.is_dir()) for entry in entries if not is_system_name(entry.name)]
+    if any(not is_folder and is_picture_name(name) for name, is_folder in names):
+        return True
+    below = (folder / name for name, is_folder in names if is_folder and not name.startswith("."))
+    return num_levels > 0 and any(_holds_a_picture(path, num_levels - 1) for path in below)
+
+
+def _check_names(root: Path, wnids: list[str]) -> None:
+    """Refuse names of classes that a person, or another file system, takes for one."""
+    seen: dict[str, str] = {}
+    for wnid in wnids:
+        form = unicodedata.normalize("NFKC", wnid).casefold().strip()
+        if form in seen:
+            raise InputError(
+                f"{root} has the classes {seen[form]!a} and {wnid!a}, whose names differ by case, spaces at "
+                "the end or Unicode normalisation alone; rename the folders of one of them"
+            )
+        seen[form] = wnid

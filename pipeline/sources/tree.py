@@ -6,11 +6,12 @@ out, and counted.
 
 import errno
 import fnmatch
+import itertools
 import os
 import shlex
 import stat
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,9 @@ import numpy as np
 
 from pipeline.command import InputError
 
+# Why files are left out.
 HIDDEN, SYSTEM, SPECIAL, LINK = "hidden", "of a NAS or desktop", "not a regular file", "a second link to a file"
+UNLABELLED, ANNOTATIONS, OUTSIDE = "test pictures without labels", "annotations that are not used", "outside the splits"
 # In lower case: thumbnails, recycle bins and snapshots of Synology, QNAP and others; macOS, Windows and Linux desktops.
 _SYSTEM_NAMES = frozenset(
     (
@@ -156,6 +159,29 @@ def walk_source(root: Path, ignore: Sequence[str] = ()) -> SourceTree:
         InputError: A link leads nowhere, round in a circle, or to a folder that is there already.
     """
     return _Walk(root, ignore).run()
+
+
+def check_twins(tree: SourceTree, place_of: Callable[[str], Hashable]) -> dict[str, str]:
+    """Return the links that are left out, since the pictures that they lead to are there already, with the reason.
+
+    Args:
+        tree: The source's files.
+        place_of: A path's split and class, or None where it is no picture.
+
+    Raises:
+        InputError: One file would be a picture of two splits or classes.
+    """
+    second_links: dict[str, str] = {}
+    for paths in tree.twins:
+        pictures = [path for path in paths if place_of(path) is not None]
+        if len(set(map(place_of, pictures))) > 1:
+            first, second = next((a, b) for a, b in itertools.pairwise(pictures) if place_of(a) != place_of(b))
+            raise InputError(
+                f"{tree.root / first} and {tree.root / second} are one file, which would be a picture of two splits or "
+                f"classes; remove one of them, or leave it out: --ignore {shlex.quote(second)}"
+            )
+        second_links |= dict.fromkeys((path for path in pictures[1:] if path in tree.links), LINK)
+    return second_links
 
 
 class _Walk:

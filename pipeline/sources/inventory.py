@@ -1,0 +1,231 @@
+"""What lies in a source, what is read of it, and what is left out for which reason; told before a picture is decoded.
+
+Every file is a sample, an archive of samples, a table of labels or names, or left out for a named reason; so is every
+member of an archive. The counts add up. A picture that would be left out without a word of the person who shards is an
+error: content decides what is a picture, not the name.
+"""
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.command import InputError
+from pipeline.sources.base import Listing, Members, Source
+from pipeline.sources.signatures import HEAD_BYTES, picture_format
+from pipeline.sources.tree import ANNOTATIONS, HIDDEN, LINK, UNLABELLED, LeftOut, SourceTree, leave_out, walk_source
+
+_MAY_HOLD_PICTURES = frozenset((UNLABELLED, ANNOTATIONS, LINK))
+_NAMED = 3  # classes that are named of those that a split lacks
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """A class and its samples in a split."""
+
+    wnid: str
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class SplitContent:
+    """What a split of the source holds.
+
+    Attributes:
+        num_samples: Of all classes.
+        num_classes: That have a sample.
+        first_class: By wnid.
+        last_class: By wnid.
+        smallest: The first of those with the fewest samples.
+        largest: The first of those with the most.
+        missing: wnids of classes that the source has elsewhere.
+    """
+
+    num_samples: int
+    num_classes: int
+    first_class: str
+    last_class: str
+    smallest: ClassCount
+    largest: ClassCount
+    missing: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        return (
+            f"{self.num_samples:,} samples of {self.num_classes:,} classes, {self.first_class} to {self.last_class}; "
+            f"of the smallest, {self.smallest.wnid}, {self.smallest.num_samples:,}, of the largest, "
+            f"{self.largest.wnid}, {self.largest.num_samples:,}"
+        )
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What lies in a source.
+
+    Attributes:
+        layout: Of the source.
+        splits: Name -> content, as the source has them, before a part of `train` becomes `val`.
+        num_files: In the source's folder and below it.
+        num_samples: Files that are one sample each.
+        num_archives: Files that hold samples.
+        tables: Files that give labels or names.
+        left_out: Reason -> all other files.
+        members: Of the archives.
+    """
+
+    layout: str
+    splits: dict[str, SplitContent]
+    num_files: int
+    num_samples: int
+    num_archives: int
+    tables: tuple[str, ...]
+    left_out: Mapping[str, LeftOut]
+    members: Members | None
+
+    def document(self) -> dict[str, Any]:
+        """Return what `inventory.json` says: no time, no host, no path outside of the source."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """Say it in words, a line each."""
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        for split, content in self.splits.items():
+            yield f"{split}: {content}"
+            if content.missing:
+                names = ", ".join(content.missing[:_NAMED])
+                more = f" and {len(content.missing) - _NAMED:,} more" if len(content.missing) > _NAMED else ""
+                yield f"{split} has no sample of {names}{more}"
+        counts = {
+            "samples": self.num_samples,
+            "archives": self.num_archives,
+            "tables": len(self.tables),
+            "left out": sum(found.num_files for found in self.left_out.values()),
+        }
+        yield f"{self.num_files:,} files: " + ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        yield from (_left_out_line(reason, found) for reason, found in sorted(self.left_out.items()))
+        if self.members is not None and self.members.left_out:
+            yield f"{self.members.num_found:,} members of archives"
+            yield from (_left_out_line(reason, found) for reason, found in sorted(self.members.left_out.items()))
+
+
+def take_inventory(source: Source, listing: Listing) -> Inventory:
+    """Account for every file of a source.
+
+    Args:
+        source: That was listed.
+        listing: Of the source.
+
+    Raises:
+        InputError: A picture would be left out, and nobody said so.
+    """
+    tree = listing.tree or walk_source(source.root, source.options.ignore)
+    left_out = {reason: LeftOut(found.num_files, found.first) for reason, found in tree.left_out.items()}
+    pictures: list[tuple[str, str]] = []
+    read = {file for table in listing.splits.values() for file in table["file"].to_pylist()}
+    tables = set(listing.tables)
+    num_read, found_tables = 0, []
+    for path in tree.files():
+        if path in read:
+            num_read += 1
+        elif path in tables:
+            found_tables.append(path)
+        else:
+            reason = _reason(path, listing.left_out)
+            leave_out(left_out, reason, path)
+            if reason not in _MAY_HOLD_PICTURES:
+                pictures += _look_at(tree, path)
+    for path in tree.hidden:
+        leave_out(left_out, HIDDEN, path)
+        pictures += _look_at(tree, path)
+    if pictures:
+        raise InputError(_unread_pictures(source, pictures))
+    num_archives = len(_archives(tree, listing)) if listing.members is not None else 0
+    return Inventory(
+        layout=source.layout,
+        splits={split: _content(listing, table) for split, table in listing.splits.items()},
+        num_files=tree.num_files,
+        num_samples=num_read - num_archives,
+        num_archives=num_archives,
+        tables=tuple(sorted(found_tables)),
+        left_out=dict(sorted(left_out.items())),
+        members=listing.members,
+    )
+
+
+def ending_reason(name: str) -> str:
+    """Return the reason for which a file or member is left out whose ending is not that of a picture."""
+    ending = os.path.splitext(name)[1].lower()
+    return f"ending {ending}" if ending else "no ending"
+
+
+def _reason(path: str, left_out: Mapping[str, str]) -> str:
+    """Return why a file is left out that the listing did not read."""
+    if left_out:
+        parts = path.split("/")
+        for end in range(len(parts), 0, -1):
+            if (reason := left_out.get("/".join(parts[:end]))) is not None:
+                return reason
+    return ending_reason(path)
+
+
+def _look_at(tree: SourceTree, path: str) -> list[tuple[str, str]]:
+    """Return the path and the format of a file that is a picture by its content; else nothing."""
+    with open(tree.root / path, "rb", buffering=0) as file:
+        kind = picture_format(file.read(HEAD_BYTES))
+    return [(path, kind)] if kind else []
+
+
+def _unread_pictures(source: Source, pictures: list[tuple[str, str]]) -> str:
+    path, kind = min(pictures)
+    endings = {os.path.splitext(name)[1] for name, _ in pictures}
+    pattern = f"*{endings.pop()}" if len(endings) == 1 and "" not in endings else path
+    are = f"{len(pictures):,} files are pictures" if len(pictures) > 1 else "a file is a picture"
+    return (
+        f"{source.root}: {are} that the layout {source.layout} does not read (the first is {path}, {kind}); give "
+        f"pictures the place and the ending that the layout asks for, name another --layout, or leave them out: "
+        f"--ignore {shlex.quote(pattern)}"
+    )
+
+
+def _archives(tree: SourceTree, listing: Listing) -> set[str]:
+    """Return the files of a listing that hold more than the bytes of one sample."""
+    sizes = {
+        folder.of(name): num_bytes
+        for folder in tree.top.walk()
+        for name, num_bytes in zip(folder.names, folder.sizes, strict=True)
+    }
+    archives = set()
+    for table in listing.splits.values():
+        grouped = table.group_by("file").aggregate([("offset", "max"), ("num_bytes", "sum")]).to_pylist()
+        archives |= {
+            row["file"]
+            for row in grouped
+            if row["file"] in sizes and (row["offset_max"] or row["num_bytes_sum"] != sizes[row["file"]])
+        }
+    return archives
+
+
+def _content(listing: Listing, table: pa.Table) -> SplitContent:
+    counts = np.bincount(table["class_index"].to_numpy(), minlength=len(listing.classes))
+    present = np.flatnonzero(counts)
+    wnids = [entry.wnid for entry in listing.classes]
+    smallest, largest = present[np.argmin(counts[present])], present[np.argmax(counts[present])]
+    return SplitContent(
+        num_samples=table.num_rows,
+        num_classes=len(present),
+        first_class=wnids[present[0]],
+        last_class=wnids[present[-1]],
+        smallest=ClassCount(wnids[smallest], int(counts[smallest])),
+        largest=ClassCount(wnids[largest], int(counts[largest])),
+        missing=tuple(wnids[index] for index in np.flatnonzero(counts == 0).tolist()),
+    )
+
+
+def _left_out_line(reason: str, found: LeftOut) -> str:
+    return f"  left out: {found.num_files:,} {reason} (the first is {found.first})"

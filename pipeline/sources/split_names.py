@@ -1,0 +1,25 @@
+"""What people call the splits."""
+
+import re
+
+_WORDS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+_RESEMBLING = re.compile(rf"(?:{'|'.join(_WORDS)})[^a-z]+", re.IGNORECASE)
+
+
+def split_of(name: str) -> str | None:
+    """Return the split that a folder's or file's name means, in any case; None where it means none."""
+    return _WORDS.get(name.lower())
+
+
+def resembles_split(name: str) -> bool:
+    """Return whether a name is a split's with something behind it, like `val2017` or `test_1`."""
+    return _RESEMBLING.fullmatch(name) is not None
