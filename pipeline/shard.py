@@ -29,8 +29,9 @@ from pipeline.shard_task import Executor
 from pipeline.sharding import reject_counts, shard_dataset
 from pipeline.sources.base import ListingOptions, Source
 from pipeline.sources.detect import open_source
+from pipeline.sources.devkit import DEVKIT_ARCHIVE
 from pipeline.sources.inventory import Inventory, take_inventory
-from pipeline.sources.official import DEVKIT_ARCHIVE, OfficialArchives
+from pipeline.sources.official import OfficialArchives
 from pipeline.synthesize import synthesize
 
 _PICTURE_SIZE = 256  # of the 2012 paper

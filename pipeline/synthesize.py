@@ -26,7 +26,8 @@ from pipeline.order import permutation
 from pipeline.ordered_map import ordered_map
 from pipeline.progress import progress_bar
 from pipeline.random_streams import picture_stream
-from pipeline.sources.official import DEVKIT_ARCHIVE, TRAIN_ARCHIVE, VAL_ARCHIVE
+from pipeline.sources.devkit import DEVKIT_ARCHIVE
+from pipeline.sources.official import TRAIN_ARCHIVE, VAL_ARCHIVE
 from pipeline.synthetic_devkit import add_member, class_wnid, devkit_archive
 from pipeline.synthetic_pictures import NUM_CLASSES, draw_picture
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.sources.official import DEVKIT_GROUND_TRUTH, DEVKIT_META
+from pipeline.sources.devkit import DEVKIT_GROUND_TRUTH, DEVKIT_META
 from pipeline.synthetic_pictures import class_name
 
 _SYNSET_FIELDS = (

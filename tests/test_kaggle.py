@@ -59,7 +59,7 @@ def test_it_can_be_sharded(folder, tmp_path):
         (lambda root: (root / "LOC_synset_mapping.txt").write_text("n01 a\nn02 b\n"), "does not name n10"),
         (
             lambda root: (root / "ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_1.JPEG").unlink(),
-            "the first odd: val/ILSVRC2012_val_1",
+            "the first odd: ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_1",
         ),
         (
             lambda root: (root / "LOC_val_solution.csv").write_text(

@@ -13,8 +13,9 @@ from pipeline.command import InputError
 from pipeline.sources import official
 from pipeline.sources.base import SAMPLE_SCHEMA
 from pipeline.sources.detect import open_source
+from pipeline.sources.devkit import DEVKIT_ARCHIVE
 from pipeline.sources.idx import read_idx
-from pipeline.sources.official import DEVKIT_ARCHIVE, TRAIN_ARCHIVE, VAL_ARCHIVE
+from pipeline.sources.official import TRAIN_ARCHIVE, VAL_ARCHIVE
 from pipeline.sources.tar_headers import scan_tar
 from pipeline.synthesize import synthesize
 from pipeline.synthetic_pictures import class_name

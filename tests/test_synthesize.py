@@ -8,7 +8,8 @@ from scipy.io import loadmat
 
 import pipeline.synthesize
 from pipeline.command import InputError
-from pipeline.sources.official import DEVKIT_ARCHIVE, DEVKIT_GROUND_TRUTH, DEVKIT_META, TRAIN_ARCHIVE, VAL_ARCHIVE
+from pipeline.sources.devkit import DEVKIT_ARCHIVE, DEVKIT_GROUND_TRUTH, DEVKIT_META
+from pipeline.sources.official import TRAIN_ARCHIVE, VAL_ARCHIVE
 from pipeline.synthesize import Picture, encode_picture, main, synthesize
 from pipeline.synthetic_devkit import ilsvrc_id
 from pipeline.synthetic_pictures import NUM_CLASSES, class_name, draw_picture

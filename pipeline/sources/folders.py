@@ -62,7 +62,7 @@ class ClassFolders:
             raise InputError(f"{self.root} has no class folders; expected ROOT/train/CLASS/* or ROOT/CLASS/*")
         _check_names(self.root, wnids)
         self._check_shared_classes(folders)
-        second_links = check_twins(tree, _Places(folders))
+        second_links = check_twins(tree, Places(folders).of)
         class_index = {wnid: index for index, wnid in enumerate(wnids)}
         names = self._class_names(tree.top, wnids)
         return Listing(
@@ -170,13 +170,14 @@ def outside(top: Folder, split_folders: Mapping[str, Folder]) -> dict[str, str]:
     return {} if "" in inside else dict.fromkeys({*top.names, *top.folders} - inside, OUTSIDE)
 
 
-class _Places:
+class Places:
     """Which split and class a file is a picture of."""
 
     def __init__(self, folders: Mapping[str, Folder]) -> None:
         self._splits = {folder.of(""): split for split, folder in folders.items()}
 
-    def __call__(self, path: str) -> tuple[str, str] | None:
+    def of(self, path: str) -> tuple[str, str] | None:
+        """Return a file's split and class, or None where it is no picture of a split."""
         for prefix, split in self._splits.items():
             wnid, is_below, _ = path.removeprefix(prefix).partition("/")
             if path.startswith(prefix) and is_below and is_picture_name(path):

@@ -17,7 +17,17 @@ import pyarrow as pa
 from pipeline.command import InputError
 from pipeline.sources.base import Listing, Members, Source
 from pipeline.sources.signatures import HEAD_BYTES, picture_format
-from pipeline.sources.tree import ANNOTATIONS, HIDDEN, LINK, UNLABELLED, LeftOut, SourceTree, leave_out, walk_source
+from pipeline.sources.tree import (
+    ANNOTATIONS,
+    HIDDEN,
+    LINK,
+    UNLABELLED,
+    LeftOut,
+    SourceTree,
+    ending_reason,
+    leave_out,
+    walk_source,
+)
 
 _MAY_HOLD_PICTURES = frozenset((UNLABELLED, ANNOTATIONS, LINK))
 _NAMED = 3  # classes that are named of those that a split lacks
@@ -156,12 +166,6 @@ def take_inventory(source: Source, listing: Listing) -> Inventory:
         left_out=dict(sorted(left_out.items())),
         members=listing.members,
     )
-
-
-def ending_reason(name: str) -> str:
-    """Return the reason for which a file or member is left out whose ending is not that of a picture."""
-    ending = os.path.splitext(name)[1].lower()
-    return f"ending {ending}" if ending else "no ending"
 
 
 def _reason(path: str, left_out: Mapping[str, str]) -> str:

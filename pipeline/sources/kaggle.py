@@ -2,22 +2,33 @@
 
 `LOC_synset_mapping.txt` has one line per class: the wnid, a space, the names. `LOC_val_solution.csv` has one line per
 validation picture: ImageId, and a PredictionString of boxes, `wnid x y x y` each, all of one class. Training pictures
-lie in one folder per class. The test set has no labels and is not listed.
+lie in one folder per class. The test set has no labels and is left out, as the boxes are.
 """
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.command import InputError
-from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, ClassEntry, Listing, ListingOptions
-from pipeline.sources.byte_range import read_whole_file
+from pipeline.sources.base import DEFAULT_OPTIONS, ClassEntry, Listing, ListingOptions
+from pipeline.sources.byte_range import read_whole_file, whole_files
+from pipeline.sources.folders import Places, is_picture_name, list_class_folders
+from pipeline.sources.text import read_lines
+from pipeline.sources.tree import ANNOTATIONS, UNLABELLED, Folder, check_twins, walk_source
 
+CLASSES, VAL_LABELS = "LOC_synset_mapping.txt", "LOC_val_solution.csv"
 _PICTURES = Path("ILSVRC/Data/CLS-LOC")
-_CLASSES = "LOC_synset_mapping.txt"
-_VAL_LABELS = "LOC_val_solution.csv"
+_LEFT_OUT = {
+    str(_PICTURES / "test"): UNLABELLED,
+    "ILSVRC/Annotations": ANNOTATIONS,
+    "ILSVRC/ImageSets": ANNOTATIONS,
+    "LOC_train_solution.csv": ANNOTATIONS,
+    "LOC_sample_submission.csv": ANNOTATIONS,
+}
 
 
 class KaggleFolder:
@@ -32,8 +43,8 @@ class KaggleFolder:
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        """Tell whether the training pictures and the table of classes are there."""
-        return (root / _PICTURES / "train").is_dir() and (root / _CLASSES).is_file()
+        """Tell whether the folder of the training pictures is there."""
+        return (root / _PICTURES / "train").is_dir()
 
     def list_samples(self) -> Listing:
         """List the training and validation pictures, sorted by name.
@@ -41,58 +52,82 @@ class KaggleFolder:
         Raises:
             InputError: A table is missing or does not fit the pictures.
         """
-        names = dict(line.split(" ", 1) for line in self._read_lines(_CLASSES) if " " in line)
-        classes = [ClassEntry(wnid, names[wnid].strip()) for wnid in sorted(names)]
+        classes = read_classes(self.root / CLASSES)
         class_index = {entry.wnid: index for index, entry in enumerate(classes)}
-        train = {
-            f"train/{folder.name}/{path.name}": folder.name
-            for folder in (self.root / _PICTURES / "train").iterdir()
-            if folder.is_dir()
-            for path in folder.iterdir()
-        }
-        splits = {"train": self._table(train, class_index)}
-        if (self.root / _PICTURES / "val").is_dir():
-            splits["val"] = self._table(self._val_labels(), class_index)
-        return Listing(classes, splits)
+        tree = walk_source(self.root, self.options.ignore)
+        pictures = tree.top.find(str(_PICTURES))
+        if pictures is None or "train" not in pictures.folders:
+            raise InputError(f"{self.root / _PICTURES / 'train'} is missing; unpack the archive there")
+        folders: dict[str, Folder] = {s: pictures.folders[s] for s in ("train", "val") if s in pictures.folders}
+        unknown = sorted(folders["train"].folders.keys() - class_index.keys())
+        if unknown:
+            raise InputError(f"{self.root / CLASSES} does not name {unknown[0]}; get the file again")
+        second_links = check_twins(tree, Places(folders).of)
+        train = list_class_folders(folders["train"], class_index, second_links)
+        sources = pc.binary_join_element_wise("train", train["source"], "/")
+        splits = {"train": train.set_column(0, "source", sources)}
+        tables = [CLASSES]
+        if "val" in folders:
+            labels = read_val_labels(self.root / VAL_LABELS)
+            splits["val"] = list_flat(self.root, folders["val"], labels, class_index, "val/")
+            tables.append(VAL_LABELS)
+        return Listing(classes, splits, tables=tables, left_out=_LEFT_OUT | second_links, tree=tree)
 
     def read(self, file: str, offset: int, num_bytes: int) -> bytes:
         """Read one picture's bytes."""
         return read_whole_file(self.root / file, num_bytes)
 
-    def _val_labels(self) -> dict[str, str]:
-        """Return picture -> wnid of the validation split."""
-        labels = {}
-        for row in csv.DictReader(self._read_lines(_VAL_LABELS)):
-            wnids = set((row.get("PredictionString") or "").split()[::5])
-            if "ImageId" not in row or len(wnids) != 1:
-                raise InputError(f"{self.root / _VAL_LABELS}: {row} gives no picture one class; get the file again")
-            labels[f"val/{row['ImageId']}.JPEG"] = wnids.pop()
-        found = {f"val/{path.name}" for path in (self.root / _PICTURES / "val").iterdir()}
-        if found != labels.keys():
-            odd = min(found ^ labels.keys())
-            raise InputError(
-                f"{_VAL_LABELS} lists {len(labels)} pictures, {len(found)} are there; the first odd: {odd}"
-            )
-        return labels
 
-    def _table(self, labels: dict[str, str], class_index: dict[str, int]) -> pa.Table:
-        names = sorted(labels)
-        unknown = sorted({labels[name] for name in names} - class_index.keys())
-        if unknown:
-            raise InputError(f"{_CLASSES} of {self.root} does not name {unknown[0]}; get the file again")
-        return pa.table(
-            {
-                "source": names,
-                "class_index": [class_index[labels[name]] for name in names],
-                "file": [str(_PICTURES / name) for name in names],
-                "offset": [0] * len(names),
-                "num_bytes": [(self.root / _PICTURES / name).stat().st_size for name in names],
-            },
-            schema=SAMPLE_SCHEMA,
+def read_classes(path: Path) -> list[ClassEntry]:
+    """Return the classes that Kaggle's table names, sorted by wnid.
+
+    Raises:
+        InputError: The table is missing, or names no class.
+    """
+    names = dict(line.split(" ", 1) for line in read_lines(path) if " " in line)
+    if not names:
+        raise InputError(f"{path} names no class; get the file again")
+    return [ClassEntry(wnid, names[wnid].strip()) for wnid in sorted(names)]
+
+
+def read_val_labels(path: Path) -> dict[str, str]:
+    """Return file name -> wnid of the validation pictures, as Kaggle's table gives them.
+
+    Raises:
+        InputError: The table is missing, or gives a picture no class or several.
+    """
+    labels = {}
+    for row in csv.DictReader(read_lines(path)):
+        wnids = set((row.get("PredictionString") or "").split()[::5])
+        if "ImageId" not in row or len(wnids) != 1 or f"{row['ImageId']}.JPEG" in labels:
+            raise InputError(f"{path}: {row} gives no picture one class; get the file again")
+        labels[f"{row['ImageId']}.JPEG"] = wnids.pop()
+    return labels
+
+
+def list_flat(
+    root: Path, folder: Folder, labels: Mapping[str, str], class_index: Mapping[str, int], prefix: str = ""
+) -> pa.Table:
+    """Return a table of `SAMPLE_SCHEMA`: the pictures of one folder, whose labels a table gives, sorted by name.
+
+    Args:
+        root: Of the source.
+        folder: Holds the pictures.
+        labels: File name -> wnid.
+        class_index: By wnid.
+        prefix: Of the samples' names.
+
+    Raises:
+        InputError: Pictures and labels don't fit together.
+    """
+    sizes = {name: size for name, size in zip(folder.names, folder.sizes, strict=True) if is_picture_name(name)}
+    if odd := sizes.keys() ^ labels.keys():
+        raise InputError(
+            f"{root / folder.path} holds {len(sizes)} pictures, the table of their labels lists {len(labels)}; the "
+            f"first odd: {folder.of(min(odd))}"
         )
-
-    def _read_lines(self, name: str) -> list[str]:
-        try:
-            return (self.root / name).read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError as error:
-            raise InputError(f"{self.root / name} is missing; it comes with the archive") from error
+    if unknown := set(labels.values()) - class_index.keys():
+        raise InputError(f"the table of classes does not name {min(unknown)}, which {root / folder.path} has")
+    return whole_files(
+        [(prefix + name, class_index[labels[name]], folder.of(name), sizes[name]) for name in sorted(sizes)]
+    )

@@ -87,6 +87,18 @@ def ignored_by(name: str, patterns: Sequence[str]) -> str | None:
     return None
 
 
+def ignored_reason(name: str, patterns: Sequence[str]) -> str | None:
+    """Return the reason to leave out what a pattern of `--ignore` matches, or None; see `ignored_by`."""
+    pattern = ignored_by(name, patterns)
+    return None if pattern is None else f"ignored by {pattern}"
+
+
+def ending_reason(name: str) -> str:
+    """Return the reason to leave out a file or member that is not named like a picture."""
+    ending = os.path.splitext(name)[1].lower()
+    return f"ending {ending}" if ending else "no ending"
+
+
 @dataclass
 class Folder:
     """One folder: its files and folders but for those left out.
@@ -107,6 +119,13 @@ class Folder:
     def of(self, name: str) -> str:
         """Return the path of a file or folder in it, relative to the root."""
         return f"{self.path}/{name}" if self.path else name
+
+    def find(self, path: str) -> "Folder | None":
+        """Return the folder of a path relative to this one, or None."""
+        folder: Folder | None = self
+        for name in path.split("/"):
+            folder = folder.folders.get(name) if folder is not None else None
+        return folder
 
     def walk(self) -> Iterator["Folder"]:
         """Yield the folder and all below it, sorted by name."""
@@ -223,10 +242,8 @@ class _Walk:
             self._remember(folder.folders[name])
 
     def _reason_to_leave_out(self, folder: Folder, name: str) -> str | None:
-        if self._ignore:
-            pattern = ignored_by(folder.of(name), self._ignore)
-            if pattern is not None:
-                return f"ignored by {pattern}"
+        if self._ignore and (reason := ignored_reason(folder.of(name), self._ignore)):
+            return reason
         if is_system_name(name):
             return SYSTEM
         return HIDDEN if name.startswith(".") else None

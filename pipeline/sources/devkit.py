@@ -1,0 +1,77 @@
+"""ImageNet's devkit: which classes there are, and the labels of the validation pictures.
+
+meta.mat maps ILSVRC ids to wnids; the ground truth holds one ILSVRC id a line, for the validation pictures in the order
+of their names. **ILSVRC ids are not class indices**: the class_index is the wnid's rank.
+"""
+
+import io
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.command import InputError
+from pipeline.sources.base import ClassEntry
+
+DEVKIT_ARCHIVE = "ILSVRC2012_devkit_t12.tar.gz"
+DEVKIT_FOLDER = "ILSVRC2012_devkit_t12"  # what the archive unpacks to
+DEVKIT_META = f"{DEVKIT_FOLDER}/data/meta.mat"
+DEVKIT_GROUND_TRUTH = f"{DEVKIT_FOLDER}/data/ILSVRC2012_validation_ground_truth.txt"
+
+
+@dataclass(frozen=True)
+class Devkit:
+    """What the devkit says.
+
+    Attributes:
+        wnids: ILSVRC id -> wnid, of the classes (the synsets without children).
+        classes: Sorted by wnid.
+        ground_truth: ILSVRC id of each validation picture.
+    """
+
+    wnids: dict[int, str]
+    classes: list[ClassEntry]
+    ground_truth: list[int]
+
+
+def read_devkit(path: Path) -> Devkit:
+    """Read the devkit.
+
+    Args:
+        path: Its archive, or the folder that holds what the archive unpacks to.
+
+    Raises:
+        InputError: It is damaged, or not the devkit.
+    """
+    from scipy.io import loadmat, matlab  # a third of a second to import, which the other layouts need not pay
+
+    try:
+        contents = _read_folder(path) if path.is_dir() else _read_archive(path)
+        ground_truth = [int(line) for line in contents[DEVKIT_GROUND_TRUTH].split()]
+        synsets = np.atleast_1d(loadmat(io.BytesIO(contents[DEVKIT_META]), squeeze_me=True)["synsets"])
+        leaves = {
+            int(synset["ILSVRC2012_ID"]): ClassEntry(str(synset["WNID"]), str(synset["words"]))
+            for synset in synsets
+            if synset["num_children"] == 0
+        }
+    except (tarfile.TarError, EOFError, zlib.error, KeyError, TypeError, ValueError, matlab.MatReadError) as error:
+        raise InputError(f"{path} is not a readable ILSVRC2012 devkit ({error}); get the archive again") from error
+    if not leaves or not ground_truth:
+        raise InputError(f"{path} names no class or no validation picture; get the archive again")
+    unknown = set(ground_truth) - leaves.keys()
+    if unknown:
+        raise InputError(f"{path}: the ground truth holds {min(unknown)}, which is not the id of a class")
+    classes = sorted(leaves.values(), key=lambda entry: entry.wnid)
+    return Devkit({number: entry.wnid for number, entry in leaves.items()}, classes, ground_truth)
+
+
+def _read_archive(path: Path) -> dict[str, bytes]:
+    with tarfile.open(path, "r:gz") as tar:
+        files = {name: tar.extractfile(name) for name in (DEVKIT_META, DEVKIT_GROUND_TRUTH)}
+        return {name: file.read() for name, file in files.items() if file is not None}
+
+
+def _read_folder(path: Path) -> dict[str, bytes]:
+    return {name: (path.parent / name).read_bytes() for name in (DEVKIT_META, DEVKIT_GROUND_TRUTH)}
