@@ -10,11 +10,13 @@ from pipeline.sources.idx import IdxFiles
 from pipeline.sources.kaggle import KaggleFolder
 from pipeline.sources.official import OfficialArchives
 from pipeline.sources.parquet import ParquetFiles
+from pipeline.sources.tiny_imagenet import TinyImageNet
 from pipeline.sources.webdataset_tars import WebDatasetTars
 
 LAYOUTS: dict[type[Source], str] = {  # the first that recognises a source reads it; what it looks like, for people
-    OfficialArchives: "ImageNet's official archives, ILSVRC2012_*",
+    OfficialArchives: "ImageNet's official archives, ILSVRC2012_*, or what they unpack to",
     KaggleFolder: "Kaggle's ImageNet folder, ILSVRC/Data/CLS-LOC",
+    TinyImageNet: "Tiny ImageNet's folder, wnids.txt and val/images",
     CifarFiles: "CIFAR's binary files, data_batch_1.bin or train.bin",
     IdxFiles: "IDX files, train-images-idx3-ubyte[.gz]",
     ParquetFiles: "Parquet files, train-*.parquet or data/train-*.parquet",

@@ -6,17 +6,16 @@ lie in one folder per class. The test set has no labels and is left out, as the 
 """
 
 import csv
-from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.command import InputError
 from pipeline.sources.base import DEFAULT_OPTIONS, ClassEntry, Listing, ListingOptions
-from pipeline.sources.byte_range import read_whole_file, whole_files
-from pipeline.sources.folders import Places, is_picture_name, list_class_folders
+from pipeline.sources.byte_range import read_whole_file
+from pipeline.sources.flat import list_flat
+from pipeline.sources.folders import Places, list_class_folders
 from pipeline.sources.text import read_lines
 from pipeline.sources.tree import ANNOTATIONS, UNLABELLED, Folder, check_twins, walk_source
 
@@ -103,31 +102,3 @@ def read_val_labels(path: Path) -> dict[str, str]:
             raise InputError(f"{path}: {row} gives no picture one class; get the file again")
         labels[f"{row['ImageId']}.JPEG"] = wnids.pop()
     return labels
-
-
-def list_flat(
-    root: Path, folder: Folder, labels: Mapping[str, str], class_index: Mapping[str, int], prefix: str = ""
-) -> pa.Table:
-    """Return a table of `SAMPLE_SCHEMA`: the pictures of one folder, whose labels a table gives, sorted by name.
-
-    Args:
-        root: Of the source.
-        folder: Holds the pictures.
-        labels: File name -> wnid.
-        class_index: By wnid.
-        prefix: Of the samples' names.
-
-    Raises:
-        InputError: Pictures and labels don't fit together.
-    """
-    sizes = {name: size for name, size in zip(folder.names, folder.sizes, strict=True) if is_picture_name(name)}
-    if odd := sizes.keys() ^ labels.keys():
-        raise InputError(
-            f"{root / folder.path} holds {len(sizes)} pictures, the table of their labels lists {len(labels)}; the "
-            f"first odd: {folder.of(min(odd))}"
-        )
-    if unknown := set(labels.values()) - class_index.keys():
-        raise InputError(f"the table of classes does not name {min(unknown)}, which {root / folder.path} has")
-    return whole_files(
-        [(prefix + name, class_index[labels[name]], folder.of(name), sizes[name]) for name in sorted(sizes)]
-    )

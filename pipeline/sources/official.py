@@ -26,6 +26,7 @@ from pipeline.sources import kaggle
 from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, ClassEntry, Listing, ListingOptions
 from pipeline.sources.byte_range import read_byte_range, read_whole_file
 from pipeline.sources.devkit import DEVKIT_ARCHIVE, DEVKIT_FOLDER, DEVKIT_GROUND_TRUTH, DEVKIT_META, read_devkit
+from pipeline.sources.flat import list_flat
 from pipeline.sources.folders import Places, holds_pictures, list_class_folders
 from pipeline.sources.split_names import split_of
 from pipeline.sources.tar_headers import Member, scan_tar
@@ -107,7 +108,7 @@ class OfficialArchives:
         if VAL_ARCHIVE in top.names:
             splits["val"] = self._list_val_archive(labels, class_index, tars)
         elif val_flat:
-            splits["val"] = kaggle.list_flat(self.root, val_flat[0], labels.val, class_index)
+            splits["val"] = list_flat(self.root, val_flat[0], labels.val, class_index)
         else:
             unpacked["val"] = val_folders[0]
         second_links = check_twins(tree, Places(unpacked).of)
