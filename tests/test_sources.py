@@ -6,7 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from source_files import save_pictures
 
 from pipeline import shard
 from pipeline.command import InputError
@@ -34,13 +34,6 @@ def broken(archives, tmp_path):
     for name in (TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT_ARCHIVE):
         shutil.copy(archives / name, tmp_path)
     return tmp_path
-
-
-def save_pictures(root, names):
-    for number, name in enumerate(names):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(path, "PNG")
 
 
 def save_idx(path, array):

@@ -126,7 +126,8 @@ class ClassFolders:
                 )
             for below in folder.walk():
                 holding = [inner for inner in below.folders.values() if holds_pictures(inner)]
-                if len(holding) > 1 or any(split_of(name) for name in below.folders):
+                is_split = holding and split_of(Path(below.path).name)
+                if len(holding) > 1 or is_split or any(map(split_of, below.folders)):
                     names = ", ".join(Path(inner.path).name for inner in holding[:3])
                     self._refuse(
                         below.path,
