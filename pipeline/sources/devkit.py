@@ -74,4 +74,8 @@ def _read_archive(path: Path) -> dict[str, bytes]:
 
 
 def _read_folder(path: Path) -> dict[str, bytes]:
-    return {name: (path.parent / name).read_bytes() for name in (DEVKIT_META, DEVKIT_GROUND_TRUTH)}
+    paths = {name: path.parent / name for name in (DEVKIT_META, DEVKIT_GROUND_TRUTH)}
+    missing = [name.partition("/")[2] for name, found in paths.items() if not found.is_file()]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}; unpack {DEVKIT_ARCHIVE} again")
+    return {name: found.read_bytes() for name, found in paths.items()}

@@ -72,14 +72,14 @@ class OfficialArchives:
     @classmethod
     def recognises(cls, root: Path) -> bool:
         """Tell whether an archive is there, the tar of a class, or the validation pictures in one folder."""
+        if not root.is_dir():
+            return False
+        names = os.listdir(root)
         if any((root / name).is_file() for name in _ARCHIVES):
             return True
-        return root.is_dir() and any(
-            _INNER_TAR.fullmatch(entry.name) or _VAL_NAME.fullmatch(entry.name)
-            for folder in (root, *(root / name for name in sorted(os.listdir(root)) if _may_hold_a_part(name)))
-            if folder.is_dir()
-            for entry in os.scandir(folder)
-        )
+        parts = [root / name for name in names if _may_hold_a_part(name) and (root / name).is_dir()]
+        names += [name for folder in parts for name in os.listdir(folder)]
+        return any(_INNER_TAR.fullmatch(name) or _VAL_NAME.fullmatch(name) for name in names)
 
     def list_samples(self) -> Listing:
         """List all pictures, sorted by name.
@@ -90,9 +90,9 @@ class OfficialArchives:
         top = (tree := walk_source(self.root, self.options.ignore)).top
         places = {split: [top, *_part_folders(top, split)] for split in ("train", "val")}
         train_tars = [folder for folder in places["train"] if any(map(_INNER_TAR.fullmatch, folder.names))]
-        train_folders = [folder for folder in places["train"] if _is_of_classes(folder)]
+        train_folders = [classes for folder in places["train"] if (classes := _classes_of(folder)).folders]
         val_flat = [folder for folder in places["val"] if any(map(_VAL_NAME.fullmatch, folder.names))]
-        val_folders = [folder for folder in places["val"][1:] if _is_of_classes(folder)]
+        val_folders = [classes for folder in places["val"][1:] if (classes := _classes_of(folder)).folders]
         self._check_complete(top, bool(train_tars or train_folders), bool(val_flat or val_folders))
         labels = self._read_labels(top)
         class_index = {entry.wnid: index for index, entry in enumerate(labels.classes)}
@@ -263,8 +263,10 @@ def _part_folders(top: Folder, split: str) -> Iterator[Folder]:
             yield folder
 
 
-def _is_of_classes(folder: Folder) -> bool:
-    return any(_WNID.fullmatch(name) and holds_pictures(below) for name, below in folder.folders.items())
+def _classes_of(folder: Folder) -> Folder:
+    """Return the folder with those of its folders alone that are named by a wnid and hold pictures."""
+    classes = {wnid: below for wnid, below in folder.folders.items() if _WNID.fullmatch(wnid) and holds_pictures(below)}
+    return Folder(folder.path, folders=classes)
 
 
 def _unlabelled(top: Folder) -> dict[str, str]:
