@@ -65,10 +65,12 @@ class SplitContent:
 
     def __str__(self) -> str:
         """Say it in words."""
+        if self.num_classes == 1:
+            return f"{_count(self.num_samples, 'sample')} of the class {self.first_class}"
         return (
-            f"{self.num_samples:,} samples of {self.num_classes:,} classes, {self.first_class} to {self.last_class}; "
-            f"of the smallest, {self.smallest.wnid}, {self.smallest.num_samples:,}, of the largest, "
-            f"{self.largest.wnid}, {self.largest.num_samples:,}"
+            f"{_count(self.num_samples, 'sample')} of {self.num_classes:,} classes, {self.first_class} to "
+            f"{self.last_class}; the smallest is {self.smallest.wnid} with {self.smallest.num_samples:,}, the largest "
+            f"{self.largest.wnid} with {self.largest.num_samples:,}"
         )
 
 
@@ -111,16 +113,14 @@ class Inventory:
                 names = ", ".join(content.missing[:_NAMED])
                 more = f" and {len(content.missing) - _NAMED:,} more" if len(content.missing) > _NAMED else ""
                 yield f"{split} has no sample of {names}{more}"
-        counts = {
-            "samples": self.num_samples,
-            "archives": self.num_archives,
-            "tables": len(self.tables),
-            "left out": sum(found.num_files for found in self.left_out.values()),
-        }
-        yield f"{self.num_files:,} files: " + ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        counts = {"sample": self.num_samples, "archive": self.num_archives, "table": len(self.tables)}
+        parts = [_count(number, what) for what, number in counts.items() if number]
+        num_left_out = sum(found.num_files for found in self.left_out.values())
+        parts += [f"{num_left_out:,} left out"] if num_left_out else []
+        yield f"{_count(self.num_files, 'file')}: {', '.join(parts)}"
         yield from (_left_out_line(reason, found) for reason, found in sorted(self.left_out.items()))
         if self.members is not None and self.members.left_out:
-            yield f"{self.members.num_found:,} members of archives"
+            yield f"the archives hold {_count(self.members.num_found, 'member')}"
             yield from (_left_out_line(reason, found) for reason, found in sorted(self.members.left_out.items()))
 
 
@@ -229,6 +229,10 @@ def _content(listing: Listing, table: pa.Table) -> SplitContent:
         largest=ClassCount(wnids[largest], int(counts[largest])),
         missing=tuple(wnids[index] for index in np.flatnonzero(counts == 0).tolist()),
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _left_out_line(reason: str, found: LeftOut) -> str:
