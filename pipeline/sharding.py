@@ -211,6 +211,7 @@ def _publish(
     write_table(out / CLASSES_PARQUET, pa.Table.from_pylist(class_rows, schema=CLASSES_SCHEMA))
     write_table(out / REJECTS_PARQUET, rejects)
     write_table(out / HISTOGRAMS_PARQUET, histograms(stored))
+    # Not among the files that dataset.json names: what lies beside the pictures leaves the dataset the same one.
     write_json(out / INVENTORY_JSON, inventory.document())
     sums = PixelSums()
     for task in tasks:
@@ -223,7 +224,7 @@ def _publish(
         with atomic_file(out / MEAN_IMAGE_NPY) as file:
             np.save(file, mean_image)
         add_file(MEAN_IMAGE_NPY)
-    for name in (CLASSES_PARQUET, REJECTS_PARQUET, COLOR_JSON, HISTOGRAMS_PARQUET, INVENTORY_JSON):
+    for name in (CLASSES_PARQUET, REJECTS_PARQUET, COLOR_JSON, HISTOGRAMS_PARQUET):
         add_file(name)
     document = {
         "format": FORMAT_NAME,

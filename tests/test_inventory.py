@@ -7,7 +7,6 @@ from source_files import save_pictures
 
 from pipeline import shard
 from pipeline.command import InputError
-from pipeline.dataset import Dataset
 from pipeline.files import sha256_file
 from pipeline.sources.signatures import picture_format
 from pipeline.sources.text import decode_lines
@@ -68,9 +67,18 @@ def source(tmp_path):
 def test_the_inventory_is_said_first_and_kept_in_the_dataset(source, tmp_path, capsys):
     assert shard.main([str(source), str(tmp_path / "out"), "--size", "8", "--workers", "1"]) == 0
     assert capsys.readouterr().out.startswith(WORDS)
-    path = tmp_path / "out/inventory.json"
-    assert json.loads(path.read_text()) == INVENTORY
-    assert Dataset.open(tmp_path / "out").document["files"]["inventory.json"]["sha256"] == sha256_file(path)
+    assert json.loads((tmp_path / "out/inventory.json").read_text()) == INVENTORY
+
+
+def test_what_lies_beside_the_pictures_leaves_the_dataset_the_same_one(source, tmp_path):
+    digests = []
+    for name in ("out", "again"):
+        assert shard.main([str(source), str(tmp_path / name), "--size", "8", "--workers", "1"]) == 0
+        digests.append(sha256_file(tmp_path / name / "dataset.json"))
+        (source / "train/desktop.ini").write_text("more")
+    assert digests[0] == digests[1]
+    found = json.loads((tmp_path / "again/inventory.json").read_text())["left_out"]["of a NAS or desktop"]
+    assert found == {"num_files": 2, "first": "train/Thumbs.db"}
 
 
 def test_a_dry_run_says_it_and_writes_nothing(source, tmp_path, capsys):

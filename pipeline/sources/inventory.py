@@ -67,10 +67,12 @@ class SplitContent:
         """Say it in words."""
         if self.num_classes == 1:
             return f"{_count(self.num_samples, 'sample')} of the class {self.first_class}"
+        classes = f"{self.num_classes:,} classes, {self.first_class} to {self.last_class}"
+        if self.smallest.num_samples == self.largest.num_samples:
+            return f"{_count(self.num_samples, 'sample')} of {classes}, {self.smallest.num_samples:,} each"
         return (
-            f"{_count(self.num_samples, 'sample')} of {self.num_classes:,} classes, {self.first_class} to "
-            f"{self.last_class}; the smallest is {self.smallest.wnid} with {self.smallest.num_samples:,}, the largest "
-            f"{self.largest.wnid} with {self.largest.num_samples:,}"
+            f"{_count(self.num_samples, 'sample')} of {classes}; the smallest is {self.smallest.wnid} with "
+            f"{self.smallest.num_samples:,}, the largest {self.largest.wnid} with {self.largest.num_samples:,}"
         )
 
 
