@@ -256,11 +256,21 @@ class _Walk:
             paths = [
                 os.path.join(parent, name)[start:] for parent, _, names in os.walk(self._root / path) for name in names
             ]
-        if reason == HIDDEN:
-            self._hidden += paths
-            return
         for name in paths:
-            leave_out(self._left_out, reason, name)
+            # In a hidden folder, there may still be what a person ignores or a desktop has left.
+            found = self._reason_to_leave_out_below(name) if reason == HIDDEN else reason
+            if found == HIDDEN:
+                self._hidden.append(name)
+            else:
+                leave_out(self._left_out, found, name)
+
+    def _reason_to_leave_out_below(self, path: str) -> str:
+        """Return the reason to leave out a file in a hidden folder, or a hidden file."""
+        parts = path.split("/")
+        for end in range(1, len(parts) + 1):
+            if reason := ignored_reason("/".join(parts[:end]), self._ignore):
+                return reason
+        return SYSTEM if any(map(is_system_name, parts)) else HIDDEN
 
     def _add_file(self, folder: Folder, entry: os.DirEntry[str]) -> None:
         path = folder.of(entry.name)
