@@ -1,22 +1,53 @@
 """Where the members of an uncompressed tar lie, found by its headers alone.
 
 Goes from header to header and reads nothing between them, so that it costs the same for small and for large members. A
-tar inside a tar is a range of the outer file. tarfile's own iteration ends silently at a damaged or missing header.
+tar inside a tar is a range of the outer file. USTAR, GNU, PAX and old V7 headers are understood; what tarfile itself
+passes over in silence is refused: a header that is missing or damaged, a size that is not a number, a member with holes.
+
+The end mark is two blocks of zeros, which writers fill up to a whole record. Zeros that are more, or less, are what a
+download leaves that lacks a piece, since many programs set the whole file aside first: they are refused by their byte.
+Another tar may follow an end mark (`cat a.tar b.tar`). A link is its target's bytes.
 """
 
+import os
+import posixpath
 import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from pipeline.command import InputError
+from pipeline.sources.foreign_files import foreign_kind
+
+_BLOCK = tarfile.BLOCKSIZE
+_END_MARK = 2 * _BLOCK
+_LONGEST_RECORD = 2**20
+_RECORDS = (tarfile.RECORDSIZE, *(2**power for power in range(14, 21)))  # the usual one; those of `tar --blocking-factor`
+_CHUNK = 64 * 1024
+_MAX_EXTENSION_BYTES = 2**20  # of an extended header: names and attributes, which systems limit to 64 KiB each
+_PAX_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_LONG_NAMES = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
+_EXTENSION_TYPES = (*_PAX_TYPES, *_LONG_NAMES)
+_LINK_TYPES = (tarfile.LNKTYPE, tarfile.SYMTYPE)
+_FILE_TYPES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+_OTHER_TYPES = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)  # no file, and no data behind it
+_GNU_OTHER_TYPES = (b"D", b"V")  # a folder's list of names, a volume's label: no file, but perhaps data
 
 
 class Member(NamedTuple):
-    """A regular file in a tar; `offset` is that of its first byte in the (outermost) file."""
+    """A file in a tar; `offset` is that of its first byte in the (outermost) file."""
 
     name: str
     offset: int
     num_bytes: int
+
+
+class _Entry(NamedTuple):
+    """A file, or a link where `target` is not None: the target's name, normal."""
+
+    name: str
+    offset: int
+    num_bytes: int
+    target: str | None
 
 
 def scan_tar(file: BinaryIO, start: int, end: int) -> Iterator[Member]:
@@ -26,34 +57,193 @@ def scan_tar(file: BinaryIO, start: int, end: int) -> Iterator[Member]:
 
 
 def scan_paths(file: BinaryIO, start: int, end: int) -> Iterator[Member]:
-    """Yield the members of the tar that lies in `file` from byte `start` to byte `end`, by their whole names.
+    """Yield the files of the tar that lies in `file` from byte `start` to byte `end`, by their whole names.
 
     Args:
-        file: Opened unbuffered: the next header is far away. It may be read elsewhere between two members.
-        start: Of the tar's first header. USTAR, GNU (long names) and PAX headers are understood.
+        file: Opened unbuffered. It may be read elsewhere between two members.
+        start: Of the tar's first header.
         end: Of the tar.
 
     Raises:
-        InputError: A header is damaged, the tar ends before its end mark, or a member is stored with holes.
+        InputError: A header is damaged, the tar is cut short or lacks a piece, a member is stored with holes, or a link
+            has no target in the tar.
     """
+    targets: dict[str, _Entry | None] | None = None
+    for entry in _scan_entries(file, start, end):
+        name, offset, num_bytes, target = entry
+        if target is not None:
+            if targets is None:  # only a tar with links is gone through twice
+                targets = _entries_by_name(file, start, end)
+            _, offset, num_bytes, _ = _follow(file, entry, targets)
+        yield Member(name, offset, num_bytes)
+
+
+def _scan_entries(file: BinaryIO, start: int, end: int) -> Iterator[_Entry]:
+    descriptor = file.fileno()
+    position = first = start
+    zeros = None  # where those begin that lie before this header
+    global_fields: dict[str, str] = {}
+    fields: dict[str, str] = {}  # what extended headers say of the next member
     try:
-        file.seek(start)
-        tar = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="replace")
-        tar.offset = start  # the constructor has read on
         while True:
-            start = tar.offset
-            if start + tarfile.BLOCKSIZE > end:
-                raise tarfile.ReadError("no end mark")
-            file.seek(start)
-            member = tarfile.TarInfo.fromtarfile(tar)
-            if member.issparse():
-                raise InputError(f"{file.name} stores {member.name} with holes; pack it again without --sparse")
-            if member.isreg():
-                yield Member(member.name, member.offset_data, member.size)
+            header = os.pread(descriptor, min(_BLOCK, end - position), position)
+            if len(header) == _BLOCK and not header[0] and not any(header):
+                if fields:
+                    raise tarfile.ReadError("an extended header without its member")
+                zeros, position = position, _skip_zeros(file, position, first, end)
+                if position == end:
+                    return
+                first = position
+                continue
+            if len(header) < _BLOCK:
+                raise tarfile.ReadError("no end mark" if end > start else "it is empty")
+            member = tarfile.TarInfo.frombuf(header, "utf-8", "backslashreplace")
+            kind, data = member.type, position + _BLOCK
+            if kind in _EXTENSION_TYPES:
+                position = data + _padded(member.size)
+                if not 0 <= member.size <= _MAX_EXTENSION_BYTES or position > end:
+                    raise tarfile.ReadError(f"an extended header of {member.size} bytes")
+                content = os.pread(descriptor, member.size, data)
+                if kind in _LONG_NAMES:
+                    fields[_LONG_NAMES[kind]] = _text(content.partition(b"\0")[0])
+                else:
+                    (global_fields if kind == tarfile.XGLTYPE else fields).update(_pax_fields(content))
+                continue
+            name, link, num_bytes = member.name, member.linkname, member.size
+            if fields or global_fields:
+                known = global_fields | fields
+                name, link = known.get("path", name), known.get("linkpath", link)
+                num_bytes = _number(known["size"]) if "size" in known else num_bytes
+                if any(key.startswith("GNU.sparse.") for key in known):
+                    kind = tarfile.GNUTYPE_SPARSE
+                fields = {}
+            if kind == tarfile.GNUTYPE_SPARSE:
+                raise InputError(f"{file.name} stores {name} with holes; pack it again without --sparse")
+            if kind in _LINK_TYPES or kind in _OTHER_TYPES:
+                position = data  # whatever their size is said to be
+            elif kind in _FILE_TYPES or kind in _GNU_OTHER_TYPES:
+                position = data + _padded(num_bytes)
+            else:
+                raise tarfile.ReadError(f"{name} is of the unknown type {kind!r}")
+            if num_bytes < 0 or position > end:
+                raise tarfile.ReadError(f"{name} of {num_bytes} bytes ends behind it")
+            if kind in _FILE_TYPES:
+                yield _Entry(name, data, num_bytes, None)
+            elif kind in _LINK_TYPES:
+                yield _Entry(name, data, 0, _target(name, link, kind == tarfile.SYMTYPE))
+            zeros = None
     except (tarfile.TarError, ValueError) as error:
-        file.seek(start)
-        if start + tarfile.BLOCKSIZE <= end and file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE):
-            return  # the end mark
+        if zeros is not None:
+            raise _lacks_a_piece(file, zeros, f"and no member at byte {position}") from error
+        kind_of_file = foreign_kind(os.pread(descriptor, _BLOCK, start)) if position == start else None
+        if kind_of_file is not None:
+            where = f" at byte {start}" if start else ""
+            raise InputError(f"{file.name} is not a tar{where}: it {kind_of_file}") from error
         raise InputError(
-            f"{file.name} is damaged or cut short at byte {start} ({error}); get the archive again"
+            f"{file.name} is damaged or cut short at byte {position} ({error}); get the archive again"
         ) from error
+
+
+def _skip_zeros(file: BinaryIO, zeros: int, first: int, end: int) -> int:
+    """Return where an end mark and what fills it up end: at the tar's end, or at another tar's first header.
+
+    Args:
+        file: The archive.
+        zeros: Where the zeros begin.
+        first: The first header of the tar that may end here.
+        end: Of all tars.
+
+    Raises:
+        InputError: The zeros are no end mark.
+    """
+    position, limit = zeros, min(end, zeros + _LONGEST_RECORD + _END_MARK)
+    while position < limit:
+        chunk = os.pread(file.fileno(), min(_CHUNK, limit - position), position)
+        num_zeros = len(chunk) - len(chunk.lstrip(b"\0"))
+        position += num_zeros
+        if num_zeros < len(chunk) or not chunk:
+            break
+    num_zeros = position - zeros
+    if position == end:
+        if num_zeros < _END_MARK:
+            raise tarfile.ReadError("half an end mark")
+        records = [record for record in _RECORDS if record == tarfile.RECORDSIZE or (end - first) % record == 0]
+        if num_zeros > max(records) + _BLOCK:
+            raise _lacks_a_piece(file, zeros, "up to its end")
+        return end
+    position -= num_zeros % _BLOCK  # the block of the first other byte
+    num_zeros = position - zeros
+    whole_records = (position - first) % tarfile.RECORDSIZE == 0 and num_zeros <= tarfile.RECORDSIZE + _BLOCK
+    if num_zeros < _END_MARK or not (num_zeros == _END_MARK or whole_records):
+        raise _lacks_a_piece(file, zeros, f"up to byte {position}")
+    return position
+
+
+def _lacks_a_piece(file: BinaryIO, zeros: int, where: str) -> InputError:
+    return InputError(
+        f"{file.name} holds zeros from byte {zeros} on, {where}, which are not the end of a tar: the download lacks a "
+        "piece; get the archive again (one that is whole all the same: unpack it and pack it again)"
+    )
+
+
+def _pax_fields(content: bytes) -> dict[str, str]:
+    """Return the records `LENGTH KEY=VALUE` of an extended header, LENGTH being that of all the record."""
+    fields = {}
+    while content.rstrip(b"\0"):
+        length, space, rest = content.partition(b" ")
+        record = rest[: int(length) - len(length) - 1] if length.isdigit() else b""
+        key, equals, value = record[:-1].partition(b"=")
+        if not (space and equals and record.endswith(b"\n")):
+            raise tarfile.ReadError("a record of an extended header is not whole")
+        fields[_text(key)] = _text(value)
+        content = content[int(length) :]
+    return fields
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise tarfile.ReadError(f"the size {text!r}")
+    return int(text)
+
+
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "backslashreplace")
+
+
+def _padded(num_bytes: int) -> int:
+    return -(-num_bytes // _BLOCK) * _BLOCK
+
+
+def _target(name: str, link: str, symbolic: bool) -> str:
+    """Return the normal name that a link has its bytes from; a symbolic link's is relative to its own folder."""
+    if symbolic:
+        return posixpath.normpath(posixpath.join(posixpath.dirname(name), link))
+    return posixpath.normpath(link)
+
+
+def _entries_by_name(file: BinaryIO, start: int, end: int) -> dict[str, _Entry | None]:
+    """Return the entries of a tar by their normal names; None where two have the same."""
+    found: dict[str, _Entry | None] = {}
+    for entry in _scan_entries(file, start, end):
+        name = posixpath.normpath(entry.name)
+        found[name] = None if name in found else entry
+    return found
+
+
+def _follow(file: BinaryIO, link: _Entry, entries: dict[str, _Entry | None]) -> _Entry:
+    """Return the file that a link, or a chain of links, leads to.
+
+    Raises:
+        InputError: There is none, or more than one.
+    """
+    seen = set()
+    found: _Entry | None = link
+    while found is not None and found.target is not None and found.target not in seen:
+        seen.add(found.target)
+        found = entries.get(found.target)
+    if found is None or found.target is not None:
+        raise InputError(
+            f"{file.name}: {link.name} is a link to {link.target}, which is not one file of this archive; pack it again "
+            "with the files themselves (tar --dereference --hard-dereference)"
+        )
+    return found
