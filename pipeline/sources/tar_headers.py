@@ -50,6 +50,11 @@ class _Entry(NamedTuple):
     target: str | None
 
 
+def shown(name: str) -> str:
+    """Return a member's name as it may stand in a message, which is one line."""
+    return name if name.isprintable() else ascii(name)
+
+
 def scan_tar(file: BinaryIO, start: int, end: int) -> Iterator[Member]:
     """Yield the members of a tar by their base names, without the folders; see `scan_paths`."""
     for path, offset, num_bytes in scan_paths(file, start, end):
@@ -118,15 +123,15 @@ def _scan_entries(file: BinaryIO, start: int, end: int) -> Iterator[_Entry]:
                     kind = tarfile.GNUTYPE_SPARSE
                 fields = {}
             if kind == tarfile.GNUTYPE_SPARSE:
-                raise InputError(f"{file.name} stores {name} with holes; pack it again without --sparse")
+                raise InputError(f"{file.name} stores {shown(name)} with holes; pack it again without --sparse")
             if kind in _LINK_TYPES or kind in _OTHER_TYPES:
                 position = data  # whatever their size is said to be
             elif kind in _FILE_TYPES or kind in _GNU_OTHER_TYPES:
                 position = data + _padded(num_bytes)
             else:
-                raise tarfile.ReadError(f"{name} is of the unknown type {kind!r}")
+                raise tarfile.ReadError(f"{shown(name)} is of the unknown type {kind!r}")
             if num_bytes < 0 or position > end:
-                raise tarfile.ReadError(f"{name} of {num_bytes} bytes ends behind it")
+                raise tarfile.ReadError(f"{shown(name)} of {num_bytes} bytes ends behind it")
             if kind in _FILE_TYPES:
                 yield _Entry(name, data, num_bytes, None)
             elif kind in _LINK_TYPES:
@@ -243,7 +248,7 @@ def _follow(file: BinaryIO, link: _Entry, entries: dict[str, _Entry | None]) -> 
         found = entries.get(found.target)
     if found is None or found.target is not None:
         raise InputError(
-            f"{file.name}: {link.name} is a link to {link.target}, which is not one file of this archive; pack it again "
+            f"{file.name}: {shown(link.name)} is a link to {shown(str(link.target))}, which is not one file of this archive; pack it again "
             "with the files themselves (tar --dereference --hard-dereference)"
         )
     return found
