@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.command import InputError
 from pipeline.sources.base import ClassEntry
+from pipeline.sources.text import read_lines
 
 CLASS_NAMES = "classes.txt"  # one name a line, in the order of the numbers
 _MAX_NUMBERS = 1_000_000  # classes without names: far beyond any set of pictures, small enough to be listed
@@ -28,8 +29,7 @@ def numbered_classes(root: Path, num_classes: int, names: Sequence[str] | None =
     """
     where, path = f"{root}", root / CLASS_NAMES
     if names is None and path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        where, names = f"{path}", [line.strip() for line in lines if line.strip()]
+        where, names = f"{path}", read_names(path)
     if names is None:
         if num_classes > _MAX_NUMBERS:
             raise InputError(f"{root} has the label {num_classes - 1}; labels must number the classes from 0")
@@ -40,3 +40,22 @@ def numbered_classes(root: Path, num_classes: int, names: Sequence[str] | None =
         return [ClassEntry(name, name) for name in names]
     width = len(str(len(names) - 1))
     return [ClassEntry(f"{label:0{width}d}", name) for label, name in enumerate(names)]
+
+
+def read_names(path: Path) -> list[str]:
+    """Read the names of classes, one a line, in the order of their numbers; empty lines may follow.
+
+    Raises:
+        InputError: A line between names is empty, so that it is not certain which numbers follow; or it is no text.
+    """
+    names = [line.strip() for line in read_lines(path)]
+    while names and not names[-1]:
+        names.pop()
+    if "" in names:
+        raise InputError(f"{path}: line {names.index('') + 1} names no class; each line names one, from number 0 on")
+    return names
+
+
+def class_tables(root: Path, names: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Return the file that `numbered_classes` reads for the same arguments, if there is one."""
+    return (CLASS_NAMES,) if names is None and (root / CLASS_NAMES).exists() else ()

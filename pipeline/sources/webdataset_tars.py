@@ -1,8 +1,9 @@
 """WebDataset tars: ROOT/*.tar, where members of one name up to the first dot are one sample: 0001.jpg, 0001.cls.
 
-A tar whose name holds train, val or test is of that split; without any such name all tars are `train`. The picture is
-the member jpg, jpeg, png, webp, bmp, gif, ppm, tif, tiff, or npy (uint8 pixels, HWC); the label is the member cls,
-cls.txt, label or index, an integer, or `label` or `cls` of the member json. Members without an extension belong to no
+A tar whose name holds the word train or training, val, valid, validation or dev, test or testing is of that split;
+without any such name all tars are `train`. Numbered tars must all be there. The picture is the member jpg, jpeg, png,
+webp, bmp, gif, ppm, tif, tiff, or npy (uint8 pixels, HWC); the label is the member cls, cls.txt, label or index, an
+integer, or `label` or `cls` of the member json. Other members, hidden ones and those without an extension belong to no
 sample. ROOT/classes.txt may name the classes, one a line, in the order of the labels.
 
 A dataset of this project is such a folder too. Its dataset.json, classes and manifests say what it holds, so that a
@@ -11,13 +12,11 @@ sample keeps its class's wnid and name and the name it had in the first source: 
 
 import io
 import itertools
-import json
 import math
-import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,15 +24,13 @@ import pyarrow as pa
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.manifest import DATASET_JSON
-from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, SPLITS, ClassEntry, Listing, ListingOptions
+from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, SPLITS, ClassEntry, Listing, ListingOptions, Members
 from pipeline.sources.byte_range import read_byte_range
-from pipeline.sources.numbered_classes import numbered_classes
-from pipeline.sources.tar_headers import scan_paths
+from pipeline.sources.file_names import SPLIT_WORDS, check_parts, check_words, split_words
+from pipeline.sources.numbered_classes import class_tables, numbered_classes
+from pipeline.sources.tree import ignored_by
+from pipeline.sources.webdataset_samples import PIXELS, FoundMembers, SampleReader
 
-_PIXELS = "npy"
-_PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff", _PIXELS)
-_LABELS = ("cls", "cls.txt", "label", "index")
-_JSON, _JSON_LABELS = "json", ("label", "cls")
 _INTERRUPTED = ".partial"  # what an interrupted run leaves
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -51,11 +48,11 @@ class WebDatasetTars:
     def native_pixels(self) -> bool:
         """Whether the pictures are npy members, as dataset.json or the first sample says."""
         if self._is_dataset():
-            return Dataset.open(self.root).member == _PIXELS
+            return Dataset.open(self.root).member == PIXELS
         for path in itertools.chain(*self._find_tars().values()):
             with open(path, "rb", buffering=0) as file:
-                for sample in _read_samples(file):
-                    return _PIXELS in sample
+                for sample in SampleReader(file, path.name, self.options, FoundMembers()).read_samples():
+                    return sample.extension == PIXELS
         return False
 
     @classmethod
@@ -67,12 +64,14 @@ class WebDatasetTars:
         """List all samples, sorted by name.
 
         Raises:
-            InputError: A tar is damaged, or a sample lacks its picture or its label; names both.
+            InputError: A tar is damaged or missing, or a sample lacks its picture or its label; names both.
         """
         if self._is_dataset():
             return _list_dataset(Dataset.open(self.root))
+        found = FoundMembers()
+        parts = {path: self._list_tar(path, found) for paths in self._find_tars().values() for path in paths}
         tables = {
-            split: pa.concat_tables([self._list_tar(path) for path in paths])
+            split: pa.concat_tables([parts[path] for path in paths])
             for split, paths in self._find_tars().items()
             if paths
         }
@@ -80,7 +79,13 @@ class WebDatasetTars:
         if not tables:
             raise InputError(f"the tars of {self.root} hold no sample; expected members like 0001.jpg and 0001.cls")
         num_classes = 1 + max(int(table["class_index"].to_numpy().max()) for table in tables.values())
-        return Listing(numbered_classes(self.root, num_classes), tables)
+        return Listing(
+            numbered_classes(self.root, num_classes),
+            tables,
+            tables=class_tables(self.root),
+            left_out={path.name: "holds no sample" for path, table in parts.items() if not table.num_rows},
+            members=found.count(),
+        )
 
     def read(self, file: str, offset: int, num_bytes: int) -> bytes | np.ndarray:
         """Read one picture's bytes, or the pixels of an npy member, uint8 (H, W, 3).
@@ -105,34 +110,38 @@ class WebDatasetTars:
 
     def _find_tars(self) -> dict[str, list[Path]]:
         """Return the tars of each split, sorted by name."""
-        paths = list(_tars(self.root))
+        paths = [path for path in _tars(self.root) if ignored_by(path.name, self.options.ignore) is None]
         if not paths:
             raise InputError(f"{self.root} holds no *.tar; name the folder that holds the WebDataset tars")
         if (self.root / _INTERRUPTED).exists():
             raise InputError(f"{self.root} holds an interrupted run of `python -m pipeline.shard`; run it again first")
-        found = {path: [split for split in SPLITS if split in path.stem.lower()] for path in paths}
-        if not any(found.values()):
+        check_parts(str(self.root), (path.name for path in paths), self.options.partial)
+        words = {path: split_words(path.stem) for path in paths}
+        if not any(words.values()):
             return {"train": paths}
-        for path, splits in found.items():
-            if len(splits) != 1:
-                named = " and ".join(splits) or "no split, but others are"
-                raise InputError(f"{path} is named after {named}; rename it after one of {', '.join(SPLITS)}")
-        return {split: [path for path in paths if split in found[path]] for split in SPLITS}
+        for path in paths:
+            if len({SPLIT_WORDS[word] for word in words[path]}) != 1:
+                named = " and ".join(words[path]) or "no split, but others are"
+                raise InputError(
+                    f"{path} is named after {named}; rename it after one of {', '.join(SPLITS)}, "
+                    f"or leave it out with --ignore '{path.name}'"
+                )
+        check_words(str(self.root), {path.name: words[path][0] for path in paths})
+        return {split: [path for path in paths if SPLIT_WORDS[words[path][0]] == split] for split in SPLITS}
 
-    def _list_tar(self, path: Path) -> pa.Table:
+    def _list_tar(self, path: Path, found: FoundMembers) -> pa.Table:
         rows: dict[str, tuple[int, int, int]] = {}
         with open(path, "rb", buffering=0) as file:
-            for sample in _read_samples(file):
-                key = sample["__key__"]
-                extension = _first_member(_PICTURES, sample, f"{path}: the sample {key} has no picture")
-                if (extension == _PIXELS) != self.native_pixels:
+            for sample in SampleReader(file, path.name, self.options, found).read_samples():
+                key = sample.key
+                if (sample.extension == PIXELS) != self.native_pixels:
                     raise InputError(
-                        f"{path}: the sample {key} is {extension}; stored pixels (npy) and encoded pictures can't be "
-                        "mixed: keep them in folders of their own"
+                        f"{path}: the sample {key} is {sample.extension}; stored pixels (npy) and encoded pictures "
+                        "can't be mixed: keep them in folders of their own"
                     )
                 if key in rows:
                     raise InputError(f"{path} holds two samples {key}; pack it again with one name for each")
-                rows[key] = (_read_label(file, sample), *sample[extension])
+                rows[key] = (sample.class_index, sample.picture.offset, sample.picture.num_bytes)
         labels, offsets, sizes = zip(*rows.values(), strict=True) if rows else ((), (), ())
         return pa.table(
             {
@@ -152,6 +161,7 @@ def _list_dataset(dataset: Dataset) -> Listing:
         path = dataset.path / name
         if path.suffix == ".tar" and not (path.exists() and path.stat().st_size == written["num_bytes"]):
             raise InputError(f"{path} is missing or has another length than when it was written; restore it first")
+    num_samples = sum(dataset.num_samples(split) for split in dataset.splits)
     columns = ["shard" if name == "file" else name for name in SAMPLE_SCHEMA.names]
     return Listing(
         [ClassEntry(wnid, name) for wnid, name in zip(dataset.wnids, dataset.class_names, strict=True)],
@@ -162,58 +172,14 @@ def _list_dataset(dataset: Dataset) -> Listing:
             .sort_by("source")
             for split in dataset.splits
         },
+        tables=[DATASET_JSON, *(name for name in dataset.document["files"] if not name.endswith(".tar"))],
+        members=Members(num_found=2 * num_samples, num_labels=num_samples),  # a picture and its cls each
     )
 
 
 def _tars(root: Path) -> Iterator[Path]:
     """Yield a folder's tars, sorted by name."""
     return (path for path in sorted(root.glob("*.tar")) if not path.name.startswith("."))
-
-
-def _read_samples(file: BinaryIO) -> Iterator[dict[str, Any]]:
-    """Yield a tar's samples as the webdataset library groups them: `__key__`, and extension -> (offset, num_bytes)."""
-    from webdataset.tariterators import group_by_keys  # seconds to import: it loads torch
-
-    members = (
-        {"__url__": file.name, "fname": name, "data": (offset, num_bytes)}
-        for name, offset, num_bytes in scan_paths(file, 0, os.fstat(file.fileno()).st_size)
-    )
-    try:
-        yield from group_by_keys(members)
-    except ValueError as error:
-        raise InputError(f"{file.name}: {error.args[0]}; pack it again with one name for each member") from error
-
-
-def _first_member(extensions: tuple[str, ...], sample: dict[str, Any], lack: str) -> str:
-    """Return the first extension that a sample has.
-
-    Raises:
-        InputError: It has none; begins with `lack`.
-    """
-    for extension in extensions:
-        if extension in sample:
-            return extension
-    found = ", ".join(name for name in sample if not name.startswith("__"))
-    raise InputError(f"{lack} ({', '.join(extensions)}) but {found}; a sample's members must lie next to each other")
-
-
-def _read_label(file: BinaryIO, sample: dict[str, Any]) -> int:
-    name = f"{file.name}: the sample {sample['__key__']}"
-    extension = _first_member((*_LABELS, _JSON), sample, f"{name} has no label")
-    offset, num_bytes = sample[extension]
-    file.seek(offset)
-    content = file.read(num_bytes)
-    try:
-        label = json.loads(content) if extension == _JSON else int(content)
-    except ValueError:
-        label = None
-    if isinstance(label, dict):
-        label = next((label[key] for key in _JSON_LABELS if key in label), None)
-    if type(label) is not int or not 0 <= label < 2**31:
-        raise InputError(
-            f"{name} has the {extension} {content[:40]!r}, which gives no label; labels are integers from 0"
-        )
-    return label
 
 
 def _pixels(content: bytes) -> np.ndarray:

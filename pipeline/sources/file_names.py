@@ -1,0 +1,116 @@
+"""What the names of a set's files say: the split, and whether all numbered parts are there.
+
+A part is NAME followed by its number, train-000003, or by its number and that of all parts, train-00003-of-00005, which
+a hash may follow. Numbers begin at 0 or 1. Where they have gaps, a download is not finished; where a number is there
+twice, or parts count differently, two uploads lie in one folder.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from pipeline.command import InputError
+
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+WAY_OUT = "keep those of one set, or leave files out with --ignore PATTERN"
+_PART = re.compile(
+    r"(?P<series>.*?)(?P<digits>\d+)(-of-(?P<total>\d+)(-[0-9A-Za-z]+)?)?(?P<ending>\.[a-z]+)", re.DOTALL | re.ASCII
+)
+
+
+class _Part(NamedTuple):
+    number: int
+    digits: str
+    total: str | None
+    name: str
+
+
+def split_words(name: str) -> tuple[str, ...]:
+    """Return the words of a name, between whatever is not a letter, that mean a split."""
+    return tuple(word for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_WORDS)
+
+
+def check_words(where: str, words: Mapping[str, str]) -> None:
+    """Check that each split is called by one word: val and dev, beside each other, may be two sets.
+
+    Args:
+        where: The files' folder, for messages.
+        words: File or folder -> the word of `SPLIT_WORDS` in its name.
+
+    Raises:
+        InputError: A split is called by two words.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    for name, word in words.items():
+        other, other_word = first.setdefault(SPLIT_WORDS[word], (name, word))
+        if word != other_word:
+            raise InputError(f"{where} calls {SPLIT_WORDS[word]} by two words, in {other} and {name}; {WAY_OUT}")
+
+
+def check_parts(where: str, names: Iterable[str], partial: bool) -> None:
+    """Check that the numbered files among `names` are all parts of their sets.
+
+    Args:
+        where: Their folder, for messages.
+        names: Of files, relative to the folder.
+        partial: Take sets of which parts are missing.
+
+    Raises:
+        InputError: Parts are missing, or are of different sets.
+    """
+    sets: dict[tuple[str, str], list[_Part]] = {}
+    for name in names:
+        match = _PART.fullmatch(name)
+        if match is not None:
+            part = _Part(int(match["digits"]), match["digits"], match["total"], name)
+            sets.setdefault((match["series"], match["ending"]), []).append(part)
+    for (series, ending), parts in sets.items():
+        parts.sort(key=lambda part: (part.number, part.name))
+        _check_one_set(where, parts)
+        first, num_missing = _find_gap(parts)
+        if num_missing and not partial:
+            total = f"-of-{parts[0].total}" if parts[0].total else ""
+            more = f" and {num_missing - 1} more of its set" if num_missing > 1 else ""
+            width = min(len(part.digits) for part in parts)
+            raise InputError(
+                f"{where} lacks {series}{first:0{width}d}{total}{ending}{more}; get what is missing, or read what is "
+                "there with --partial"
+            )
+
+
+def _check_one_set(where: str, parts: Sequence[_Part]) -> None:
+    """Check that sorted parts count alike, and that each is there once.
+
+    Raises:
+        InputError: They don't, or one is there twice.
+    """
+    narrowest = min(parts, key=lambda part: len(part.digits))
+    other = next((part for part in parts if part.total != parts[0].total), None)
+    if other is not None:
+        raise InputError(f"{where} holds parts of two sets, {parts[0].name} and {other.name}; {WAY_OUT}")
+    for part, after in zip(parts, [*parts[1:], None], strict=True):
+        if after is not None and part.number == after.number:
+            raise InputError(f"{where} holds one part twice, {part.name} and {after.name}; {WAY_OUT}")
+        if part.digits != f"{part.number:0{len(narrowest.digits)}d}":
+            raise InputError(f"{where} numbers parts in two ways, {narrowest.name} and {part.name}; {WAY_OUT}")
+    lowest, highest, total = parts[0].number, parts[-1].number, parts[0].total
+    if total is not None and (highest > int(total) or highest - lowest >= int(total)):
+        raise InputError(f"{where} holds {parts[-1].name}, which is not one of {int(total)} parts; {WAY_OUT}")
+
+
+def _find_gap(parts: Sequence[_Part]) -> tuple[int, int]:
+    """Return the first number that is missing, and how many are; the parts are those of one set, sorted."""
+    lowest, highest, total = parts[0].number, parts[-1].number, parts[0].total
+    if total is not None:
+        begin = 1 if highest == int(total) else 0
+        end = begin + int(total)
+    else:
+        is_padded = any(part.digits.startswith("0") for part in parts)  # else the number may be a year or a version
+        begin, end = (min(lowest, 1) if is_padded else lowest), highest + 1
+    numbers = {part.number for part in parts}
+    first = next((number for number in range(begin, end) if number not in numbers), end)
+    return first, end - begin - len(parts)
