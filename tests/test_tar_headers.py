@@ -238,6 +238,25 @@ def base_256(name, size):
     return seal(block)
 
 
+def ustar(name):
+    info = tarfile.TarInfo(name)
+    info.size = 7
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def incremental(name, size):
+    """As `tar --listed-incremental` writes it: times where USTAR has the first part of a long name."""
+    return seal(header(name, size)[:345] + b"14712345670\x0014712345670\0" + header(name, size)[369:])
+
+
+def signed_sum(name, size):
+    """As old tars summed it up."""
+    block = bytearray(header(name, size))
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(byte - 256 * (byte > 127) for byte in block)
+    return bytes(block)
+
+
 @pytest.mark.parametrize(
     ("content", "name"),
     [
@@ -245,6 +264,9 @@ def base_256(name, size):
         (v7("folder/", b"") + v7("folder/a.jpg", b"picture"), "folder/a.jpg"),
         (base_256("a.jpg", 7) + b"picture" + bytes(505), "a.jpg"),
         (pax({"path": b"p" * 300 + b".jpg", "size": b"7"}) + header("a") + b"picture" + bytes(505), "p" * 300 + ".jpg"),
+        (ustar("d" * 100 + "/" + "a" * 90) + b"picture" + bytes(505), "d" * 100 + "/" + "a" * 90),
+        (incremental("a.jpg", 7) + b"picture" + bytes(505), "a.jpg"),
+        (signed_sum("ä.jpg", 7) + b"picture" + bytes(505), "ä.jpg"),
         (pax({"size": b"7"}, tarfile.SOLARIS_XHDTYPE) + header("a.jpg") + b"picture" + bytes(505), "a.jpg"),
         (pax({"comment": b"a commit"}, tarfile.XGLTYPE) + file_member("a.jpg", b"picture"), "a.jpg"),
         (header("n" * 200 + ".jpg", 7) + b"picture" + bytes(505), "n" * 200 + ".jpg"),
@@ -269,7 +291,8 @@ def test_names_that_are_not_utf8_stay_apart(tmp_path):
     [
         (base_256("a.jpg", -7), "a.jpg of -7 bytes"),
         (base_256("a.jpg", 2**80), f"a.jpg of {2**80} bytes"),
-        (seal(header("a.jpg")[:124] + b"-0000000017\0" + header("a.jpg")[136:]), "a.jpg of -15 bytes"),
+        (seal(header("a.jpg")[:124] + b"-0000000017\0" + header("a.jpg")[136:]), "the number b'-0000000017'"),
+        (seal(header("a.jpg")[:124] + b"00000000009\0" + header("a.jpg")[136:]), "invalid literal"),
         (header("a.jpg", 5000) + bytes(2000), "a.jpg of 5000 bytes"),
         (pax({"size": b"abc"}) + file_member("a.jpg", b"picture"), "the size 'abc'"),
         (pax({"size": b"-1"}) + file_member("a.jpg", b"picture"), "the size '-1'"),
