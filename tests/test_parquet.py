@@ -15,10 +15,13 @@ from pipeline.encode import EncodingConfig
 from pipeline.shard_plan import ShardingConfig
 from pipeline.sharding import shard_dataset
 from pipeline.sources import parquet
+from pipeline.sources.base import ListingOptions
 from pipeline.sources.detect import open_source
+from pipeline.sources.tree import LeftOut
 
 NAMES = ["tench, Tinca tinca", "goldfish", "shark"]
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+VAL = "data/validation-00000-of-00001.parquet"
 TRAIN = ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
 
 
@@ -34,7 +37,7 @@ def save(path, pictures, labels, names=NAMES, image="image", label="label"):
     metadata = {"huggingface": json.dumps({"info": {"features": features}})} if names else {}
     schema = pa.schema([(image, IMAGE), (label, pa.int64())], metadata=metadata)
     images = [{"bytes": content, "path": f"{row}.JPEG"} for row, content in enumerate(pictures)]
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({image: images, label: labels}, schema=schema), path, row_group_size=4)
 
 
@@ -114,11 +117,11 @@ def test_the_order_is_that_of_the_names_and_a_file_without_class_names_fits_any(
 @pytest.mark.parametrize(("limit", "num_reads"), [(1 << 20, 3), (1, 22)])
 def test_row_groups_are_kept_up_to_a_number_of_bytes(folder, monkeypatch, limit, num_reads):
     kept, reads = parquet._RowGroups(), []
-    read_pictures = parquet._PictureFile.read_pictures
+    read_pictures = parquet.PictureFile.read_pictures
     monkeypatch.setattr(parquet, "_row_groups", kept)
     monkeypatch.setattr(parquet, "_MAX_KEPT_BYTES", limit)
     monkeypatch.setattr(
-        parquet._PictureFile, "read_pictures", lambda file, group: reads.append(group) or read_pictures(file, group)
+        parquet.PictureFile, "read_pictures", lambda file, group: reads.append(group) or read_pictures(file, group)
     )
     source = open_source(folder)
     read_all(source, source.list_samples().splits["train"].take([0, 5, 8, 0, 5, 8, 0, 5, 8, 0, 5] * 2))
@@ -176,18 +179,18 @@ def test_a_damaged_file_is_named(folder, content):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda root: save(root / "data/val.parquet", [b""], [3]), r"names 3 classes, but the labels need 4"),
-        (lambda root: save(root / "data/val.parquet", [b""], [-1]), r"val of .* has the label -1; remove the rows"),
-        (lambda root: save(root / "data/val.parquet", [b""], [None]), r"val.parquet has 1 rows without a label"),
-        (lambda root: save(root / "data/val.parquet", [b""], [0], ["a", "b", "c"]), "name their classes differently"),
+        (lambda root: save(root / VAL, [b""], [3]), r"names 3 classes, but the labels need 4"),
+        (lambda root: save(root / VAL, [b"", b""], [0, -1]), r"val of .* has the label -1; remove the rows"),
+        (lambda root: save(root / VAL, [b""], [None]), r"validation-00000-of-00001.parquet has 1 rows without a label"),
+        (lambda root: save(root / VAL, [b""], [0], ["a", "b", "c"]), "name their classes differently"),
         (lambda root: save(root / "train.parquet", [b""], [0]), "so does its folder data; keep one of them"),
         (
-            lambda root: save(root / "data/val.parquet", [b""], [0], image="photo"),
-            r"val.parquet has the columns photo: struct<bytes: binary, path: string>, label: int64; expected image",
+            lambda root: save(root / VAL, [b""], [0], image="photo"),
+            r"validation-00000-of-00001.parquet has the columns photo: struct<bytes: binary, path: string>, label: int64; expected image",
         ),
         (
-            lambda root: pq.write_table(pa.table({"image": [b""], "label": ["cat"]}), root / "data/val.parquet"),
-            r"val.parquet has the columns image: binary, label: string; expected image: struct",
+            lambda root: pq.write_table(pa.table({"image": [b""], "label": ["cat"]}), root / VAL),
+            r"validation-00000-of-00001.parquet has the columns image: binary, label: string; expected image: struct",
         ),
     ],
 )
@@ -210,6 +213,140 @@ def test_a_set_without_any_label_is_refused(tmp_path):
 
 
 def test_listing_reads_no_picture(folder, monkeypatch):
-    monkeypatch.setattr(parquet._PictureFile, "read_pictures", None)
+    monkeypatch.setattr(parquet.PictureFile, "read_pictures", None)
     listing = open_source(folder).list_samples()
     assert np.all(listing.splits["train"]["num_bytes"].to_numpy() > 0)
+
+
+# Which files are a set's
+
+
+def save_all(root, names):
+    for number, name in enumerate(names):
+        save(root / name, [jpeg(number)], [number % 3])
+
+
+def list_with(root, **options):
+    return open_source(root, None, ListingOptions(**options)).list_samples()
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train.parquet"], {"train": 1}),
+        (["Training_0.parquet", "Training_1.parquet", "DEV.parquet"], {"train": 2, "val": 1}),
+        (["data/valid-0-of-1.parquet", "data/testing-0-of-1.parquet"], {"val": 1, "test": 1}),
+        (["default/train/0000.parquet", "default/train/0001.parquet", "default/test/0000.parquet"], {"train": 2, "test": 1}),
+        (["train/0000.parquet", "validation/0000.parquet"], {"train": 1, "val": 1}),
+    ],
+)
+def test_where_files_lie_and_how_they_are_called(tmp_path, names, splits):
+    save_all(tmp_path, names)
+    source = open_source(tmp_path)
+    found = source.list_samples()
+    assert source.layout == "parquet"
+    assert {split: table.num_rows for split, table in found.splits.items()} == splits
+    assert sorted(file for table in found.splits.values() for file in table["file"].to_pylist()) == sorted(names)
+    assert all(len(read_all(source, table)) == table.num_rows for table in found.splits.values())
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([TRAIN[0]], "lacks train-00001-of-00002.parquet; get what is missing, or"),
+        (["data/train-00001-of-00003-ab.parquet"], "lacks data/train-00000-of-00003.parquet and 1 more of its set"),
+        (["train/0000.parquet", "train/0002.parquet"], "lacks train/0001.parquet"),
+        (["c/partial-train/0000.parquet"], "partial-train holds the first part of a split alone; get the whole set, or"),
+    ],
+)
+def test_incomplete_sets_are_for_trials_alone(tmp_path, names, message):
+    save_all(tmp_path, names)
+    with pytest.raises(InputError, match=f"{message}.*--partial"):
+        list_with(tmp_path)
+    assert list_with(tmp_path, partial=True).splits["train"].num_rows == len(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train-0-of-1.parquet", "train-0-of-2.parquet", "train-1-of-2.parquet"], "parts of two sets"),
+        (["train-0-of-1-ab.parquet", "train-0-of-1-cd.parquet"], "holds one part twice"),
+        (["train-0-of-1.parquet", "train.parquet"], "two sets of files for train, .*; keep those of one set, or leave"),
+        (["train-0-of-1.parquet", "train-new-0-of-1.parquet"], "two sets of files for train"),
+        (["c/train/0000.parquet", "c/partial-train/0000.parquet"], "two sets of files for train"),
+        (["val.parquet", "dev.parquet"], "calls val by two words, in dev.parquet and val.parquet"),
+        (["a/train/0000.parquet", "b/train/0000.parquet"], "of two configurations, a and b; name one's folder, .*/a"),
+        (["train.parquet", "c/train/0000.parquet"], "and so does its folder c; keep one of them"),
+    ],
+)
+def test_files_of_two_sets_are_refused(tmp_path, names, message):
+    save_all(tmp_path, names)
+    for partial in (True,) if "partial" in names[1] else (True, False):
+        with pytest.raises(InputError, match=message):
+            list_with(tmp_path, partial=partial)
+
+
+@pytest.mark.parametrize("word", ["train_corrupted", "dev2", "unsupervised", "extra", "trainer"])
+def test_files_of_no_split_are_named_and_can_be_ignored(tmp_path, word):
+    save_all(tmp_path, ["train-0-of-1.parquet", f"{word}-0-of-1.parquet"])
+    with pytest.raises(InputError, match=f"is named after '{word}', which is not a split.*--ignore '{word}\\*'"):
+        list_with(tmp_path)
+    assert list_with(tmp_path, ignore=(f"{word}*",)).splits["train"].num_rows == 1
+
+
+def test_files_of_a_split_have_the_same_columns(folder):
+    path = folder / "data" / TRAIN[1]
+    pq.write_table(pq.read_table(path).append_column("source", pa.array(["web"] * 3)), path)
+    with pytest.raises(InputError, match=f"{TRAIN[1]} and .*{TRAIN[0]} are of one split, but .* the columns source; keep"):
+        open_source(folder).list_samples()
+
+
+def test_a_split_without_labels_is_counted(folder):
+    save(folder / "data/test-00000-of-00001.parquet", [jpeg(30), jpeg(31)], [-1, -1])
+    found = open_source(folder).list_samples()
+    assert found.left_out == {"data/test-00000-of-00001.parquet": "without labels"}
+    assert found.members.num_found == 16
+    assert found.members.left_out == {"without labels": LeftOut(2, "data/test-00000-of-00001.parquet")}
+
+
+def test_classes_txt_is_a_table_where_it_is_read(folder):
+    (folder / "classes.txt").write_text("not read\n")
+    assert open_source(folder).list_samples().tables == ()
+    for path in (folder / "data").iterdir():
+        pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
+    (folder / "classes.txt").write_text("a\nb\nc\n")
+    assert open_source(folder).list_samples().tables == ("classes.txt",)
+
+
+@pytest.mark.parametrize("kind", [pa.uint8(), pa.int8(), pa.int16(), pa.uint32(), pa.uint64()])
+def test_labels_of_any_integers(tmp_path, kind):
+    table = pa.table({"image": pa.array([{"bytes": jpeg(0)}] * 2, IMAGE), "label": pa.array([1, 0], kind)})
+    pq.write_table(table, tmp_path / "train.parquet")
+    assert open_source(tmp_path).list_samples().splits["train"]["class_index"].to_pylist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "message"),
+    [
+        (IMAGE, pa.array([2**40]), "has the label 1099511627776; labels must number the classes from 0"),
+        (IMAGE, pa.array([2**63], pa.uint64()), "has the label 9223372036854775808; labels must number"),
+        (IMAGE, pa.array([-(2**40)]), "has the label -1099511627776; labels must"),
+        (IMAGE, pa.array([1.0]), "has the columns .*label: double; expected image"),
+        (IMAGE, pa.array(["cat"]), "has the columns .*label: string; expected image"),
+        (pa.struct([("bytes", pa.string())]), pa.array([0]), "has the columns image: struct<bytes: string>.*; expected"),
+    ],
+)
+def test_columns_of_other_kinds_are_refused(tmp_path, image, label, message):
+    pq.write_table(pa.table({"image": pa.array([{"bytes": "x"}], image), "label": label}), tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=f"train.parquet {message}"):
+        open_source(tmp_path).list_samples()
+
+
+@pytest.mark.parametrize(
+    "document", ["[]", '{"info": []}', '{"info": {"features": {"label": {"names": 7}}}}', "[" * 100_000]
+)
+def test_metadata_of_another_form_are_damage(tmp_path, document):
+    table = pa.table({"image": pa.array([{"bytes": b""}], IMAGE), "label": [0]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": document}), tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=r"train.parquet is damaged \(.*\); get the file again"):
+        open_source(tmp_path).list_samples()

@@ -34,6 +34,12 @@ def split_words(name: str) -> tuple[str, ...]:
     return tuple(word for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_WORDS)
 
 
+def series_of(name: str) -> str:
+    """Return a file's name without the number of its part, that of all parts, and a hash."""
+    match = _PART.fullmatch(name)
+    return f"{match['series']}{match['ending']}" if match else name
+
+
 def check_words(where: str, words: Mapping[str, str]) -> None:
     """Check that each split is called by one word: val and dev, beside each other, may be two sets.
 

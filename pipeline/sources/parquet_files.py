@@ -1,0 +1,217 @@
+"""Parquet files of pictures: which of a folder's files are a set's, and what one of them holds."""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.command import InputError
+from pipeline.sources.base import ListingOptions
+from pipeline.sources.file_names import SPLIT_WORDS, WAY_OUT, check_parts, check_words, series_of
+from pipeline.sources.tree import ignored_by
+
+_IMAGES, _LABELS = ("image", "img"), ("label", "fine_label", "labels")
+_CONVERTED = re.compile(r"\d+\.parquet")  # in a folder named after a split
+_PARTIAL = "partial-"  # before the folder's name where Hugging Face converted the first gigabytes alone
+
+
+class _FoundFile(NamedTuple):
+    path: Path
+    name: str  # relative to the source
+    configuration: str  # the folder that holds its splits, relative to the source
+    word: str  # where the name of a split is expected, in lower case
+
+
+def names_a_split(root: Path) -> bool:
+    """Tell whether a Parquet file, or its folder, is named after a split."""
+    return any(file.word in SPLIT_WORDS for file in _find_files(root))
+
+
+def choose_files(root: Path, options: ListingOptions) -> dict[Path, str]:
+    """Return the split of each file, in the order of their samples' names.
+
+    Raises:
+        InputError: A file's name does not tell its split, parts are missing, or files are of several sets.
+    """
+    files = [file for file in _find_files(root) if not _is_ignored(file.name, options)]
+    for file in files:
+        if file.word not in SPLIT_WORDS:
+            raise InputError(
+                f"{file.path} is named after {file.word!r}, which is not a split (train, validation, test, ...); "
+                f"rename it, or leave it out with --ignore '{file.word}*'"
+            )
+        if file.path.parent.name.lower().startswith(_PARTIAL) and not options.partial:
+            raise InputError(
+                f"{file.path.parent} holds the first part of a split alone; get the whole set, or read what is there "
+                "with --partial"
+            )
+    configurations = sorted({file.configuration for file in files})
+    if len(configurations) > 1:
+        first, second = configurations[:2]
+        if first == ".":
+            raise InputError(
+                f"{root} holds Parquet files of splits, and so does its folder {second}; keep one of them, or leave "
+                f"the folder out with --ignore {second}"
+            )
+        raise InputError(
+            f"{root} holds the Parquet files of two configurations, {first} and {second}; name one's folder, {root / first}"
+        )
+    check_words(str(root), {file.name: file.word for file in files})
+    check_parts(str(root), (file.name for file in files), options.partial)
+    series: dict[str, tuple[str, str]] = {}
+    for file in files:
+        known, first = series.setdefault(file.word, (series_of(file.name), file.name))
+        if known != series_of(file.name):
+            raise InputError(f"{root} holds two sets of files for {file.word}, {first} and {file.name}; {WAY_OUT}")
+    return {file.path: SPLIT_WORDS[file.word] for file in sorted(files, key=lambda file: f"{file.path.stem}/")}
+
+
+def _find_files(root: Path) -> list[_FoundFile]:
+    """Return the Parquet files in all places where those of a split may lie, sorted."""
+    found = []
+    for pattern in ("*.parquet", "data/*.parquet"):
+        for path in root.glob(pattern):
+            word = re.sub(r"_\d+$", "", re.split(r"[-.]", path.name)[0]).lower()
+            found.append((path, path.parent, word))
+    for pattern in ("*/*.parquet", "*/*/*.parquet"):
+        for path in root.glob(pattern):
+            word = path.parent.name.lower().removeprefix(_PARTIAL)
+            if word in SPLIT_WORDS and _CONVERTED.fullmatch(path.name):
+                found.append((path, path.parent.parent, word))
+    return [
+        _FoundFile(path, path.relative_to(root).as_posix(), configuration.relative_to(root).as_posix(), word)
+        for path, configuration, word in sorted(found)
+        if not path.name.startswith(".")
+    ]
+
+
+def _is_ignored(name: str, options: ListingOptions) -> bool:
+    """Tell whether a file, or a folder that it lies in, is left out."""
+    parts = name.split("/")
+    return any(ignored_by("/".join(parts[:depth]), options.ignore) for depth in range(1, len(parts) + 1))
+
+
+class PictureFile:
+    """One opened file.
+
+    Attributes:
+        num_groups: Row groups.
+        first_rows: Of each row group, and the number of all rows.
+        group_bytes: Of each row group's pictures, uncompressed, int64.
+        class_names: By label, or None.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a file and read its footer.
+
+        Raises:
+            InputError: The file is damaged, or has other columns.
+        """
+        self._path = path
+        with _naming_damage(path):
+            self._file = pq.ParquetFile(path)
+            schema, metadata = self._file.schema_arrow, self._file.metadata
+            self._image, self._label = self._find_columns(schema)
+            paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
+            column = paths.index(f"{self._image}.bytes")
+            self.num_groups = metadata.num_row_groups
+            groups = [metadata.row_group(index) for index in range(self.num_groups)]
+            self.first_rows = [0, *itertools.accumulate(group.num_rows for group in groups)]
+            self.group_bytes = np.array([g.column(column).total_uncompressed_size for g in groups], dtype=np.int64)
+            self._columns = tuple(schema.names)
+            self.class_names = _class_names((schema.metadata or {}).get(b"huggingface", b"{}"), self._label)
+
+    def check_columns_are_those_of(self, other: "PictureFile") -> None:
+        """Compare the columns of two files of one split.
+
+        Raises:
+            InputError: They differ, so that the files are not parts of one set.
+        """
+        differing = sorted(set(self._columns).symmetric_difference(other._columns))
+        if differing:
+            raise InputError(
+                f"{self._path} and {other._path} are of one split, but one alone has the columns {', '.join(differing)}; "
+                f"{WAY_OUT}"
+            )
+
+    def read_labels(self) -> np.ndarray:
+        """Return all labels, int32.
+
+        Raises:
+            InputError: The file is damaged, or a row has no label.
+        """
+        with _naming_damage(self._path):
+            labels = self._file.read(columns=[self._label], use_threads=False)[self._label]
+        if labels.null_count:
+            raise InputError(f"{self._path} has {labels.null_count} rows without a {self._label}; remove them")
+        if len(labels) != self.first_rows[-1]:
+            raise InputError(f"{self._path} is damaged (it has {len(labels)} labels); get the file again")
+        extremes = pc.min_max(labels).as_py()
+        for label in extremes.values():
+            if label is not None and not -(2**31) <= label < 2**31:
+                raise InputError(f"{self._path} has the {self._label} {label}; labels must number the classes from 0")
+        return labels.cast(pa.int32()).to_numpy()
+
+    def read_pictures(self, group: int) -> pa.ChunkedArray:
+        """Return a row group's column of pictures, struct{bytes}.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        with _naming_damage(self._path):  # without threads: the processes that call this share the cores already
+            pictures = self._file.read_row_group(group, columns=[f"{self._image}.bytes"], use_threads=False)[self._image]
+            if len(pictures) != self.first_rows[group + 1] - self.first_rows[group]:
+                raise ValueError(f"{len(pictures)} pictures in row group {group}")
+            return pictures
+
+    def _find_columns(self, schema: pa.Schema) -> tuple[str, str]:
+        image = next((name for name in _IMAGES if name in schema.names and _is_picture(schema.field(name).type)), None)
+        label = next((n for n in _LABELS if n in schema.names and pa.types.is_integer(schema.field(n).type)), None)
+        if image is None or label is None:
+            columns = ", ".join(f"{field.name}: {field.type}" for field in schema)
+            raise InputError(
+                f"{self._path} has the columns {columns}; "
+                f"expected image: struct<bytes: binary, path: string>, label: int64"
+            )
+        return image, label
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    """Turn what pyarrow raises at a damaged file into an InputError; an operating system's error passes."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise InputError(f"{path} is damaged ({str(error).partition(chr(10))[0]}); get the file again") from error
+
+
+def _class_names(document: bytes, label: str) -> tuple[str, ...] | None:
+    """Return the names that Hugging Face's metadata give to a column's labels.
+
+    Raises:
+        ValueError: The metadata are of another form.
+    """
+    try:
+        names = json.loads(document).get("info", {}).get("features", {}).get(label, {}).get("names")
+    except (AttributeError, RecursionError) as error:
+        raise ValueError("the metadata of Hugging Face are of another form") from error
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError("the names of classes are no list of texts")
+    return None if names is None else tuple(names)
+
+
+def _is_picture(kind: pa.DataType) -> bool:
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        return False
+    content = kind.field("bytes").type
+    return bool(pa.types.is_binary(content) or pa.types.is_large_binary(content))
