@@ -21,7 +21,7 @@ import tyro
 from pipeline.command import InputError, run_command
 from pipeline.files import atomic_file
 from pipeline.progress import progress_bar
-from pipeline.sources.idx import CLASS_NAMES
+from pipeline.sources.numbered_classes import CLASS_NAMES
 
 _TIMEOUT_SECONDS = 30
 _CHUNK_BYTES = 1 << 18

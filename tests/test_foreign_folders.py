@@ -18,7 +18,7 @@ from pipeline.fetch import DATA_SETS, DataSet, fetch
 from pipeline.files import atomic_file, is_temporary
 from pipeline.shard_plan import ShardingConfig
 from pipeline.sharding import shard_dataset
-from pipeline.sources.idx import CLASS_NAMES
+from pipeline.sources.numbered_classes import CLASS_NAMES
 
 RAW = ShardingConfig(encoding=EncodingConfig(encoding="raw", size=None))
 

@@ -1,11 +1,13 @@
 """CIFAR's binary files: stored 32x32 colour pixels and labels.
 
-CIFAR-10 (`data_batch_*.bin`, `test_batch.bin`, names in `batches.meta.txt`) has one label byte per record, CIFAR-100
-(`train.bin`, `test.bin`, names in `fine_label_names.txt`) a coarse one and a fine one, of which the fine one is the
-class; then 3,072 bytes: the red plane, the green, the blue. Krizhevsky, "Learning multiple layers of features from tiny
-images", 2009, and the data set's page.
+CIFAR-10 (`data_batch_1.bin` to `data_batch_5.bin`, `test_batch.bin`, names in `batches.meta.txt`) has one label byte per
+record, CIFAR-100 (`train.bin`, `test.bin`, names in `fine_label_names.txt`) a coarse one and a fine one, of which the
+fine one is the class; then 3,072 bytes: the red plane, the green, the blue. Krizhevsky, "Learning multiple layers of
+features from tiny images", 2009, and the data set's page. All files of a set must be there; the sets' other versions,
+for Python and Matlab, are refused.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -14,25 +16,51 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.command import InputError
-from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, ClassEntry, Listing, ListingOptions
+from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, ClassEntry, Listing, ListingOptions, Members
 from pipeline.sources.byte_range import read_byte_range
+from pipeline.sources.numbered_classes import read_names
+from pipeline.sources.tree import ignored_by
 
 _SIDE = 32
 _PIXEL_BYTES = 3 * _SIDE * _SIDE
+_BATCH = re.compile(r"data_batch_([1-9]\d*)\.bin")
+_NUM_BATCHES = 5  # of CIFAR-10 as published
 
 
 @dataclass(frozen=True)
 class _Variant:
-    """One of the two data sets: its files by split, its label bytes (the last is the class), its list of names."""
+    """One of the two data sets.
 
+    Attributes:
+        title: Its name.
+        patterns: Its files by split.
+        num_label_bytes: Of a record; the last is the class.
+        names: The file of the classes' names.
+        signs: Files which, together, tell that the set is there, without its names or in another version.
+    """
+
+    title: str
     patterns: dict[str, str]
     num_label_bytes: int
     names: str
+    signs: tuple[tuple[str, ...], ...]
 
 
 _VARIANTS = (
-    _Variant({"train": "data_batch_*.bin", "test": "test_batch.bin"}, 1, "batches.meta.txt"),
-    _Variant({"train": "train.bin", "test": "test.bin"}, 2, "fine_label_names.txt"),
+    _Variant(
+        "cifar-10",
+        {"train": "data_batch_*.bin", "test": "test_batch.bin"},
+        1,
+        "batches.meta.txt",
+        (("data_batch_1.bin",), ("data_batch_1",), ("data_batch_1.mat",)),
+    ),
+    _Variant(
+        "cifar-100",
+        {"train": "train.bin", "test": "test.bin"},
+        2,
+        "fine_label_names.txt",
+        (("train.bin", "test.bin"), ("train", "test", "meta"), ("train.mat", "test.mat", "meta.mat")),
+    ),
 )
 
 
@@ -48,33 +76,73 @@ class CifarFiles:
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        """Tell whether the list of names and a file of training records are there."""
+        """Tell whether a set's list of names is there with records, or CIFAR-10's records, or another version."""
         return _find_variant(root) is not None
 
     def list_samples(self) -> Listing:
         """List all samples, in the files' order.
 
         Raises:
-            InputError: A file's length is not a whole number of records, or a label has no name.
+            InputError: A file is missing, its length is not a whole number of records, or a label has no name.
         """
         variant = _find_variant(self.root)
         if variant is None:
             raise InputError(f"{self.root} holds no CIFAR files; expected data_batch_*.bin, or train.bin, and names")
-        lines = (self.root / variant.names).read_text(encoding="utf-8").splitlines()
-        names = [line.strip() for line in lines if line.strip()]
+        files = self._find_files(variant)
+        names = read_names(self.root / variant.names)
+        if not names:
+            raise InputError(f"{self.root / variant.names} names no class; get the file again")
         width = len(str(len(names) - 1))
         classes = [ClassEntry(f"{label:0{width}d}", name) for label, name in enumerate(names)]
-        splits = {}
-        for split, pattern in variant.patterns.items():
-            tables = [self._list_file(path, variant, len(names)) for path in sorted(self.root.glob(pattern))]
-            if tables:
-                splits[split] = pa.concat_tables(tables)
-        return Listing(classes, splits)
+        splits = {
+            split: pa.concat_tables([self._list_file(path, variant, len(names)) for path in paths])
+            for split, paths in files.items()
+            if paths
+        }
+        num_records = sum(table.num_rows for table in splits.values())
+        return Listing(classes, splits, tables=(variant.names,), members=Members(num_records))
 
     def read(self, file: str, offset: int, num_bytes: int) -> np.ndarray:
         """Return one picture's pixels, uint8 (32, 32, 3)."""
         planes_CHW = np.frombuffer(read_byte_range(self.root / file, offset, num_bytes), dtype=np.uint8)
         return np.ascontiguousarray(planes_CHW.reshape(3, _SIDE, _SIDE).transpose(1, 2, 0))
+
+    def _find_files(self, variant: _Variant) -> dict[str, list[Path]]:
+        """Return the files of each split, sorted by name.
+
+        Raises:
+            InputError: Some are missing, or are not the set's.
+        """
+        files = {
+            split: [path for path in sorted(self.root.glob(pattern)) if not ignored_by(path.name, self.options.ignore)]
+            for split, pattern in variant.patterns.items()
+        }
+        there = {path.name for paths in files.values() for path in paths}
+        if not there:
+            raise InputError(
+                f"{self.root} holds {variant.title} in another version; get the binary version, "
+                f"{variant.title}-binary.tar.gz, and unpack it"
+            )
+        expected = set(variant.patterns.values())
+        if variant.patterns["train"] == "data_batch_*.bin":
+            numbered = {name for name in there if _BATCH.fullmatch(name)}
+            foreign = sorted(there - expected - numbered)
+            if foreign:
+                raise InputError(
+                    f"{self.root / foreign[0]} is not one of {variant.title}'s files, data_batch_1.bin, ...; remove it, or "
+                    f"leave it out with --ignore '{foreign[0]}'"
+                )
+            num_batches = max(_NUM_BATCHES, len(numbered))  # a larger number means that one of these is missing
+            batches = {f"data_batch_{number}.bin" for number in range(1, num_batches + 1)}
+            expected = expected - {"data_batch_*.bin"} | batches
+        missing = sorted(expected - there)
+        if not (self.root / variant.names).is_file():
+            raise InputError(f"{self.root} lacks {variant.names}, which names the classes; it is in the same archive")
+        if missing and not self.options.partial:
+            raise InputError(
+                f"{self.root} lacks {', '.join(missing[:5])}; get the whole set, or read what is there with --partial"
+            )
+        return files
 
     def _list_file(self, path: Path, variant: _Variant, num_classes: int) -> pa.Table:
         record_bytes = variant.num_label_bytes + _PIXEL_BYTES
@@ -100,7 +168,11 @@ class CifarFiles:
 
 
 def _find_variant(root: Path) -> _Variant | None:
+    """Return the set that lies in a folder, whole or not, in whatever version."""
     for variant in _VARIANTS:
-        if (root / variant.names).is_file() and any(root.glob(variant.patterns["train"])):
+        if (root / variant.names).is_file() and any(any(root.glob(p)) for p in variant.patterns.values()):
+            return variant
+    for variant in _VARIANTS:
+        if any(all((root / name).is_file() for name in names) for names in variant.signs):
             return variant
     return None

@@ -2,10 +2,13 @@
 
 `train-images-idx3-ubyte` and `train-labels-idx1-ubyte` are the split `train`, `t10k-...` is `test`. A file is a magic
 number (two zero bytes, the type 8 for uint8, the number of dimensions), each dimension as a big-endian 32-bit integer,
-and the bytes: LeCun, Cortes, Burges, "The MNIST database". classes.txt beside them may name the classes, one a line.
+and the bytes: LeCun, Cortes, Burges, "The MNIST database". `train-images.idx3-ubyte`, as some tools unpack it, is the
+same file; where it is there in several forms, these must be equal. classes.txt beside them may name the classes, one a
+line.
 """
 
 import gzip
+import math
 import zlib
 from functools import lru_cache
 from pathlib import Path
@@ -15,12 +18,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.command import InputError
-from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, ClassEntry, Listing, ListingOptions
+from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, Listing, ListingOptions, Members
+from pipeline.sources.numbered_classes import class_tables, numbered_classes
+from pipeline.sources.tree import ignored_by
 
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
-CLASS_NAMES = "classes.txt"
 _PREFIXES = {"train": "train", "test": "t10k"}
 _IMAGE_HEADER_BYTES = 16
+_MAX_COMPRESSION = 1032  # of deflate: 258 bytes from two bits
 
 
 class IdxFiles:
@@ -36,7 +41,7 @@ class IdxFiles:
     @classmethod
     def recognises(cls, root: Path) -> bool:
         """Tell whether a split's images are there."""
-        return any(_find(root, f"{prefix}-{IMAGES}") for prefix in _PREFIXES.values())
+        return any(_forms(root, prefix, IMAGES) for prefix in _PREFIXES.values())
 
     def list_samples(self) -> Listing:
         """List all samples, in the files' order.
@@ -45,24 +50,35 @@ class IdxFiles:
             InputError: A file is missing or damaged, or images, labels and class names do not fit together.
         """
         splits = {}
+        tables: list[str] = []
+        left_out: dict[str, str] = {}
         num_classes = 0
         for split, prefix in _PREFIXES.items():
-            images_path = _find(self.root, f"{prefix}-{IMAGES}")
-            if images_path is None:
+            images_path = self._find(prefix, IMAGES, 3, left_out)
+            labels_path = self._find(prefix, LABELS, 1, left_out)
+            if images_path is None and labels_path is None:
                 continue
-            labels_path = _find(self.root, f"{prefix}-{LABELS}")
             if labels_path is None:
                 raise InputError(f"{images_path} has no labels: {prefix}-{LABELS}[.gz] is missing beside it")
+            if images_path is None:
+                raise InputError(f"{labels_path} has no pictures: {prefix}-{IMAGES}[.gz] is missing beside it")
             images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
             if len(images) != len(labels):
                 raise InputError(f"{images_path} has {len(images)} pictures, but {labels_path} {len(labels)} labels")
             if images.size == 0:
                 raise InputError(f"{images_path} holds no picture; get the file again")
             splits[split] = _table(images_path.name, prefix, images, labels)
+            tables.append(labels_path.name)
             num_classes = max(num_classes, int(labels.max()) + 1)
         if not splits:
             raise InputError(f"{self.root} holds no IDX images; expected train-{IMAGES} or t10k-{IMAGES}, or .gz")
-        return Listing(self._classes(num_classes), splits)
+        return Listing(
+            numbered_classes(self.root, num_classes),
+            splits,
+            tables=(*tables, *class_tables(self.root)),
+            left_out=left_out,
+            members=Members(sum(table.num_rows for table in splits.values())),
+        )
 
     def read(self, file: str, offset: int, num_bytes: int) -> np.ndarray:
         """Return one picture's pixels, uint8 (H, W, 3)."""
@@ -70,45 +86,57 @@ class IdxFiles:
         grey_HW = images[(offset - _IMAGE_HEADER_BYTES) // num_bytes]
         return np.repeat(grey_HW[..., None], 3, axis=2)
 
-    def _classes(self, num_classes: int) -> list[ClassEntry]:
-        path = self.root / CLASS_NAMES
-        if path.exists():
-            names = path.read_text(encoding="utf-8").splitlines()
-            if len(names) < num_classes:
-                raise InputError(f"{path} names {len(names)} classes, but the labels need {num_classes}; one a line")
-        else:
-            names = [str(label) for label in range(num_classes)]
-        width = len(str(len(names) - 1))
-        return [ClassEntry(f"{label:0{width}d}", name) for label, name in enumerate(names)]
+    def _find(self, prefix: str, name: str, num_dimensions: int, left_out: dict[str, str]) -> Path | None:
+        """Return the path of a file in whatever form; the others, which must be equal, are added to `left_out`.
+
+        Raises:
+            InputError: Two forms of the file differ.
+        """
+        paths = [path for path in _forms(self.root, prefix, name) if not ignored_by(path.name, self.options.ignore)]
+        for other in paths[1:]:
+            if not np.array_equal(read_idx(paths[0], num_dimensions), read_idx(other, num_dimensions)):
+                raise InputError(
+                    f"{paths[0]} and {other.name} beside it differ; remove one of them, or leave it out with "
+                    f"--ignore '{other.name}'"
+                )
+            left_out[other.name] = f"the same as {paths[0].name}"
+        return paths[0] if paths else None
 
 
 @lru_cache(maxsize=4)  # of a split or two: images and labels
 def read_idx(path: Path, num_dimensions: int) -> np.ndarray:
-    """Return a file's content: uint8, read-only, with its own dimensions.
+    """Return a file's content: uint8, read-only, with its own dimensions. No more is read than they say.
 
     Raises:
         InputError: The file is not an IDX file of unsigned bytes with `num_dimensions` dimensions, or its length is
             wrong.
     """
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InputError(f"{path} is damaged ({error}); get the file again") from error
     header_bytes = 4 * (1 + num_dimensions)
-    if len(content) < header_bytes or content[:4] != bytes([0, 0, 8, num_dimensions]):
-        raise InputError(f"{path} is not an IDX file of uint8 with {num_dimensions} dimensions; get the file again")
-    shape = tuple(np.frombuffer(content, ">u4", num_dimensions, offset=4).tolist())
-    data = np.frombuffer(content, np.uint8, offset=header_bytes)
-    if data.size != np.prod(shape, dtype=np.int64):
-        raise InputError(f"{path} should hold {shape} bytes, but has {data.size}; get the file again")
-    return data.reshape(shape)
+    is_compressed = path.suffix == ".gz"
+    try:
+        with gzip.open(path) if is_compressed else open(path, "rb") as file:
+            header = file.read(header_bytes)
+            if len(header) < header_bytes or header[:4] != bytes([0, 0, 8, num_dimensions]):
+                raise InputError(
+                    f"{path} is not an IDX file of uint8 with {num_dimensions} dimensions; get the file again"
+                )
+            shape = tuple(np.frombuffer(header, ">u4", num_dimensions, offset=4).tolist())
+            num_bytes = math.prod(shape)
+            at_most = path.stat().st_size * (_MAX_COMPRESSION if is_compressed else 1)
+            content = file.read(min(num_bytes, at_most) + 1)  # one more shows whether any follow, and checks the CRC
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is damaged ({error}); get the file again") from error
+    if len(content) != num_bytes:
+        found = "has more" if len(content) > num_bytes else f"has {len(content)}"
+        raise InputError(f"{path} should hold {shape} bytes, but {found}; get the file again")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _find(root: Path, name: str) -> Path | None:
-    """Return the path of a file, plain or compressed; None where neither is there."""
-    return next((path for path in (root / name, root / f"{name}.gz") if path.is_file()), None)
+def _forms(root: Path, prefix: str, name: str) -> list[Path]:
+    """Return the paths of a file in the forms that are there: plain or compressed, with a hyphen or, unpacked, a dot."""
+    names = (f"{prefix}-{name}", f"{prefix}-{name.replace('-', '.', 1)}")
+    paths = (root / f"{name}{ending}" for name in names for ending in ("", ".gz"))
+    return [path for path in paths if path.is_file()]
 
 
 def _table(file: str, prefix: str, images: np.ndarray, labels: np.ndarray) -> pa.Table:
