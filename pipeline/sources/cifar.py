@@ -1,10 +1,10 @@
 """CIFAR's binary files: stored 32x32 colour pixels and labels.
 
-CIFAR-10 (`data_batch_1.bin` to `data_batch_5.bin`, `test_batch.bin`, names in `batches.meta.txt`) has one label byte per
-record, CIFAR-100 (`train.bin`, `test.bin`, names in `fine_label_names.txt`) a coarse one and a fine one, of which the
-fine one is the class; then 3,072 bytes: the red plane, the green, the blue. Krizhevsky, "Learning multiple layers of
-features from tiny images", 2009, and the data set's page. All files of a set must be there; the sets' other versions,
-for Python and Matlab, are refused.
+CIFAR-10 (`data_batch_1.bin` to `data_batch_5.bin`, `test_batch.bin`, names in `batches.meta.txt`) has one label byte
+per record, CIFAR-100 (`train.bin`, `test.bin`, names in `fine_label_names.txt`) a coarse one and a fine one, of which
+the fine one is the class; then 3,072 bytes: the red plane, the green, the blue. Krizhevsky, "Learning multiple layers
+of features from tiny images", 2009, and the data set's page. All files of a set must be there; the sets' other
+versions, for Python and Matlab, are refused.
 """
 
 import re
@@ -129,8 +129,8 @@ class CifarFiles:
             foreign = sorted(there - expected - numbered)
             if foreign:
                 raise InputError(
-                    f"{self.root / foreign[0]} is not one of {variant.title}'s files, data_batch_1.bin, ...; remove it, or "
-                    f"leave it out with --ignore '{foreign[0]}'"
+                    f"{self.root / foreign[0]} is not one of {variant.title}'s files, data_batch_1.bin, ...; "
+                    f"remove it, or leave it out with --ignore '{foreign[0]}'"
                 )
             num_batches = max(_NUM_BATCHES, len(numbered))  # a larger number means that one of these is missing
             batches = {f"data_batch_{number}.bin" for number in range(1, num_batches + 1)}

@@ -10,12 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from pipeline.command import InputError
+from pipeline.sources.split_names import split_of
 
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 WAY_OUT = "keep those of one set, or leave files out with --ignore PATTERN"
 _PART = re.compile(
     r"(?P<series>.*?)(?P<digits>\d+)(-of-(?P<total>\d+)(-[0-9A-Za-z]+)?)?(?P<ending>\.[a-z]+)", re.DOTALL | re.ASCII
@@ -31,7 +27,7 @@ class _Part(NamedTuple):
 
 def split_words(name: str) -> tuple[str, ...]:
     """Return the words of a name, between whatever is not a letter, that mean a split."""
-    return tuple(word for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_WORDS)
+    return tuple(word for word in re.split(r"[^a-z]+", name.lower()) if split_of(word))
 
 
 def series_of(name: str) -> str:
@@ -45,16 +41,17 @@ def check_words(where: str, words: Mapping[str, str]) -> None:
 
     Args:
         where: The files' folder, for messages.
-        words: File or folder -> the word of `SPLIT_WORDS` in its name.
+        words: File or folder -> the word in its name that means a split.
 
     Raises:
         InputError: A split is called by two words.
     """
     first: dict[str, tuple[str, str]] = {}
     for name, word in words.items():
-        other, other_word = first.setdefault(SPLIT_WORDS[word], (name, word))
+        split = str(split_of(word))
+        other, other_word = first.setdefault(split, (name, word))
         if word != other_word:
-            raise InputError(f"{where} calls {SPLIT_WORDS[word]} by two words, in {other} and {name}; {WAY_OUT}")
+            raise InputError(f"{where} calls {split} by two words, in {other} and {name}; {WAY_OUT}")
 
 
 def check_parts(where: str, names: Iterable[str], partial: bool) -> None:

@@ -133,7 +133,7 @@ def read_idx(path: Path, num_dimensions: int) -> np.ndarray:
 
 
 def _forms(root: Path, prefix: str, name: str) -> list[Path]:
-    """Return the paths of a file in the forms that are there: plain or compressed, with a hyphen or, unpacked, a dot."""
+    """Return the paths of a file in the forms that are there: plain or compressed, with a hyphen or a dot."""
     names = (f"{prefix}-{name}", f"{prefix}-{name.replace('-', '.', 1)}")
     paths = (root / f"{name}{ending}" for name in names for ending in ("", ".gz"))
     return [path for path in paths if path.is_file()]

@@ -1,11 +1,12 @@
 """Parquet files as Hugging Face lays image sets out: ROOT/data/train-*.parquet or ROOT/train-*.parquet.
 
-The first word of a file's name is its split: train or training, val, valid, validation or dev, test or testing. Files as
-Hugging Face converts them, ROOT/CONFIG/train/0000.parquet or, where the configuration is named, ROOT/train/0000.parquet,
-are read too. All parts of a split must be there (`file_names.check_parts`), with the same columns. A row is a picture:
-`image` (or `img`) is struct{bytes: binary, path: string}, `label` (or `fine_label`, `labels`) an integer. Classes are
-named by the schema's metadata (key `huggingface`, a ClassLabel's names), else by ROOT/classes.txt, one a line, else by
-their numbers. A split whose labels are all -1, like ImageNet's test set, has no labels: it is left out.
+The first word of a file's name is its split: train or training, val, valid, validation or dev, test or testing. Files
+as Hugging Face converts them, ROOT/CONFIG/train/0000.parquet or, where the configuration's folder is named,
+ROOT/train/0000.parquet, are read too. All parts of a split must be there (`file_names.check_parts`), with the same
+columns. A row is a picture: `image` (or `img`) is struct{bytes: binary, path: string}, `label` (or `fine_label`,
+`labels`) an integer. Classes are named by the schema's metadata (key `huggingface`, a ClassLabel's names), else by
+ROOT/classes.txt, one a line, else by their numbers. A split whose labels are all -1, like ImageNet's test set, has no
+labels: it is left out.
 
 In a listing, `offset` is the row's number in its file, and `num_bytes` the length of the pictures of its whole row
 group, as the file's footer says: a read notices by it that the file was written anew. Parquet gives row groups, not
@@ -65,8 +66,8 @@ class ParquetFiles:
             tables[split].append(self._list_file(path, file))
             names.add(file.class_names)
         splits = {}
-        members = Members(num_found=sum(table.num_rows for parts in tables.values() for table in parts))
-        unlabelled = {}
+        num_rows = sum(table.num_rows for parts in tables.values() for table in parts)
+        unlabelled: dict[str, int] = {}
         for split, parts in tables.items():
             labels = {label for table in parts for label in table["class_index"].unique().to_pylist()}
             if labels <= {_NO_LABEL}:
@@ -77,8 +78,7 @@ class ParquetFiles:
                 splits[split] = pa.concat_tables(parts)
         if not splits:
             raise InputError(f"{self.root} holds no Parquet file with labels; expected train-*.parquet, also in data")
-        if unlabelled:
-            members.left_out[_WITHOUT_LABELS] = LeftOut(sum(unlabelled.values()), min(unlabelled))
+        left_out = {_WITHOUT_LABELS: LeftOut(sum(unlabelled.values()), min(unlabelled))} if unlabelled else {}
         names.discard(None)
         if len(names) > 1:
             raise InputError(f"the Parquet files of {self.root} name their classes differently; keep those of one set")
@@ -89,7 +89,7 @@ class ParquetFiles:
             splits,
             tables=class_tables(self.root, class_names),
             left_out=dict.fromkeys(unlabelled, _WITHOUT_LABELS) | self._find_empty(found, tables),
-            members=members,
+            members=Members(num_rows, left_out=left_out),
         )
 
     def _find_empty(self, found: dict[Path, str], tables: dict[str, list[pa.Table]]) -> dict[str, str]:

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from pipeline.command import InputError
 from pipeline.sources.base import ListingOptions
-from pipeline.sources.file_names import SPLIT_WORDS, WAY_OUT, check_parts, check_words, series_of
+from pipeline.sources.file_names import WAY_OUT, check_parts, check_words, series_of
+from pipeline.sources.split_names import split_of
 from pipeline.sources.tree import ignored_by
 
 _IMAGES, _LABELS = ("image", "img"), ("label", "fine_label", "labels")
@@ -32,7 +33,7 @@ class _FoundFile(NamedTuple):
 
 def names_a_split(root: Path) -> bool:
     """Tell whether a Parquet file, or its folder, is named after a split."""
-    return any(file.word in SPLIT_WORDS for file in _find_files(root))
+    return any(split_of(file.word) for file in _find_files(root))
 
 
 def choose_files(root: Path, options: ListingOptions) -> dict[Path, str]:
@@ -43,7 +44,7 @@ def choose_files(root: Path, options: ListingOptions) -> dict[Path, str]:
     """
     files = [file for file in _find_files(root) if not _is_ignored(file.name, options)]
     for file in files:
-        if file.word not in SPLIT_WORDS:
+        if split_of(file.word) is None:
             raise InputError(
                 f"{file.path} is named after {file.word!r}, which is not a split (train, validation, test, ...); "
                 f"rename it, or leave it out with --ignore '{file.word}*'"
@@ -62,7 +63,8 @@ def choose_files(root: Path, options: ListingOptions) -> dict[Path, str]:
                 f"the folder out with --ignore {second}"
             )
         raise InputError(
-            f"{root} holds the Parquet files of two configurations, {first} and {second}; name one's folder, {root / first}"
+            f"{root} holds the Parquet files of two configurations, {first} and {second}; name one's folder, "
+            f"{root / first}"
         )
     check_words(str(root), {file.name: file.word for file in files})
     check_parts(str(root), (file.name for file in files), options.partial)
@@ -71,7 +73,8 @@ def choose_files(root: Path, options: ListingOptions) -> dict[Path, str]:
         known, first = series.setdefault(file.word, (series_of(file.name), file.name))
         if known != series_of(file.name):
             raise InputError(f"{root} holds two sets of files for {file.word}, {first} and {file.name}; {WAY_OUT}")
-    return {file.path: SPLIT_WORDS[file.word] for file in sorted(files, key=lambda file: f"{file.path.stem}/")}
+    in_order = sorted(files, key=lambda file: f"{file.path.stem}/")
+    return {file.path: split for file in in_order if (split := split_of(file.word))}
 
 
 def _find_files(root: Path) -> list[_FoundFile]:
@@ -84,7 +87,7 @@ def _find_files(root: Path) -> list[_FoundFile]:
     for pattern in ("*/*.parquet", "*/*/*.parquet"):
         for path in root.glob(pattern):
             word = path.parent.name.lower().removeprefix(_PARTIAL)
-            if word in SPLIT_WORDS and _CONVERTED.fullmatch(path.name):
+            if split_of(word) and _CONVERTED.fullmatch(path.name):
                 found.append((path, path.parent.parent, word))
     return [
         _FoundFile(path, path.relative_to(root).as_posix(), configuration.relative_to(root).as_posix(), word)
@@ -138,8 +141,8 @@ class PictureFile:
         differing = sorted(set(self._columns).symmetric_difference(other._columns))
         if differing:
             raise InputError(
-                f"{self._path} and {other._path} are of one split, but one alone has the columns {', '.join(differing)}; "
-                f"{WAY_OUT}"
+                f"{self._path} and {other._path} are of one split, but one alone has the columns "
+                f"{', '.join(differing)}; {WAY_OUT}"
             )
 
     def read_labels(self) -> np.ndarray:
@@ -167,7 +170,8 @@ class PictureFile:
             InputError: The file is damaged.
         """
         with _naming_damage(self._path):  # without threads: the processes that call this share the cores already
-            pictures = self._file.read_row_group(group, columns=[f"{self._image}.bytes"], use_threads=False)[self._image]
+            table = self._file.read_row_group(group, columns=[f"{self._image}.bytes"], use_threads=False)
+            pictures = table[self._image]
             if len(pictures) != self.first_rows[group + 1] - self.first_rows[group]:
                 raise ValueError(f"{len(pictures)} pictures in row group {group}")
             return pictures

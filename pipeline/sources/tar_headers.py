@@ -2,7 +2,8 @@
 
 Goes from header to header and reads nothing between them, so that it costs the same for small and for large members. A
 tar inside a tar is a range of the outer file. USTAR, GNU, PAX and old V7 headers are understood; what tarfile itself
-passes over in silence is refused: a header that is missing or damaged, a size that is not a number, a member with holes.
+passes over in silence is refused: a header that is missing or damaged, a size that is not a number, a member with
+holes.
 
 The end mark is two blocks of zeros, which writers fill up to a whole record. Zeros that are more, or less, are what a
 download leaves that lacks a piece, since many programs set the whole file aside first: they are refused by their byte.
@@ -21,7 +22,10 @@ from pipeline.sources.foreign_files import foreign_kind
 _BLOCK = tarfile.BLOCKSIZE
 _END_MARK = 2 * _BLOCK
 _LONGEST_RECORD = 2**20
-_RECORDS = (tarfile.RECORDSIZE, *(2**power for power in range(14, 21)))  # the usual one; those of `tar --blocking-factor`
+_RECORDS = (
+    tarfile.RECORDSIZE,
+    *(2**power for power in range(14, 21)),
+)  # the usual one; those of `tar --blocking-factor`
 _CHUNK = 64 * 1024
 _CHECK_SUM, _USTAR = slice(148, 156), b"ustar\0"  # GNU's magic ends otherwise, and keeps other things in the prefix
 _MAX_EXTENSION_BYTES = 2**20  # of an extended header: names and attributes, which systems limit to 64 KiB each
@@ -206,7 +210,7 @@ def _parse(block: bytes) -> _Header:
     Raises:
         ReadError: It is damaged, or no header.
     """
-    others = block[:_CHECK_SUM.start] + b" " * 8 + block[_CHECK_SUM.stop :]
+    others = block[: _CHECK_SUM.start] + b" " * 8 + block[_CHECK_SUM.stop :]
     check_sum = _field_number(block[_CHECK_SUM])
     if check_sum != sum(others) and check_sum != sum(others) - 256 * sum(byte > 127 for byte in others):  # old, signed
         raise tarfile.ReadError("bad checksum")
@@ -291,7 +295,7 @@ def _follow(file: BinaryIO, link: _Entry, entries: dict[str, _Entry | None]) -> 
         found = entries.get(found.target)
     if found is None or found.target is not None:
         raise InputError(
-            f"{file.name}: {shown(link.name)} is a link to {shown(str(link.target))}, which is not one file of this archive; pack it again "
-            "with the files themselves (tar --dereference --hard-dereference)"
+            f"{file.name}: {shown(link.name)} is a link to {shown(str(link.target))}, which is not one file of this "
+            "archive; pack it again with the files themselves (tar --dereference --hard-dereference)"
         )
     return found

@@ -15,7 +15,7 @@ from pipeline.command import InputError
 from pipeline.sources.base import ListingOptions, Members
 from pipeline.sources.signatures import HEAD_BYTES, picture_format
 from pipeline.sources.tar_headers import Member, scan_paths, shown
-from pipeline.sources.tree import HIDDEN, SYSTEM, LeftOut, ignored_by, is_system_name, leave_out
+from pipeline.sources.tree import HIDDEN, SYSTEM, LeftOut, ignored_reason, is_system_name, leave_out
 
 PIXELS = "npy"
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff", PIXELS)
@@ -87,9 +87,8 @@ class SampleReader:
                 yield member
 
     def _reason_to_leave_out(self, name: str) -> str | None:
-        pattern = ignored_by(name.removeprefix("./"), self._options.ignore)
-        if pattern is not None:
-            return f"ignored by {pattern}"
+        if reason := ignored_reason(name.removeprefix("./"), self._options.ignore):
+            return reason
         parts = [part for part in name.split("/") if part not in ("", ".", "..")]
         if any(map(is_system_name, parts)):
             return SYSTEM

@@ -26,8 +26,9 @@ from pipeline.dataset import Dataset
 from pipeline.manifest import DATASET_JSON
 from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, SPLITS, ClassEntry, Listing, ListingOptions, Members
 from pipeline.sources.byte_range import read_byte_range
-from pipeline.sources.file_names import SPLIT_WORDS, check_parts, check_words, split_words
+from pipeline.sources.file_names import check_parts, check_words, split_words
 from pipeline.sources.numbered_classes import class_tables, numbered_classes
+from pipeline.sources.split_names import split_of
 from pipeline.sources.tree import ignored_by
 from pipeline.sources.webdataset_samples import PIXELS, FoundMembers, SampleReader
 
@@ -120,14 +121,14 @@ class WebDatasetTars:
         if not any(words.values()):
             return {"train": paths}
         for path in paths:
-            if len({SPLIT_WORDS[word] for word in words[path]}) != 1:
+            if len({split_of(word) for word in words[path]}) != 1:
                 named = " and ".join(words[path]) or "no split, but others are"
                 raise InputError(
                     f"{path} is named after {named}; rename it after one of {', '.join(SPLITS)}, "
                     f"or leave it out with --ignore '{path.name}'"
                 )
         check_words(str(self.root), {path.name: words[path][0] for path in paths})
-        return {split: [path for path in paths if SPLIT_WORDS[words[path][0]] == split] for split in SPLITS}
+        return {split: [path for path in paths if split_of(words[path][0]) == split] for split in SPLITS}
 
     def _list_tar(self, path: Path, found: FoundMembers) -> pa.Table:
         rows: dict[str, tuple[int, int, int]] = {}
