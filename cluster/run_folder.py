@@ -316,6 +316,7 @@ def _describe(dataset: Dataset) -> dict[str, Any]:
             "size": dataset.stored_size,
             "crop": encoding.get("crop", "centre"),
             "quality": encoding["quality"],
+            "damaged": encoding.get("damaged", "reject"),
         },
     }
 

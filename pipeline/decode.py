@@ -1,26 +1,57 @@
 """One encoded picture to upright RGB pixels, with an audit: decoded once and to its last pixel, or rejected.
 
-Each oddity of real archives has one rule, and is noted in the manifest:
+Each oddity of real archives has one rule, and is noted in the manifest, in this order:
 
-    cmyk          converted to RGB
-    grey          the channel is repeated; of 16 bits the upper 8 are kept
-    palette       expanded
-    alpha         dropped: the colour channels are kept as stored
-    exif_rotated  pixels are turned upright
-    png, gif, ..  any format but JPEG, whatever the file's name: decoded like any other
+    png, gif, ..      any format but JPEG, whatever the file's name: decoded like any other
+    one_of_several    the first frame or page; the largest picture of an icon
+    extraneous_bytes  bytes in a JPEG that belong to nothing, all pixels being there: passed over
+    odd_header        a value in a JPEG's headers that libjpeg warns of, all pixels being there: what libjpeg assumes
+    no_end_mark       the end mark is missing, all pixels being there
+    damaged           pixels are missing or wrong; only where damaged pictures are kept
+    unchecked         a JPEG that the strict decoder can't read: Pillow's pixels, in which damage would not be noticed
+    sixteen_bit       the upper 8 bits are kept
+    cmyk              converted to RGB
+    grey              the channel is repeated
+    palette           expanded
+    alpha             dropped: the colour channels are kept as stored
+    exif_rotated      pixels were turned or mirrored, as an EXIF block or XMP packet says
 
-A plain JPEG goes straight to libjpeg-turbo, which takes it without the least warning; whatever it finds odd is Pillow's
-to judge. Both decode to the same bits (docs/decisions/0005-libjpeg-turbo-and-torch-make-the-pictures.md).
+A JPEG goes to libjpeg-turbo, which takes it without the least warning. What it warns of is judged by trial: if the JPEG
+without the odd bytes decodes in silence, all pixels are there; otherwise it is damaged, and rejected unless the caller
+keeps such pictures. All other formats go to Pillow, whose silence is not trusted where the format has a checksum of
+its own (PNG, deflated TIFF). Changed bytes inside a format without one (WebP, AVIF, JPEG 2000, BMP, uncompressed TIFF)
+can't be noticed, a missing end can. Both decoders give the same bits of a JPEG
+(docs/decisions/0005-libjpeg-turbo-and-torch-make-the-pictures.md).
 """
 
+import contextlib
 import io
+import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
+from pipeline.jpeg_markers import (
+    SOI,
+    Segment,
+    has_end_mark,
+    lacks_data,
+    lacks_scans,
+    may_be_turned,
+    may_hold_several,
+    mended,
+    read_segments,
+    unsupported_process,
+)
+from pipeline.picture_checks import damage_of_png, damage_of_tiff
+
+Damaged = Literal["reject", "note"]
+DAMAGED = get_args(Damaged)
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses a decompression bomb: 512 MiB of RGB pixels
 _MODE_NOTES = {  # Pillow's pixel modes that can be brought to RGB by one of the rules above
     "RGB": "",
@@ -35,22 +66,34 @@ _MODE_NOTES = {  # Pillow's pixel modes that can be brought to RGB by one of the
     "LA": "alpha",
     "PA": "alpha",
 }
-_JPEG_FORMATS = ("JPEG", "MPO")  # a camera's MPO is a JPEG with further pictures behind it
-_START_OF_SCAN, _APP1 = 0xDA, 0xE1
+_TURNS = {  # EXIF orientations but 1, which is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_CMYK_SPACES = ("CMYK", "YCCK")
+_ADDRESS = re.compile(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>")  # of a Python object: another one in each process
+_MAX_DETAIL = 200  # letters
 
 
 class RejectedPicture(Exception):
     """A picture that can't enter the dataset.
 
     Attributes:
-        reason: One of `empty`, `undecodable`, `truncated`, `too_large`.
-        detail: The decoder's own words.
+        reason: One of `empty`, `undecodable`, `truncated`, `damaged`, `too_large`.
+        detail: The decoder's own words, in one line and as far as they are the same in every process.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
         """Take the reason and the decoder's words."""
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+        words = " ".join(_ADDRESS.sub("", detail).encode("utf-8", "backslashreplace").decode().split())
+        self.reason = reason
+        self.detail = words if len(words) <= _MAX_DETAIL else words[: _MAX_DETAIL - 3] + "..."
+        super().__init__(f"{self.reason}: {self.detail}")
 
 
 @dataclass(frozen=True)
@@ -59,87 +102,224 @@ class DecodedPicture:
 
     Attributes:
         pixels_HWC: uint8 RGB, upright, all of the picture.
-        is_jpeg: True where the bytes are a JPEG.
+        jpeg: An upright, flawless JPEG of just these pixels: the bytes as they came, or without what belonged to
+            nothing. None where there is none.
         notes: Names of the oddities found.
     """
 
     pixels_HWC: np.ndarray
-    is_jpeg: bool
+    jpeg: bytes | None
     notes: tuple[str, ...]
 
 
-def decode_picture(content: bytes) -> DecodedPicture:
+@dataclass(frozen=True)
+class _Jpeg:
+    """A decoded JPEG: its bytes, mended where that was needed, its pixels as stored, and what was odd."""
+
+    content: bytes
+    pixels_HWC: np.ndarray
+    color_space: str
+    notes: tuple[str, ...] = ()
+
+
+def decode_picture(content: bytes, damaged: Damaged = "reject") -> DecodedPicture:
     """Decode and audit one picture.
 
     Args:
         content: An encoded picture's bytes.
+        damaged: `reject`, or `note`: what a decoder still makes of a damaged picture is taken, and noted.
 
     Raises:
         RejectedPicture: The bytes are not a complete picture.
     """
     if not content:
         raise RejectedPicture("empty", "no bytes")
-    return _decode_plain_jpeg(content) or _decode_any(content)
+    return (_decode_jpeg if content.startswith(SOI) else _decode_other)(content, damaged)
 
 
-def _decode_plain_jpeg(content: bytes) -> DecodedPicture | None:
-    """Decode an upright grey or YCbCr JPEG without a flaw; None where the picture is anything else."""
+def _decode_jpeg(content: bytes, damaged: Damaged) -> DecodedPicture:
+    segments = read_segments(content)
     try:
-        height, width, color_space, _ = simplejpeg.decode_jpeg_header(content, strict=True)
-        if color_space not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:
-            return None
-        if _has_exif(content) and _orientation(Image.open(io.BytesIO(content))) != 1:
-            return None
-        pixels_HWC = simplejpeg.decode_jpeg(content, "RGB", strict=True)
-    except (ValueError, IndexError, OSError, SyntaxError):
-        return None
-    return DecodedPicture(pixels_HWC, True, ("grey",) if color_space == "Gray" else ())
+        jpeg = _read_jpeg(content)
+    except ValueError as error:
+        odd = _odd_jpeg(content, segments, str(error), damaged)
+        if odd is None:
+            return _unchecked_jpeg(content, segments, str(error))
+        jpeg = odd
+    if jpeg.content is not content:
+        segments = read_segments(jpeg.content)
+    notes = [*jpeg.notes]
+    words = "" if "damaged" in notes else _silent_damage(jpeg.content, segments)
+    if words and damaged == "reject":
+        raise RejectedPicture("truncated" if "no_end_mark" in notes else "damaged", words)
+    if words:
+        notes = ["damaged"]
+    pixels_HWC = jpeg.pixels_HWC
+    if may_hold_several(jpeg.content, segments) and _holds_several(jpeg.content):
+        notes.insert(0, "one_of_several")
+    if jpeg.color_space in _CMYK_SPACES:
+        notes.append("cmyk")
+        # Inverted, as Adobe's programs write it and everybody else after them.
+        pixels_HWC = np.array(Image.fromarray(255 - pixels_HWC, "CMYK").convert("RGB"))
+    elif jpeg.color_space == "Gray":
+        notes.append("grey")
+    orientation = _jpeg_orientation(jpeg.content) if may_be_turned(jpeg.content, segments) else 1
+    if orientation in _TURNS:
+        notes.append("exif_rotated")
+        pixels_HWC = _turned(pixels_HWC, orientation)
+    keep = {"damaged", "cmyk", "exif_rotated"}.isdisjoint(notes)
+    return DecodedPicture(pixels_HWC, jpeg.content if keep else None, tuple(notes))
 
 
-def _has_exif(content: bytes) -> bool:
-    """Walk a JPEG's segments up to its first scan; tell whether one of them is EXIF."""
-    start = 2  # behind the mark of the file's start
-    while content[start] == 0xFF and content[start + 1] != _START_OF_SCAN:
-        if content[start + 1] == _APP1 and content[start + 4 : start + 8] == b"Exif":
-            return True
-        start += 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+def _read_jpeg(content: bytes, strict: bool = True) -> _Jpeg:
+    """Decode a JPEG.
+
+    Raises:
+        ValueError: The decoder's first warning or error; where it is not strict, its error.
+    """
+    height, width, color_space, _ = simplejpeg.decode_jpeg_header(content, strict=strict)
+    if int(height) * int(width) > MAX_PIXELS:
+        raise RejectedPicture("too_large", f"{width}x{height} pixels")
+    target = "CMYK" if color_space in _CMYK_SPACES else "RGB"
+    return _Jpeg(content, simplejpeg.decode_jpeg(content, target, strict=strict), str(color_space))
+
+
+def _odd_jpeg(content: bytes, segments: list[Segment], words: str, damaged: Damaged) -> _Jpeg | None:
+    """Judge a JPEG that the strict decoder complained of; None where that decoder can't read it at all.
+
+    Raises:
+        RejectedPicture: Pixels are missing or wrong.
+    """
+    forms = list(mended(content, segments))
+    for form, notes in forms:
+        with contextlib.suppress(ValueError):
+            jpeg = _read_jpeg(form)
+            return _Jpeg(form, jpeg.pixels_HWC, jpeg.color_space, notes)
+    for form, notes in forms[:1]:
+        with contextlib.suppress(ValueError):
+            jpeg = _read_jpeg(form, strict=False)
+            if damaged == "reject":
+                raise RejectedPicture("truncated" if "no_end_mark" in notes else "damaged", words)
+            return _Jpeg(form, jpeg.pixels_HWC, jpeg.color_space, ("damaged",))
+    return None
+
+
+def _unchecked_jpeg(content: bytes, segments: list[Segment], words: str) -> DecodedPicture:
+    """Decode a JPEG of a kind that the strict decoder does not know, such as one of a rare chroma subsampling."""
+    process = unsupported_process(content, segments)
+    if process:
+        raise RejectedPicture("undecodable", f"{process} is not supported ({words})")
+    try:
+        picture = _decode_other(content, "reject")
+    except RejectedPicture as rejected:
+        if rejected.reason == "too_large":
+            raise
+        reason = "undecodable" if has_end_mark(content, segments) else "truncated"
+        raise RejectedPicture(reason, words) from rejected
+    return DecodedPicture(picture.pixels_HWC, None, ("unchecked", *picture.notes))
+
+
+def _silent_damage(content: bytes, segments: list[Segment]) -> str:
+    """Return what is wrong with a JPEG that the strict decoder has taken, or nothing."""
+    if lacks_scans(content, segments):
+        return "the file ends before the last of its scans: what is there is a blurred picture"
+    return "there are zeros where data of the picture should be" if lacks_data(content, segments) else ""
+
+
+def _jpeg_orientation(content: bytes) -> int:
+    with _reading(), contextlib.suppress(RejectedPicture):
+        return _orientation(Image.open(io.BytesIO(content)))
+    return 1
+
+
+def _decode_other(content: bytes, damaged: Damaged) -> DecodedPicture:
+    """Decode a picture of any format with Pillow."""
+    with _reading():
+        image: Image.Image = Image.open(io.BytesIO(content))
+        if image.width * image.height > MAX_PIXELS:
+            raise RejectedPicture("too_large", f"{image.width}x{image.height} pixels")
+        file_format, bits = str(image.format), _bits(image, content)
+        # Pillow turns a TIFF as it loads it.
+        turned_by_pillow = file_format == "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in _TURNS
+        image.load()
+        orientation = _orientation(image)
+        if image.mode not in _MODE_NOTES:
+            raise RejectedPicture("undecodable", f"pixels of mode {image.mode}: no rule brings them to 8-bit RGB")
+        mode_note = _MODE_NOTES[image.mode]
+        words, has_end_mark = _checked(image, content)
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        pixels_HWC = np.array(image.convert("RGB"))
+    if words and damaged == "reject":
+        raise RejectedPicture("damaged", words)
+    noted = {
+        file_format.lower(): file_format not in ("JPEG", "MPO"),
+        "one_of_several": _holds_several(content),
+        "no_end_mark": not has_end_mark,
+        "damaged": bool(words),
+        "sixteen_bit": bits == 16,
+        mode_note: bool(mode_note),
+        "exif_rotated": turned_by_pillow or orientation in _TURNS,
+    }
+    pixels_HWC = _turned(pixels_HWC, orientation)
+    return DecodedPicture(pixels_HWC, None, tuple(note for note, holds in noted.items() if holds))
+
+
+def _checked(image: Image.Image, content: bytes) -> tuple[str, bool]:
+    """Return what is wrong with a picture that Pillow has read in silence, and whether it has its end mark."""
+    if image.format == "PNG":
+        return damage_of_png(content)
+    if image.format == "TIFF":
+        return damage_of_tiff(image, content), True
+    return "", image.format != "GIF" or content.rstrip(b"\0").endswith(b";")
+
+
+def _bits(image: Image.Image, content: bytes) -> int:
+    """Return the bits of a channel as stored, which Pillow does not tell of colours: 16 where there are so many."""
+    if image.format == "PNG":
+        return content[24]
+    if image.format == "TIFF":
+        return int(max(np.ravel(getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, 8))))
+    return 16 if image.mode.startswith("I;16") else 8
+
+
+def _holds_several(content: bytes) -> bool:
+    """Tell whether a file holds further pictures: frames, pages, sizes of an icon."""
+    with _reading(), contextlib.suppress(RejectedPicture):
+        image = Image.open(io.BytesIO(content))
+        return bool(getattr(image, "is_animated", False)) or len(image.info.get("sizes", ())) > 1
     return False
 
 
-def _decode_any(content: bytes) -> DecodedPicture:
-    notes = []
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Turn whatever Pillow raises into a RejectedPicture."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF blocks, which we don't need whole
-            image: Image.Image = Image.open(io.BytesIO(content))
-            if image.width * image.height > MAX_PIXELS:
-                raise RejectedPicture("too_large", f"{image.width}x{image.height} pixels")
-            file_format = image.format
-            image.load()
-            orientation = _orientation(image)
+            yield
+    except (RejectedPicture, MemoryError):
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise RejectedPicture("undecodable", "no known picture format") from error
     except Image.DecompressionBombError as error:
         raise RejectedPicture("too_large", str(error)) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # a parser that meets odd bytes raises what it happens to trip over
         reason = "truncated" if "truncated" in str(error) else "undecodable"
-        raise RejectedPicture(reason, str(error)) from error
-    if file_format not in _JPEG_FORMATS:
-        notes.append(str(file_format).lower())
-    if image.mode not in _MODE_NOTES:
-        raise RejectedPicture("undecodable", f"pixels of mode {image.mode}")
-    if _MODE_NOTES[image.mode]:
-        notes.append(_MODE_NOTES[image.mode])
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if orientation != 1:
-        notes.append("exif_rotated")
-        image = ImageOps.exif_transpose(image)
-    return DecodedPicture(np.array(image.convert("RGB")), file_format in _JPEG_FORMATS, tuple(notes))
+        raise RejectedPicture(reason, str(error) or type(error).__name__) from error
 
 
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) where the block is absent or broken."""
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        value: Any = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # whatever a broken block makes the parser raise, the picture itself is whole
         return 1
-    return value if value in range(1, 9) else 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def _turned(pixels_HWC: np.ndarray, orientation: int) -> np.ndarray:
+    """Return the pixels upright."""
+    if orientation not in _TURNS:
+        return pixels_HWC
+    return np.array(Image.fromarray(pixels_HWC).transpose(_TURNS[orientation]))

@@ -20,13 +20,12 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from pipeline.decode import MAX_PIXELS, RejectedPicture, decode_picture
+from pipeline.decode import DAMAGED, MAX_PIXELS, Damaged, RejectedPicture, decode_picture
 
 Encoding = Literal["jpeg", "raw", "original"]
 Crop = Literal["centre", "none", "squash"]
 ENCODINGS, CROPS = get_args(Encoding), get_args(Crop)
 _MEMBER = {"jpeg": "jpg", "original": "jpg", "raw": "npy"}
-_REENCODE = {"cmyk", "exif_rotated", "alpha", "palette"}
 # That decode, resize, encode, sample for the statistics, and write the manifests.
 _LIBRARIES = ("simplejpeg", "pillow", "torch", "opencv-python-headless", "pyarrow")
 
@@ -36,18 +35,20 @@ class EncodingConfig:
     """The stored form of pictures.
 
     Attributes:
-        encoding: `jpeg`, `raw` (uint8 pixels as npy), or `original` (bytes untouched unless their format is odd).
+        encoding: `jpeg`, `raw` (uint8 pixels as npy), or `original` (bytes untouched unless they are odd).
         size: The shorter side is brought to so many pixels, or with `squash` both; None keeps the native size (sources
             of stored pixels only).
         crop: `centre`: the centre square of it is stored; `none`: all of it (`jpeg` only); `squash`: all of it in a
             square, whatever its shape, as Caffe's ImageNet scripts do (`convert -resize 256x256!`).
         quality: Of JPEGs that we encode, 1 to 95.
+        damaged: `reject`: pictures that lack pixels are rejected; `note`: what a decoder still makes of them is stored.
     """
 
     encoding: Encoding
     size: int | None
     crop: Crop = "centre"
     quality: int = 95
+    damaged: Damaged = "reject"
 
     def __post_init__(self) -> None:
         """Check the fields.
@@ -67,6 +68,8 @@ class EncodingConfig:
             raise ValueError("crop is 'squash', which is for jpeg and raw with a size; originals keep their shape")
         if not 1 <= self.quality <= 95:
             raise ValueError(f"quality is {self.quality}; it must be 1 to 95")
+        if self.damaged not in DAMAGED:
+            raise ValueError(f"damaged is {self.damaged!r}; known: {', '.join(DAMAGED)}")
 
     @property
     def member(self) -> str:
@@ -102,6 +105,7 @@ class EncodingConfig:
             "size": self.size,
             "crop": self.crop,
             "quality": self.quality,
+            "damaged": self.damaged,
             "resize_rule": self.resize_rule,
             **versions,
         }
@@ -146,11 +150,10 @@ def store_picture(content: bytes | np.ndarray, config: EncodingConfig) -> Stored
     """
     notes: tuple[str, ...]
     if isinstance(content, np.ndarray):
-        whole_HWC, notes, keep = np.require(content, requirements=["C", "W"]), (), False
+        whole_HWC, notes, kept = np.require(content, requirements=["C", "W"]), (), None
     else:
-        decoded = decode_picture(content)
-        whole_HWC, notes = decoded.pixels_HWC, decoded.notes
-        keep = decoded.is_jpeg and _REENCODE.isdisjoint(notes)
+        decoded = decode_picture(content, config.damaged)
+        whole_HWC, notes, kept = decoded.pixels_HWC, decoded.notes, decoded.jpeg
     size = config.size
 
     @functools.cache
@@ -172,7 +175,7 @@ def store_picture(content: bytes | np.ndarray, config: EncodingConfig) -> Stored
         data = _jpeg(stored_HWC, config.quality)
     else:
         stored_HWC = whole_HWC
-        data = content if keep and isinstance(content, bytes) else _jpeg(whole_HWC, config.quality)
+        data = kept or _jpeg(whole_HWC, config.quality)
     height, width = stored_HWC.shape[:2]
     return StoredPicture(data, width, height, whole_HWC.shape[1], whole_HWC.shape[0], notes, square)
 

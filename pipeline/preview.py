@@ -125,7 +125,7 @@ def read_samples(dataset: Dataset, arguments: Arguments) -> Iterator[Sample]:
     square = EncodingConfig(encoding="raw", size=dataset.stored_size)
     for sample_id, row in zip(sample_ids.tolist(), rows, strict=True):
         content = reader.read(sample_id)
-        whole_HWC = content if dataset.member == "npy" else decode_picture(content.tobytes()).pixels_HWC
+        whole_HWC = content if dataset.member == "npy" else decode_picture(content.tobytes(), "note").pixels_HWC
         square_HWC = store_picture(whole_HWC, square).pixels_HWC if dataset.stores_whole_pictures else whole_HWC
         yield Sample(sample_id, row, whole_HWC, square_HWC)
 

@@ -20,6 +20,7 @@ import tyro
 
 from pipeline import embedded
 from pipeline.command import InputError, run_command
+from pipeline.decode import Damaged
 from pipeline.encode import Crop, Encoding, EncodingConfig
 from pipeline.estimate import estimate
 from pipeline.manifest import DATASET_JSON, REJECTS_PARQUET
@@ -74,6 +75,8 @@ class Arguments:
     """Planned samples of a shard."""
     max_rejects: float = 0.001
     """Largest tolerated fraction of undecodable pictures."""
+    damaged: Damaged = "reject"
+    """Pictures that lack pixels. reject: they are left out; note: what is left is stored, and noted as damaged."""
     check_md5: bool = False
     """Read the official archives once more beforehand and compare their MD5 with the published ones."""
     ignore: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -151,6 +154,7 @@ def _config(arguments: Arguments, source: Source, size: int | None) -> ShardingC
                 size=size,
                 crop=arguments.crop,
                 quality=arguments.quality,
+                damaged=arguments.damaged,
             ),
             seed=arguments.seed,
             val_fraction=arguments.val_fraction,

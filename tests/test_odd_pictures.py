@@ -1,0 +1,378 @@
+"""Damage is never silent: it is rejected or noted; what only looks odd is stored with all its pixels, and noted."""
+
+import io
+import json
+import zlib
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import simplejpeg
+from nvidia.dali import fn, pipeline_def
+from pictures import (
+    before_mark,
+    changed,
+    decoded,
+    encoded,
+    photo,
+    png_chunk,
+    png_of_rows,
+    png_of_sixteen_bits,
+    with_zeros,
+)
+from PIL import Image
+
+from pipeline import shard
+from pipeline.command import InputError
+from pipeline.decode import RejectedPicture, decode_picture
+from pipeline.encode import EncodingConfig, store_picture
+from pipeline.picture_files import read_square
+
+END = b"\xff\xd9"
+PLAIN = encoded(photo(), quality=90)
+PROGRESSIVE = encoded(photo(), quality=90, progressive=True)
+RESTARTS = encoded(photo(), quality=90, restart_marker_blocks=10)
+CMYK = encoded(photo().convert("CMYK"), quality=90)
+GREY = encoded(photo().convert("L"), quality=90)
+DEFLATED = encoded(photo(), "TIFF", compression="tiff_adobe_deflate")
+SCANS = [place for place in range(len(PROGRESSIVE)) if PROGRESSIVE.startswith(b"\xff\xda", place)]
+HALF = len(PLAIN) // 2
+FRAME = PLAIN.index(b"\xff\xc0")
+ROWS = b"".join(b"\0" + row.tobytes() for row in np.asarray(photo()))
+PNG = png_of_rows(ROWS, 201, 149)
+
+
+def _scan_of_brightness_alone() -> bytes:
+    """Return a sequential JPEG whose second and third scan, of the colours, are missing."""
+    frame = GREY.index(b"\xff\xc0")
+    components = b"".join(bytes([name, 0x11, 0]) for name in (1, 2, 3))
+    return GREY[: frame + 2] + b"\x00\x11" + GREY[frame + 4 : frame + 9] + b"\x03" + components + GREY[frame + 13 :]
+
+
+def _swapped(content: bytes) -> bytes:
+    middle, size = len(content) // 2, 1000
+    return (
+        content[:middle]
+        + content[middle + size : middle + 2 * size]
+        + content[middle : middle + size]
+        + content[middle + 2 * size :]
+    )
+
+
+DAMAGED = {
+    "cut, with an end mark": PLAIN[: len(PLAIN) * 2 // 5] + END,
+    "last byte lost": PLAIN[:-3] + END,
+    "zeros inside": with_zeros(PLAIN),
+    "few zeros inside": with_zeros(PLAIN, 100),
+    "zeros inside that take as many blocks as the data": with_zeros(PLAIN, 500),
+    "zeros up to the end": PLAIN[:HALF] + bytes(HALF),
+    "foreign bytes inside": changed(PLAIN, HALF, b"<html>moved</html>" * 30),
+    "bytes lost inside": PLAIN[:HALF] + PLAIN[HALF + 500 :],
+    "blocks swapped": _swapped(PLAIN),
+    "data before the end mark that may be pixels": before_mark(PLAIN, END, bytes(range(1, 120))),
+    "oddity in the header before damage inside": before_mark(with_zeros(PLAIN), b"\xff\xdb", b"abc"),
+    "grey, cut": GREY[: len(GREY) // 2] + END,
+    "CMYK, cut": CMYK[: len(CMYK) // 2] + END,
+    "CMYK, zeros inside": with_zeros(CMYK),
+    "progressive, cut before its second scan": PROGRESSIVE[: SCANS[1]] + END,
+    "progressive, cut before its fourth scan": PROGRESSIVE[: SCANS[3]] + END,
+    "progressive, cut before its last scan": PROGRESSIVE[: SCANS[-1]] + END,
+    "progressive, cut inside a scan": PROGRESSIVE[: SCANS[3] + 400] + END,
+    "progressive, zeros inside": with_zeros(PROGRESSIVE, 1000),
+    "sequential, scans of the colours missing": _scan_of_brightness_alone(),
+    "a restart mark missing": RESTARTS.replace(b"\xff\xd3", b"", 1),
+    "restart marks out of order": RESTARTS.replace(b"\xff\xd3", b"\xff\xd5", 1),
+    "nonsense for an arithmetic decoder": changed(PLAIN, FRAME + 1, b"\xc9"),
+    "PNG, half the rows": png_of_rows(ROWS[: 75 * 604], 201, 149),
+    "PNG, wrong checksum": changed(PNG, len(PNG) - 16, b"\x00\x01\x02\x03"),
+    "deflated TIFF, zeros inside": with_zeros(DEFLATED),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damage_is_rejected_or_noted(name):
+    content = DAMAGED[name]
+    with pytest.raises(RejectedPicture) as rejected:
+        decode_picture(content)
+    assert rejected.value.reason in ("damaged", "truncated") and rejected.value.detail
+    noted = decode_picture(content, "note")
+    assert "damaged" in noted.notes and noted.jpeg is None and noted.pixels_HWC.shape == (149, 201, 3)
+    original = store_picture(content, EncodingConfig(encoding="original", size=32, damaged="note"))
+    assert not decode_picture(original.data).notes  # encoded anew, so that no reader stumbles over it
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (DAMAGED["cut, with an end mark"], "Corrupt JPEG data: premature end of data segment"),
+        (DAMAGED["restart marks out of order"], "Corrupt JPEG data: found marker 0xd5 instead of RST3"),
+        (DAMAGED["progressive, cut before its last scan"], "the file ends before the last of its scans"),
+        (DAMAGED["PNG, half the rows"], "the pixels end after 45300 of 89996 bytes"),
+        (DAMAGED["PNG, wrong checksum"], "the checksum of a IDAT chunk is wrong"),
+    ],
+)
+def test_the_detail_says_what_is_wrong(content, words):
+    with pytest.raises(RejectedPicture) as rejected:
+        decode_picture(content)
+    assert rejected.value.reason == "damaged" and rejected.value.detail.startswith(words)
+
+
+@pytest.mark.parametrize("name", ["plain", "progressive", "progressive between two scans", "PNG", "GIF", "BMP", "WebP"])
+def test_a_cut_file_is_truncated_or_undecodable(name):
+    whole = {
+        "plain": PLAIN,
+        "progressive": PROGRESSIVE,
+        "PNG": PNG,
+        "GIF": encoded(photo(), "GIF"),
+        "BMP": encoded(photo(), "BMP"),
+        "WebP": encoded(photo(), "WEBP"),
+    }
+    content = whole[name][: len(whole[name]) // 2] if name in whole else PROGRESSIVE[: SCANS[4]]
+    with pytest.raises(RejectedPicture) as rejected:
+        decode_picture(content)
+    assert rejected.value.reason == ("undecodable" if name == "WebP" else "truncated")
+
+
+JFIF, ADOBE, SCAN = PLAIN.index(b"JFIF\0"), CMYK.index(b"Adobe"), PLAIN.index(b"\xff\xda")
+HARMLESS = {
+    "bytes before the first segment": (before_mark(PLAIN, b"\xff\xe0", b"abc"), ("extraneous_bytes",)),
+    "bytes between segments": (before_mark(PLAIN, b"\xff\xc4", bytes(7)), ("extraneous_bytes",)),
+    "bytes before the scan": (before_mark(PLAIN, b"\xff\xda", b"\0\xff\0\0"), ("extraneous_bytes",)),
+    "padded with zeros before the end mark": (before_mark(PLAIN, END, bytes(300)), ("extraneous_bytes",)),
+    "padded with another byte": (before_mark(PLAIN, END, b"\x20" * 300), ("extraneous_bytes",)),
+    "progressive, padded": (before_mark(PROGRESSIVE, END, bytes(300)), ("extraneous_bytes",)),
+    "no end mark": (PLAIN[:-2], ("no_end_mark",)),
+    "half an end mark": (PLAIN[:-1], ("no_end_mark",)),
+    "progressive without an end mark": (PROGRESSIVE[:-2], ("no_end_mark",)),
+    "zeros instead of an end mark": (PLAIN[:-2] + bytes(2048), ("extraneous_bytes", "no_end_mark")),
+    "JFIF of a version to come": (changed(PLAIN, JFIF + 5, b"\x02\x09"), ("odd_header",)),
+    "odd parameters of the scan": (changed(PLAIN, SCAN + 11, b"\0\0\0"), ("odd_header",)),
+    "odd transform of Adobe's": (changed(CMYK, ADOBE + 11, b"\x07"), ("odd_header", "cmyk")),
+    "PNG without an end mark": (PNG[:-12], ("png", "no_end_mark")),
+    "PNG without the stream's checksum": (
+        PNG[:33] + png_chunk(b"IDAT", zlib.compress(ROWS)[:-4]) + png_chunk(b"IEND", b""),
+        ("png",),
+    ),
+    "GIF without an end mark": (encoded(photo(), "GIF")[:-1], ("gif", "no_end_mark", "palette")),
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_only_looks_odd_keeps_all_its_pixels_and_is_noted(name):
+    content, notes = HARMLESS[name]
+    picture = decode_picture(content)
+    assert picture.notes == notes
+    whole = {"png": PNG, "gif": encoded(photo(), "GIF"), "cmyk": encoded(photo().convert("CMYK"), quality=90)}
+    plain = next((whole[note] for note in notes if note in whole), PROGRESSIVE if "progressive" in name else PLAIN)
+    if "cmyk" not in notes:  # whose colours an unknown transform leaves open
+        assert np.array_equal(picture.pixels_HWC, decoded(plain))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_zeros_that_mean_plain_blocks_are_no_hole(mode):
+    content = encoded(Image.new(mode, (800, 800), "white"), optimize=True)
+    assert bytes(64) in content
+    assert decode_picture(content).jpeg == content
+    assert decode_picture(PLAIN + bytes(4096)).jpeg == PLAIN + bytes(4096)  # behind the end mark
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        before_mark(PLAIN, b"\xff\xe0", b"\xff"),
+        before_mark(PLAIN, b"\xff\xda", b"\xff\xff\xff"),
+        before_mark(PLAIN, END, b"\xff"),
+        PLAIN + b"trailing",
+        PLAIN + PLAIN,
+    ],
+    ids=["fill byte", "fill bytes", "before the end mark", "trailing bytes", "another picture"],
+)
+def test_fill_bytes_and_what_follows_the_end_mark_are_no_oddity(content):
+    picture = decode_picture(content)
+    assert picture.notes == () and picture.jpeg == content
+    assert np.array_equal(picture.pixels_HWC, decoded(PLAIN))
+
+
+@pytest.mark.parametrize("name", [name for name, (content, _) in HARMLESS.items() if content[:2] == PLAIN[:2]])
+def test_an_odd_original_is_stored_as_a_jpeg_that_dali_reads(name):
+    content, notes = HARMLESS[name]
+    stored = store_picture(content, EncodingConfig(encoding="original", size=32)).data
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None)
+    def graph():
+        return fn.decoders.image(fn.external_source(source=lambda: [np.frombuffer(stored, np.uint8)], batch=True))
+
+    read = np.asarray(graph().run()[0].at(0)).astype(int)
+    same = 12 if "cmyk" in notes else 0  # which is encoded anew; all others have lost no bit
+    assert np.abs(read - decode_picture(content).pixels_HWC).mean() <= same
+    assert simplejpeg.decode_jpeg(stored, strict=True).shape == (149, 201, 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 5}], ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_sound_jpeg_has_pillows_bits(mode, options):
+    content = encoded(photo().convert(mode), **options)
+    picture = decode_picture(content)
+    assert np.array_equal(picture.pixels_HWC, decoded(content))
+    assert picture.notes == {"RGB": (), "L": ("grey",), "CMYK": ("cmyk",)}[mode]
+    assert picture.jpeg == (None if mode == "CMYK" else content)
+
+
+def test_a_jpeg_of_rgb_without_a_transform_has_pillows_bits():
+    content = encoded(photo(), keep_rgb=True)
+    assert np.array_equal(decode_picture(content).pixels_HWC, decoded(content))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (changed(PLAIN, FRAME + 4, b"\x0c"), "a JPEG of 12 bits per sample is not supported"),
+        (changed(PLAIN, FRAME + 1, b"\xc3"), "lossless JPEG is not supported"),
+        (changed(PLAIN, FRAME + 1, b"\xc5"), "hierarchical JPEG is not supported"),
+        (changed(PLAIN, FRAME + 5, b"\0\0"), "a JPEG whose height follows its first scan is not supported"),
+        (b"<!DOCTYPE html><title>404</title>", "no known picture format"),
+        (encoded(Image.new("F", (8, 8)), "TIFF"), "pixels of mode F: no rule brings them to 8-bit RGB"),
+        (encoded(Image.new("I", (8, 8)), "TIFF"), "pixels of mode I: no rule"),
+        (encoded(Image.new("LAB", (8, 8)), "TIFF"), "pixels of mode LAB: no rule"),
+    ],
+)
+def test_what_is_not_storable_says_so(content, words):
+    for damaged in ("reject", "note"):
+        with pytest.raises(RejectedPicture) as rejected:
+            decode_picture(content, damaged)
+        assert rejected.value.reason == "undecodable" and rejected.value.detail.startswith(words)
+
+
+FRAMES = [photo(), photo().transpose(Image.Transpose.ROTATE_180)]
+DEEP = np.random.Generator(np.random.Philox(key=2)).integers(0, 1 << 16, (20, 30, 4), dtype=np.uint16)
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
+def test_the_first_of_several_pictures_is_taken_and_noted(file_format):
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    content = encoded(FRAMES[0], file_format, save_all=True, append_images=FRAMES[1:], **options)
+    alone = encoded(FRAMES[0], "JPEG" if file_format == "MPO" else file_format, **options)
+    picture, single = decode_picture(content), decode_picture(alone)
+    assert "one_of_several" in picture.notes and "one_of_several" not in single.notes
+    assert set(picture.notes) - {"one_of_several", "alpha"} == set(
+        single.notes
+    )  # an animated WebP has an alpha channel
+    assert np.array_equal(picture.pixels_HWC, single.pixels_HWC)
+    assert (picture.jpeg == content) == (file_format == "MPO")
+
+
+def test_the_largest_picture_of_an_icon_is_taken_and_noted():
+    picture = decode_picture(encoded(photo(128, 128), "ICO", sizes=[(16, 16), (64, 64)]))
+    assert picture.pixels_HWC.shape == (64, 64, 3) and picture.notes[:2] == ("ico", "one_of_several")
+
+
+@pytest.mark.parametrize("num_channels", [1, 2, 3, 4])
+def test_of_sixteen_bits_the_upper_eight_are_kept_and_noted(num_channels):
+    pixels = DEEP[..., :num_channels]
+    picture = decode_picture(png_of_sixteen_bits(pixels))
+    kind = {1: ("grey",), 2: ("alpha",), 3: (), 4: ("alpha",)}[num_channels]
+    assert picture.notes == ("png", "sixteen_bit", *kind)
+    expected = (pixels >> 8).astype(np.uint8)
+    assert np.array_equal(picture.pixels_HWC, expected[..., :3] if num_channels > 2 else expected[..., [0, 0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("content", "notes"),
+    [
+        (encoded(photo().convert("1"), "PNG"), ("png", "grey")),
+        (encoded(photo().convert("LA"), "PNG"), ("png", "alpha")),
+        (encoded(photo().convert("P"), "PNG", transparency=bytes(range(200))), ("png", "palette")),
+        (encoded(photo().convert("P"), "PNG", transparency=3), ("png", "palette")),
+    ],
+    ids=["1 bit", "grey and alpha", "palette of transparencies", "a transparent colour"],
+)
+def test_other_modes_have_a_rule_and_warn_of_nothing(content, notes):
+    picture = decode_picture(content)
+    assert picture.notes == notes and picture.pixels_HWC.shape == (149, 201, 3)
+
+
+def _folder(path, contents):
+    for number, content in enumerate(contents):
+        (path / "train" / "c").mkdir(parents=True, exist_ok=True)
+        (path / "train" / "c" / f"{number}.jpg").write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("damaged", ["reject", "note"])
+def test_the_command_rejects_damaged_pictures_or_notes_them(tmp_path, damaged):
+    source = _folder(
+        tmp_path / "in", [PLAIN, DAMAGED["zeros inside"], DAMAGED["progressive, cut before its last scan"]]
+    )
+    options = ["--size", "32", "--workers", "1", "--val-fraction", "0", "--max-rejects", "1", "--damaged", damaged]
+    assert shard.main([str(source), str(tmp_path / "out"), *options]) == 0
+    rows = pq.read_table(tmp_path / "out/manifest/train.parquet", columns=["source", "notes"]).to_pylist()
+    notes = {row["source"]: row["notes"] for row in rows}
+    reasons = pq.read_table(tmp_path / "out/rejects.parquet")["reason"].to_pylist()
+    if damaged == "reject":
+        assert notes == {"c/0.jpg": ""} and reasons == ["damaged", "damaged"]
+    else:
+        assert notes == {"c/0.jpg": "", "c/1.jpg": "damaged", "c/2.jpg": "damaged"} and reasons == []
+    assert json.loads((tmp_path / "out/dataset.json").read_text())["encoding"]["damaged"] == damaged
+
+
+def test_an_interrupted_run_does_not_go_on_under_another_rule(tmp_path):
+    source = _folder(tmp_path / "in", [PLAIN, DAMAGED["zeros inside"]])
+    options = ["--size", "32", "--workers", "1", "--val-fraction", "0"]
+    with pytest.raises(InputError, match="1 damaged"):
+        shard.main([str(source), str(tmp_path / "out"), *options])
+    with pytest.raises(InputError, match="an interrupted run with other encoding"):
+        shard.main([str(source), str(tmp_path / "out"), *options, "--damaged", "note"])
+
+
+def test_a_wrong_rule_is_named():
+    with pytest.raises(ValueError, match="damaged is 'keep'; known: reject, note"):
+        EncodingConfig(encoding="jpeg", size=32, damaged="keep")
+
+
+ODD_FILES = {
+    "a.avif": encoded(photo(), "AVIF"),
+    "x.jp2": encoded(photo(), "JPEG2000"),
+    "w.webp": encoded(photo(), "WEBP"),
+    "cmyk.jpg": CMYK,
+    "thin.png": encoded(Image.new("RGB", (1, 500)), "PNG"),
+    "dot.png": encoded(Image.new("L", (1, 1)), "PNG"),
+    "float.tif": encoded(Image.new("F", (8, 8)), "TIFF"),
+    "zero.jpg": b"",
+    "page.jpg": b"<html>404",
+    "cut.jpg": PLAIN[:900],
+    "damaged.jpg": DAMAGED["zeros inside"],
+}
+
+
+@pytest.mark.parametrize("name", ODD_FILES)
+def test_a_file_for_prediction_follows_the_same_rules(tmp_path, name):
+    (tmp_path / name).write_bytes(ODD_FILES[name])
+    encoding = EncodingConfig(encoding="jpeg", size=32)
+    try:
+        expected = store_picture(ODD_FILES[name], encoding)
+    except RejectedPicture as rejected:
+        with pytest.raises(InputError) as error:
+            read_square(tmp_path / name, encoding)
+        assert str(error.value) == f"{tmp_path / name} is not a complete picture ({rejected}); leave it out"
+        assert "\n" not in str(error.value) and "0x7" not in str(error.value)
+    else:
+        assert np.array_equal(read_square(tmp_path / name, encoding), decode_picture(expected.data).pixels_HWC)
+
+
+def test_a_damaged_file_is_predicted_where_the_dataset_kept_such(tmp_path):
+    (tmp_path / "d.jpg").write_bytes(DAMAGED["zeros inside"])
+    square = read_square(tmp_path / "d.jpg", EncodingConfig(encoding="jpeg", size=32, damaged="note"))
+    assert square.shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (f"cannot identify image file {io.BytesIO()!r}", "cannot identify image file"),
+        ("two\nlines \0 of\ttext", "two lines \0 of text"),
+        ("a surrogate \udc80", "a surrogate \\udc80"),
+        ("x" * 300, "x" * 197 + "..."),
+    ],
+)
+def test_a_detail_is_the_same_line_in_every_process(error, detail):
+    assert RejectedPicture("undecodable", error).detail == detail
