@@ -144,7 +144,7 @@ def _decode_jpeg(content: bytes, damaged: Damaged) -> DecodedPicture:
     except ValueError as error:
         odd = _odd_jpeg(content, segments, str(error), damaged)
         if odd is None:
-            return _unchecked_jpeg(content, segments, str(error))
+            return _unchecked_jpeg(content, segments, str(error), damaged)
         jpeg = odd
     if jpeg.content is not content:
         segments = read_segments(jpeg.content)
@@ -175,9 +175,12 @@ def _read_jpeg(content: bytes, strict: bool = True) -> _Jpeg:
     """Decode a JPEG.
 
     Raises:
-        ValueError: The decoder's first warning or error; where it is not strict, its error.
+        ValueError: The decoder's first warning or error; where it is not strict, its first error.
     """
-    height, width, color_space, _ = simplejpeg.decode_jpeg_header(content, strict=strict)
+    try:
+        height, width, color_space, _ = simplejpeg.decode_jpeg_header(content, strict=strict)
+    except KeyError as error:  # where it is not strict, of a subsampling or colour space that it has no name for
+        raise ValueError("unknown subsampling or colour space") from error
     if int(height) * int(width) > MAX_PIXELS:
         raise RejectedPicture("too_large", f"{width}x{height} pixels")
     target = "CMYK" if color_space in _CMYK_SPACES else "RGB"
@@ -204,7 +207,7 @@ def _odd_jpeg(content: bytes, segments: list[Segment], words: str, damaged: Dama
     return None
 
 
-def _unchecked_jpeg(content: bytes, segments: list[Segment], words: str) -> DecodedPicture:
+def _unchecked_jpeg(content: bytes, segments: list[Segment], words: str, damaged: Damaged) -> DecodedPicture:
     """Decode a JPEG of a kind that the strict decoder does not know, such as one of a rare chroma subsampling."""
     process = unsupported_process(content, segments)
     if process:
@@ -216,7 +219,10 @@ def _unchecked_jpeg(content: bytes, segments: list[Segment], words: str) -> Deco
             raise
         reason = "undecodable" if has_end_mark(content, segments) else "truncated"
         raise RejectedPicture(reason, words) from rejected
-    return DecodedPicture(picture.pixels_HWC, None, ("unchecked", *picture.notes))
+    silent = _silent_damage(content, segments)
+    if silent and damaged == "reject":
+        raise RejectedPicture("damaged", silent)
+    return DecodedPicture(picture.pixels_HWC, None, ("damaged",) * bool(silent) + ("unchecked", *picture.notes))
 
 
 def _silent_damage(content: bytes, segments: list[Segment]) -> str:
@@ -227,14 +233,14 @@ def _silent_damage(content: bytes, segments: list[Segment]) -> str:
 
 
 def _jpeg_orientation(content: bytes) -> int:
-    with _reading(), contextlib.suppress(RejectedPicture):
+    with _reading(content), contextlib.suppress(RejectedPicture):
         return _orientation(Image.open(io.BytesIO(content)))
     return 1
 
 
 def _decode_other(content: bytes, damaged: Damaged) -> DecodedPicture:
     """Decode a picture of any format with Pillow."""
-    with _reading():
+    with _reading(content):
         image: Image.Image = Image.open(io.BytesIO(content))
         if image.width * image.height > MAX_PIXELS:
             raise RejectedPicture("too_large", f"{image.width}x{image.height} pixels")
@@ -285,15 +291,15 @@ def _bits(image: Image.Image, content: bytes) -> int:
 
 def _holds_several(content: bytes) -> bool:
     """Tell whether a file holds further pictures: frames, pages, sizes of an icon."""
-    with _reading(), contextlib.suppress(RejectedPicture):
+    with _reading(content), contextlib.suppress(RejectedPicture):
         image = Image.open(io.BytesIO(content))
         return bool(getattr(image, "is_animated", False)) or len(image.info.get("sizes", ())) > 1
     return False
 
 
 @contextlib.contextmanager
-def _reading() -> Iterator[None]:
-    """Turn whatever Pillow raises into a RejectedPicture."""
+def _reading(content: bytes) -> Iterator[None]:
+    """Turn whatever Pillow raises at these bytes into a RejectedPicture."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF blocks, which we don't need whole
@@ -301,7 +307,7 @@ def _reading() -> Iterator[None]:
     except (RejectedPicture, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
-        raise RejectedPicture("undecodable", "no known picture format") from error
+        raise RejectedPicture("undecodable", f"no known picture format: begins with {content[:16]!r}") from error
     except Image.DecompressionBombError as error:
         raise RejectedPicture("too_large", str(error)) from error
     except Exception as error:  # a parser that meets odd bytes raises what it happens to trip over

@@ -230,7 +230,7 @@ def test_a_jpeg_of_rgb_without_a_transform_has_pillows_bits():
         (changed(PLAIN, FRAME + 1, b"\xc3"), "lossless JPEG is not supported"),
         (changed(PLAIN, FRAME + 1, b"\xc5"), "hierarchical JPEG is not supported"),
         (changed(PLAIN, FRAME + 5, b"\0\0"), "a JPEG whose height follows its first scan is not supported"),
-        (b"<!DOCTYPE html><title>404</title>", "no known picture format"),
+        (b"<!DOCTYPE html><title>404</title>", "no known picture format: begins with b'<!DOCTYPE html><'"),
         (encoded(Image.new("F", (8, 8)), "TIFF"), "pixels of mode F: no rule brings them to 8-bit RGB"),
         (encoded(Image.new("I", (8, 8)), "TIFF"), "pixels of mode I: no rule"),
         (encoded(Image.new("LAB", (8, 8)), "TIFF"), "pixels of mode LAB: no rule"),
@@ -241,6 +241,31 @@ def test_what_is_not_storable_says_so(content, words):
         with pytest.raises(RejectedPicture) as rejected:
             decode_picture(content, damaged)
         assert rejected.value.reason == "undecodable" and rejected.value.detail.startswith(words)
+
+
+def _of_rare_subsampling(content: bytes, frame_mark: bytes) -> bytes:
+    """Return a JPEG of 4:4:4 that says of its brightness: three times as high as the colours."""
+    return changed(content, content.index(frame_mark) + 11, b"\x13")
+
+
+def test_a_jpeg_that_the_strict_decoder_can_not_read_is_noted():
+    unchecked = decode_picture(_of_rare_subsampling(encoded(photo(), subsampling=0), b"\xff\xc0"))
+    assert unchecked.notes == ("unchecked",) and unchecked.jpeg is None
+
+
+def test_a_jpeg_that_the_strict_decoder_can_not_read_still_has_to_be_complete():
+    progressive = _of_rare_subsampling(encoded(photo(), subsampling=0, progressive=True), b"\xff\xc2")
+    blurred = progressive[: progressive.rindex(b"\xff\xda")] + END
+    with pytest.raises(RejectedPicture, match="damaged: the file ends before the last of its scans"):
+        decode_picture(blurred)
+    assert decode_picture(blurred, "note").notes == ("damaged", "unchecked")
+
+
+@pytest.mark.parametrize("content", [PLAIN[:FRAME], PLAIN[: FRAME + 11] + b"\xf5" + PLAIN[FRAME + 12 :], b"\xff\xd8"])
+def test_whatever_a_decoder_raises_is_a_reject(content):
+    for damaged in ("reject", "note"):
+        with pytest.raises(RejectedPicture):
+            decode_picture(content, damaged)
 
 
 FRAMES = [photo(), photo().transpose(Image.Transpose.ROTATE_180)]
