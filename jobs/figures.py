@@ -1,11 +1,15 @@
-"""What the commands that draw have in common: a PNG appears whole or not at all."""
+"""What the commands that draw have in common: a PNG appears whole or not at all, its texts in any script."""
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from pipeline.command import InputError
 from pipeline.files import atomic_file
+from pipeline.fonts import covering_fonts, drawable, font_families, warn_of_missing_letters
 
 _DOTS_PER_INCH = 150
 
@@ -19,6 +23,22 @@ def check_figure_path(path: Path, option: str) -> None:
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG."""
-    with atomic_file(path) as file:
+    """Write a figure as PNG; letters that no installed font has are told in one line."""
+    missing = _choose_fonts([artist for artist in figure.findobj(Text) if isinstance(artist, Text)])
+    with atomic_file(path) as file, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # one for each letter, at each place
         figure.savefig(file, format="png", dpi=_DOTS_PER_INCH)
+    warn_of_missing_letters(missing)
+
+
+def _choose_fonts(texts: Sequence[Text]) -> str:
+    """Let texts with letters beyond ASCII be drawn by fonts that have them; return those that none has."""
+    special = [text for text in texts if not text.get_text().isascii()]
+    if not special:
+        return ""
+    for text in special:
+        text.set_text(drawable(text.get_text()))
+    files, missing = covering_fonts(text.get_text() for text in special)
+    for text in special if files else ():
+        text.set_fontfamily(font_families(files))
+    return missing

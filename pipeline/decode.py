@@ -18,9 +18,11 @@ Each oddity of real archives has one rule, and is noted in the manifest, in this
 
 A JPEG goes to libjpeg-turbo, which takes it without the least warning. What it warns of is judged by trial: if the JPEG
 without the odd bytes decodes in silence, all pixels are there; otherwise it is damaged, and rejected unless the caller
-keeps such pictures. All other formats go to Pillow, whose silence is not trusted where the format has a checksum of
-its own (PNG, deflated TIFF). Changed bytes inside a format without one (WebP, AVIF, JPEG 2000, BMP, uncompressed TIFF)
-can't be noticed, a missing end can. Both decoders give the same bits of a JPEG
+keeps such pictures. Two kinds of damage of which no decoder warns are looked for: a progressive JPEG that ends between
+two scans, and zeros where data should be. All other formats go to Pillow, whose silence is not trusted where the format
+has a checksum of its own (PNG, deflated TIFF). What can't be noticed: a few changed bytes of a JPEG after which the
+number of its blocks is right again, and changed bytes of a format without a checksum (WebP, AVIF, JPEG 2000, BMP,
+uncompressed TIFF), whose missing end is noticed. Both decoders give the same bits of a JPEG
 (docs/decisions/0005-libjpeg-turbo-and-torch-make-the-pictures.md).
 """
 

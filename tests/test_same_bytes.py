@@ -8,8 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from pictures import encoded, photo
-from test_odd_pictures import DAMAGED, HARMLESS, ODD_FILES, PLAIN
+from test_odd_pictures import DAMAGED, HARMLESS, PLAIN
 from test_orientation import TURNED
+from test_picture_kinds import ODD_FILES
 
 ROOT = Path(__file__).resolve().parent.parent
 

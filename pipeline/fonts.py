@@ -1,0 +1,88 @@
+"""Fonts for texts in any script: names of classes, runs and files come in all of them.
+
+What this machine has is asked, in this order: matplotlib's own DejaVu Sans (Latin, Greek, Cyrillic and more), then all
+installed fonts. Letters that no font has are drawn as boxes, and told of once for a figure.
+"""
+
+import functools
+import sys
+from collections.abc import Iterable, Sequence
+
+_DEFAULT = "DejaVu Sans"
+_MAX_NAMED = 5  # letters
+
+
+def drawable(text: str) -> str:
+    """Return a text without what can't be drawn: the undecodable bytes of a file's name become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def covering_fonts(texts: Iterable[str]) -> tuple[list[str], str]:
+    """Return files of fonts that have the texts' letters, DejaVu Sans first, and the letters that none has."""
+    missing = {letter for letter in "".join(texts) if letter.isprintable() and not letter.isspace()}
+    files = []
+    for file in _font_files() if missing else ():
+        if not missing:
+            break
+        if found := {letter for letter in missing if _has(file, letter)}:
+            missing -= found
+            files.append(file)
+    return files, "".join(sorted(missing))
+
+
+def best_font(text: str) -> str:
+    """Return the file of the one font that has most of the text's letters."""
+    files, _ = covering_fonts([text])
+    return max(files or _font_files()[:1], key=lambda file: sum(_has(file, letter) for letter in text))
+
+
+def font_families(files: Sequence[str]) -> list[str]:
+    """Return matplotlib's names of fonts."""
+    from matplotlib import font_manager
+
+    names: dict[str, str] = {}
+    for entry in font_manager.fontManager.ttflist:
+        names.setdefault(str(entry.fname), entry.name)  # the first face of a collection
+    return [names[file] for file in files if file in names]
+
+
+def warn_of_missing_letters(letters: str) -> None:
+    """Say on standard error, in one line, which letters are drawn as boxes, if any, and what helps."""
+    if letters:
+        named = " ".join(letters[:_MAX_NAMED]) + (" ..." if len(letters) > _MAX_NAMED else "")
+        sys.stderr.write(
+            f"warning: no installed font has the letters {named} ({len(letters)} in all), which are drawn as boxes; "
+            "install one that does: of Debian's packages fonts-noto-cjk for Chinese, Japanese and Korean, "
+            "fonts-noto-core for most other scripts\n"
+        )
+
+
+@functools.cache
+def _font_files() -> list[str]:
+    """Return the files of all fonts, DejaVu Sans first, those included that matplotlib has not yet listed."""
+    from matplotlib import font_manager  # here: it takes a while, which plain texts need not pay
+
+    first = str(font_manager.findfont(_DEFAULT))
+    known = {str(entry.fname) for entry in font_manager.fontManager.ttflist}
+    for file in sorted(set(font_manager.findSystemFonts()) - known):
+        try:
+            font_manager.fontManager.addfont(file)
+        except Exception:  # a file that FreeType can't read is no font for us, whatever it raises
+            continue
+    usual = {str(entry.fname) for entry in font_manager.fontManager.ttflist if entry.style == "normal"}
+    return [first, *sorted(usual - {first})]
+
+
+@functools.lru_cache(maxsize=65_536)
+def _has(file: str, letter: str) -> bool:
+    return ord(letter) in _letters(file)
+
+
+@functools.lru_cache(maxsize=64)
+def _letters(file: str) -> frozenset[int]:
+    from matplotlib import ft2font
+
+    try:
+        return frozenset(ft2font.FT2Font(file).get_charmap())
+    except Exception:  # the file is gone or broken, whatever FreeType says of that
+        return frozenset()
