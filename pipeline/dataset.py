@@ -23,7 +23,7 @@ from pipeline.manifest import (
     MEAN_IMAGE_NPY,
     manifest_path,
 )
-from pipeline.os_errors import is_out_of_reach
+from pipeline.os_errors import is_out_of_reach, mending
 from pipeline.paths import lies_inside
 
 
@@ -203,9 +203,7 @@ class Dataset:
         except OSError as error:
             if is_out_of_reach(error):
                 raise
-            raise InputError(
-                f"{self.path / name} can't be read ({error.strerror}); restore it, or shard again"
-            ) from error
+            raise InputError(f"{self.path / name} can't be read ({error.strerror}); {mending(error)}") from error
         if hashlib.sha256(content).hexdigest() != self._listed(name)["sha256"]:
             raise InputError(f"{self.path / name} was changed since it was written; restore it, or shard again")
         return content

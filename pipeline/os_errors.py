@@ -11,7 +11,9 @@ from pipeline.command import InputError
 
 _PERMISSION = "let the user whom it runs as read and write there"
 _LOCKS = "mount its file system with file locks, or choose another folder"
+_OPEN_FILES = "raise the limit of open files (ulimit -n)"
 _WAYS_OUT = {
+    errno.EMFILE: _OPEN_FILES,
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "ask for a larger quota, or free some space there",
     errno.EFBIG: "raise the limit of a file's size there (ulimit -f)",
@@ -26,6 +28,11 @@ _WAYS_OUT = {
     errno.ENOSYS: _LOCKS,
     errno.EOPNOTSUPP: _LOCKS,
 }
+_LIMITS = {
+    errno.EMFILE: _OPEN_FILES,
+    errno.ENOMEM: "raise the limit of address space (ulimit -v), or of maps (sysctl vm.max_map_count)",
+}
+_OF_A_FILE = (errno.EACCES, errno.EPERM, errno.ELOOP)
 
 
 def way_out(error: OSError) -> str | None:
@@ -35,7 +42,19 @@ def way_out(error: OSError) -> str | None:
 
 def is_out_of_reach(error: Exception) -> bool:
     """Return whether a file that should be there can't be reached for the moment: another try may find it whole."""
-    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and way_out(error) is None
+    if not isinstance(error, OSError) or isinstance(error, FileNotFoundError):
+        return False
+    return way_out(error) is None or limit_of(error) is not None
+
+
+def limit_of(error: OSError) -> str | None:
+    """Return how to raise the process's limit that an error tells of: what was to be opened may be whole."""
+    return _LIMITS.get(error.errno or 0)
+
+
+def mending(error: OSError) -> str:
+    """Return what to do about a dataset's file that can't be read, and is not merely out of reach."""
+    return _WAYS_OUT[error.errno] if error.errno in _OF_A_FILE else "restore it, or shard again"
 
 
 def described(error: OSError) -> str:

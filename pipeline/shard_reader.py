@@ -1,11 +1,10 @@
 """Samples by their ids: memory-mapped shards behind the manifest's columns."""
 
-import errno
 import functools
 import mmap
 import os
-import resource
-from typing import Literal, NamedTuple
+import weakref
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,20 +13,14 @@ import xxhash
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.manifest import NPY_HEADER_BYTES
-from pipeline.os_errors import is_out_of_reach
+from pipeline.os_errors import is_out_of_reach, limit_of, mending
+from pipeline.shard_maps import SHARD_MAPS, MappedShard
 
 OnBadSample = Literal["error", "skip-and-count"]
 
 
 class ChangedSample(InputError):
     """A sample whose bytes are not those that were written."""
-
-
-class _MappedShard(NamedTuple):
-    """A shard's bytes; `mapped` is None where there are none."""
-
-    mapped: mmap.mmap | None
-    content: np.ndarray
 
 
 class ShardReader:
@@ -58,11 +51,14 @@ class ShardReader:
         self.class_indices = table["class_index"].to_numpy().astype(np.int64)
         del table, shards
         pa.default_memory_pool().release_unused()  # else the names of a million shards would stay
-        self._maps: dict[int, _MappedShard] = {}
-        _allow_open_files(len(self._shard_names))
+        self._maps: dict[int, MappedShard] = {}
+        SHARD_MAPS.join(self._maps, [dataset.num_bytes(name) for name in self._shard_names])
+        weakref.finalize(self, SHARD_MAPS.leave, self._maps)
 
     def read(self, sample_id: int) -> np.ndarray:
-        """Return one picture, a view into the mapped shard: uint8, a JPEG's bytes (num_bytes,) or pixels (H, W, 3).
+        """Return one picture: uint8, a JPEG's bytes (num_bytes,) or pixels (H, W, 3).
+
+        It is a view into the mapped shard, or a copy where a map must not outlive its turn (`pipeline/shard_maps.py`).
 
         Raises:
             InputError: The shard can't be read, or is not as long as it was.
@@ -77,6 +73,8 @@ class ShardReader:
                 f"sample {self._keys[sample_id].as_py()} of {self._folder / self._shard_names[shard]} has changed "
                 f"since it was written; restore the file, or shard again"
             )
+        if SHARD_MAPS.gives_way:
+            data = data.copy()
         if self._raw:
             height, width = self._sizes[sample_id]
             return data[NPY_HEADER_BYTES:].reshape(height, width, 3)
@@ -116,16 +114,25 @@ class ShardReader:
         """Of all samples; read when the first is to be named."""
         return self._dataset.manifest(self._split, ["key"])["key"]
 
-    def _map(self, shard: int) -> _MappedShard:
-        if shard not in self._maps:
-            self._maps[shard] = self._open(shard)
-        return self._maps[shard]
+    def _map(self, shard: int) -> MappedShard:
+        if (mapped := self._maps.get(shard)) is not None:
+            return mapped
+        try:
+            return SHARD_MAPS.keep(self._maps, shard, functools.partial(self._open, shard))
+        except OSError as error:
+            path = self._folder / self._shard_names[shard]
+            if limit := limit_of(error):
+                raise InputError(f"shard {path} can't be mapped: {error.strerror}; {limit}") from error
+            if is_out_of_reach(error):
+                raise
+            raise InputError(f"shard {path} can't be read: {error.strerror}; {mending(error)}") from error
 
-    def _open(self, shard: int) -> _MappedShard:
+    def _open(self, shard: int) -> MappedShard:
         """Map a shard. Where bad samples are skipped, a missing one counts as empty.
 
         Raises:
-            InputError: It can't be read, or is not as long as it was and bad samples are not skipped.
+            InputError: It is not as long as it was, and bad samples are not skipped.
+            OSError: It can't be read.
         """
         name, skips = self._shard_names[shard], self.on_bad_sample == "skip-and-count"
         path, expected = self._folder / name, self._dataset.num_bytes(name)
@@ -137,33 +144,12 @@ class ShardReader:
                         f"shard {path} has {found} bytes, {expected} when it was written; restore it, or shard again"
                     )
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if found else None
-        except OSError as error:
-            if error.errno == errno.EMFILE:
-                limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)  # as many are open
-                num_shards = sum(counts["num_shards"] for counts in self._dataset.document["splits"].values())
-                raise InputError(
-                    f"this process may not open more than {limit} files, and the dataset has {num_shards} shards; "
-                    f"raise the limit: `ulimit -n {limit + num_shards}`"
-                ) from error
-            if is_out_of_reach(error):
+        except FileNotFoundError:
+            if not skips:
                 raise
-            if not (skips and isinstance(error, FileNotFoundError)):
-                raise InputError(f"shard {path} can't be read: {error.strerror}; restore it, or shard again") from error
             mapped = None
         if mapped is None:
-            return _MappedShard(None, np.empty(0, dtype=np.uint8))
+            return MappedShard(None, np.empty(0, dtype=np.uint8))
         mapped.madvise(mmap.MADV_RANDOM)  # what is read next is known: the kernel need not guess
         # Views of an array, unlike those of a memoryview, are nothing that the garbage collector has to follow.
-        return _MappedShard(mapped, np.frombuffer(mapped, dtype=np.uint8))
-
-
-def _allow_open_files(num_shards: int) -> None:
-    """Raise this process's soft limit of open files by a reader's shards, each of which stays open once it is mapped.
-
-    What other readers and the rest of the process may open is left to them.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return
-    raised = soft + num_shards
-    resource.setrlimit(resource.RLIMIT_NOFILE, (raised if hard == resource.RLIM_INFINITY else min(raised, hard), hard))
+        return MappedShard(mapped, np.frombuffer(mapped, dtype=np.uint8))

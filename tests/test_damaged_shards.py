@@ -2,29 +2,22 @@
 
 import json
 import os
-import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from coded_source import CodedSource
 
 from cluster.preflight import _read_dataset
 from pipeline import bench, preview, verify
 from pipeline.augmentation import AugmentationConfig
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
-from pipeline.encode import EncodingConfig
 from pipeline.files import sha256_file, write_table
 from pipeline.loader import LoaderConfig, TrainLoader
 from pipeline.paths import lies_inside
-from pipeline.shard_plan import ShardingConfig
 from pipeline.shard_reader import ShardReader
-from pipeline.sharding import shard_dataset
 from pipeline.sources.detect import open_source
 
 SHARD = "train-000001.tar"
@@ -136,56 +129,6 @@ def test_shards_that_are_gone_are_passed_over_in_one_step_each(raw_dataset, tmp_
     assert set(tried) == set(range(41))
     second = [tried[place + 1] for place, number in enumerate(tried[:-1]) if shards[number] == "train-000001.tar"]
     assert set(second) == {first_of["train-000002.tar"]}
-
-
-MANY_SHARDS = """
-import os, resource, sys
-from pipeline.command import run_command
-from pipeline.dataset import Dataset
-from pipeline.shard_plan import ShardingConfig
-from pipeline.shard_reader import ShardReader
-from pipeline.sharding import shard_dataset
-def main(argv):
-    dataset, others = Dataset.open(sys.argv[1]), [os.dup(0) for _ in range(int(sys.argv[3]))]
-    num_open = len(os.listdir("/proc/self/fd"))
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1] if sys.argv[2] == "soft" else num_open + 20
-    resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 20, hard))
-    for reader in [ShardReader(dataset, split, "skip-and-count") for split in ("train", "val")]:
-        print(sum(reader.read(sample_id).nbytes for sample_id in range(reader.num_samples)))
-    return 0
-run_command(main)
-"""
-
-
-@pytest.fixture(scope="module")
-def many_shards(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("many_shards")
-    config = ShardingConfig(encoding=EncodingConfig(encoding="raw", size=None), samples_per_shard=1)
-    shard_dataset(CodedSource(folder, 40, 40), folder / "d", config, num_workers=1)
-    return folder / "d"
-
-
-def _read_many_shards(dataset: Path, limit: str, num_others: int) -> subprocess.CompletedProcess[str]:
-    """Read all shards in a process that has opened other files, and may open 20 more before its limit is reached."""
-    command = [sys.executable, "-c", MANY_SHARDS, str(dataset), limit, str(num_others)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-@pytest.mark.parametrize("num_others", [0, 1000])
-def test_two_readers_with_more_shards_than_open_files_raise_the_soft_limit(many_shards, num_others):
-    answer = _read_many_shards(many_shards, "soft", num_others)
-    assert (answer.returncode, answer.stdout) == (0, f"{40 * 16 * 16 * 3}\n" * 2), answer.stderr
-
-
-def test_too_low_a_hard_limit_is_told_with_one_that_suffices(many_shards):
-    answer = _read_many_shards(many_shards, "hard", 30)
-    assert answer.returncode == 2
-    told = re.fullmatch(
-        r"error: this process may not open more than (\d+) files, and the dataset has 80 shards; raise the limit: "
-        r"`ulimit -n (\d+)`\n",
-        answer.stderr,
-    )
-    assert told and int(told[2]) == int(told[1]) + 80 and int(told[1]) > 50
 
 
 def test_an_unreadable_shard_is_not_skipped(dataset):

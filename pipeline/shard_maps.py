@@ -1,0 +1,140 @@
+"""Which shards stay mapped, within what a process may open and map.
+
+Python keeps a file open for as long as its map lives, and a dataset may have more shards than the system allows open
+files (`ulimit -n`, often 1,024), maps, or address space. All readers of a process share what is allowed. Where their
+shards fit, each stays mapped once it is used. Else the one that was mapped first gives way to the next: in a random
+order none is likelier to be read again, in a sequential one it has been read. A map lives as long as a view of it, so
+readers hand out copies then.
+"""
+
+import contextlib
+import errno
+import mmap
+import os
+import resource
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+_RESERVE = 256  # files and maps for the rest of the process: checkpoints, logs, sockets, libraries; at most a quarter
+_LEAST = 16  # shards that are kept mapped, whatever the limits
+_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+class MappedShard(NamedTuple):
+    """A shard's bytes; `mapped` is None where there are none."""
+
+    mapped: mmap.mmap | None
+    content: np.ndarray
+
+
+class ShardMaps:
+    """The mapped shards of all readers of a process.
+
+    Attributes:
+        gives_way: The readers have more shards than can be kept mapped.
+    """
+
+    def __init__(self) -> None:
+        """Begin with none."""
+        self.gives_way = False
+        self._lock = threading.RLock()  # the garbage collector may let a reader leave at any moment
+        self._kept: dict[tuple[int, int], dict[int, MappedShard]] = {}  # in the order in which they were mapped
+        self._wanted: dict[int, int] = {}
+        self._limit = _LEAST
+        self._for_others = 0  # open files
+
+    def join(self, maps: dict[int, MappedShard], shard_bytes: Sequence[int]) -> None:
+        """Note the shards of a new reader, and raise the soft limit of open files for them.
+
+        Args:
+            maps: The reader's mapped shards, which `keep` fills and empties.
+            shard_bytes: Length of each shard.
+        """
+        with self._lock:
+            self._wanted[id(maps)] = len(shard_bytes)
+            self._allow_open_files()
+            self._limit = max(_LEAST, num_mappable(shard_bytes, num_mapped=len(self._kept)))
+            self._compare()
+
+    def leave(self, maps: dict[int, MappedShard]) -> None:
+        """Forget a reader that is gone."""
+        with self._lock:
+            for shard in list(maps):
+                self._kept.pop((id(maps), shard), None)
+            self._wanted.pop(id(maps), None)
+            self._compare()
+
+    def keep(self, maps: dict[int, MappedShard], shard: int, map_shard: Callable[[], MappedShard]) -> MappedShard:
+        """Map a shard into a reader's `maps`, and let others go where there is no room for it.
+
+        Raises:
+            OSError: It can't be mapped, even where no other is.
+        """
+        with self._lock:
+            self._let_go(self._limit - 1)
+            while True:
+                try:
+                    mapped = map_shard()
+                    break
+                except OSError as error:  # the rest of the process has taken more than what was left to it
+                    if error.errno not in _LIMITS or not self._kept:
+                        raise
+                    self._limit = max(1, len(self._kept) // 2)
+                    self._compare()
+                    self._let_go(self._limit - 1)
+            maps[shard] = mapped
+            self._kept[id(maps), shard] = maps
+            return mapped
+
+    def _compare(self) -> None:
+        self.gives_way = sum(self._wanted.values()) > self._limit
+
+    def _allow_open_files(self) -> None:
+        """Raise the soft limit of open files, as far as it may be, by the number of shards."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft == resource.RLIM_INFINITY:
+            return
+        self._for_others = self._for_others or max(soft, len(os.listdir("/proc/self/fd")) + _RESERVE)
+        raised = self._for_others + sum(self._wanted.values())
+        if hard != resource.RLIM_INFINITY:
+            raised = min(raised, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, raised), hard))
+
+    def _let_go(self, num_kept: int) -> None:
+        while len(self._kept) > num_kept and (oldest := next(iter(self._kept), None)) is not None:
+            maps = self._kept.pop(oldest, None)
+            if maps is not None:
+                maps.pop(oldest[1], None)
+
+
+SHARD_MAPS = ShardMaps()
+
+
+def num_mappable(shard_bytes: Sequence[int], num_mapped: int = 0) -> int:
+    """Return how many shards this process can keep mapped, and still do all else.
+
+    Args:
+        shard_bytes: Length of each shard of a dataset.
+        num_mapped: Of the process's open files and maps, those that are mapped shards.
+    """
+    num_files = len(os.listdir("/proc/self/fd"))
+    room = [_left(resource.getrlimit(resource.RLIMIT_NOFILE)[0], num_files - num_mapped)]
+    with contextlib.suppress(OSError, ValueError):  # a system that tells neither
+        num_maps = Path("/proc/self/maps").read_bytes().count(b"\n")
+        room.append(_left(int(Path("/proc/sys/vm/max_map_count").read_text()), num_maps - num_mapped))
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if address_space != resource.RLIM_INFINITY:
+        mean = max(1, sum(shard_bytes) // max(1, len(shard_bytes)))
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+        room.append((address_space - used) // 2 // mean + num_mapped)
+    return max(0, min(room))
+
+
+def _left(limit: int, num_used: int) -> int:
+    if limit == resource.RLIM_INFINITY:
+        limit = 2**62
+    return limit - num_used - min(_RESERVE, limit // 4)
