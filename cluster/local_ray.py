@@ -24,12 +24,15 @@ import psutil
 
 from pipeline.command import InputError
 from pipeline.ray_token import private_token
+from pipeline.surroundings import folder_for_sockets, without_proxy
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # What `ray job stop` should give a job to write its last checkpoint. After RAY_JOB_STOP_WAIT_TIME_S, 3 s by default, it
 # kills; the job supervisor's environment decides, which is the job's.
 STOP_SECONDS = 60
 _HOST = "127.0.0.1"
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy knows this machine's own address
+_SOCKET_BYTES = 80  # ray-XXXXXXXX/session_DATE_TIME_PID/sockets/plasma_store, with a number at its end
 _START_SECONDS = 90
 _END_SECONDS = 5
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000  # Ray's workers listen on 10,002 to 19,999, Linux gives away 32,768 and more
@@ -50,13 +53,13 @@ _DEFAULTS = {
 def environment() -> dict[str, str]:
     """Return the environment to run a command in: this interpreter's folder is first on PATH, for jobs to find.
 
-    Whether a token is needed, and which, is as this process was told.
+    Whether a token is needed, and which, is as this process was told. No proxy is asked for this machine itself.
     """
     own = {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    return _DEFAULTS | os.environ | own
+    return _DEFAULTS | os.environ | own | without_proxy(os.environ)
 
 
 class Node:
@@ -71,7 +74,7 @@ class Node:
             working_directory: Where it is started.
         """
         self._token = variables["RAY_AUTH_TOKEN"]
-        self._folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Unix sockets below it may have 107 characters
+        self._folder = Path(tempfile.mkdtemp(prefix="ray-", dir=folder_for_sockets(_SOCKET_BYTES)))
         self._agent_port = free_port()
         command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *options]
         command += [f"--temp-dir={self._folder}", f"--node-ip-address={_HOST}"]
@@ -234,7 +237,7 @@ def _end_with_parent() -> None:
 def _answers(url: str, token: str) -> bool:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     try:
-        with urllib.request.urlopen(request, timeout=2) as answer:
+        with _DIRECT.open(request, timeout=2) as answer:
             return bool(answer.status == 200)
     except (OSError, http.client.HTTPException, ValueError):
         return False

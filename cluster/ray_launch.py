@@ -35,7 +35,7 @@ from cluster.stopping import StopRequest
 from cluster.supervisor import WorkersLost
 from cluster.world import World, process_group_backend
 from pipeline.command import InputError, Terminated
-from pipeline.ray_session import ray_session
+from pipeline.ray_session import has_cluster, ray_session
 
 _PARENT_POLL_SECONDS = 0.5
 _NODE_ID = "ray.io/node-id"  # a label that Ray gives to each node
@@ -44,12 +44,12 @@ _NO_RETRIES: dict[str, Any] = {"controller_failure_limit": 0, "max_preemption_fa
 
 @contextlib.contextmanager
 def training_session() -> Iterator[bool]:
-    """Connect to the cluster that submitted this process (RAY_ADDRESS), else start a local Ray; leave it at the end.
+    """Connect to the cluster that RAY_ADDRESS names, as in a submitted job, else start a local Ray; leave it at the end.
 
     Yields:
         True where the Ray is an embedded local one.
     """
-    is_local = "RAY_ADDRESS" not in os.environ
+    is_local = not has_cluster()
     with ray_session("local" if is_local else "auto"):
         try:
             yield is_local

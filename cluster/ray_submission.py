@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import proxy_bypass
 
 import ray
 from ray.exceptions import AuthenticationError
@@ -17,6 +18,7 @@ from ray.job_submission import JobSubmissionClient
 
 from cluster.ray_internals import ray_version_at, upload_rules
 from pipeline.command import InputError
+from pipeline.surroundings import LOOPBACK, proxy_of_environment, variables_set, without_proxy
 
 # Of a member of a zip archive, without its name (APPNOTE.TXT 6.3.10, 4.3.7 and 4.3.12), and of the archive's end.
 _MEMBER_BYTES, _END_BYTES = 30 + 46, 22
@@ -96,8 +98,9 @@ def job_server_version(address: str) -> str | None:
     try:
         port = url.port or (443 if url.scheme == "https" else 80)
         socket.create_connection((url.hostname, port), _CONNECT_SECONDS).close()
-        client = JobSubmissionClient(address)  # asks the server for the version of its interface
-        version = ray_version_at(client)
+        with variables_set(without_proxy(os.environ)):
+            client = JobSubmissionClient(address)  # asks the server for the version of its interface
+            version = ray_version_at(client)
     except AuthenticationError as error:
         raise InputError(
             f"{address} wants a token that this shell does not give (RAY_AUTH_MODE="
@@ -108,11 +111,24 @@ def job_server_version(address: str) -> str | None:
         cause = str(error).strip().partition("\n")[0]
         if isinstance(error, KeyError):
             cause = f"the answer lacks {cause}"
+        through = _proxy_to(address)
         raise InputError(
             f"no job server answers at {address} ({cause}); start it with `ray start --head`, or name it: "
-            "--address http://HEAD:8265"
+            f"--address http://HEAD:8265{through and f', or set no_proxy={url.hostname}, since {through} is set'}"
         ) from error
     return version
+
+
+def needed_variables(address: str) -> dict[str, str]:
+    """Return what `ray job submit` needs in its environment to reach a job server of this machine past a proxy."""
+    is_own = urlsplit(address).hostname in LOOPBACK
+    return {"no_proxy": without_proxy(os.environ)["no_proxy"]} if is_own and _proxy_to(address) else {}
+
+
+def _proxy_to(address: str) -> str:
+    """Return the name of the variable that names a proxy by which `ray job submit` would talk to a server, or ''."""
+    host = urlsplit(address).hostname or ""
+    return "" if proxy_bypass(host) else proxy_of_environment(os.environ) or ""
 
 
 def client_version() -> str:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import tyro
 
 from cluster.local_ray import DEFAULT_ADDRESS, STOP_SECONDS
-from cluster.ray_submission import Upload, client_version, job_server_version, measure_upload
+from cluster.ray_submission import Upload, client_version, job_server_version, measure_upload, needed_variables
 from pipeline.command import InputError, run_command
 
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # in Ray's order; each goes before `--address`
@@ -143,8 +143,9 @@ def _address(asked: str | None) -> str:
 def _submit_line(arguments: Arguments, address: str) -> str:
     environment = json.dumps({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}})
     options = ["--address", address, "--working-dir", str(arguments.working_dir)]
+    variables = "".join(f"{name}={value} " for name, value in needed_variables(address).items())
     return (
-        f"ray job submit {shlex.join(options)} \\\n    --runtime-env-json {shlex.quote(environment)} \\\n"
+        f"{variables}ray job submit {shlex.join(options)} \\\n    --runtime-env-json {shlex.quote(environment)} \\\n"
         f"    -- python {_ENTRY_POINT} --data /SHARED/DATASET --run /SHARED/RUN"
     )
 

@@ -22,10 +22,12 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeAlias, TypeVar, cast
 
 from pipeline.command import InputError
+from pipeline.surroundings import short_temporary_names
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _Pipe: TypeAlias = "Connection[Any, Any]"
+_SOCKET_BYTES = 48  # of multiprocessing's sockets, below the temporary folder
 CHUNKS_PER_PROCESS = 4  # begun but not yet read: processes seldom wait for one that is a few times slower
 
 
@@ -91,7 +93,8 @@ def _without_interrupts() -> Iterator[None]:
     resource_tracker.ensure_running()  # the first start would start it too, and lift the mask, which is inherited
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        with short_temporary_names(_SOCKET_BYTES):
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 

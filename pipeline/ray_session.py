@@ -10,12 +10,14 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from pipeline.command import InputError, raise_terminated
 from pipeline.ray_token import private_token
+from pipeline.surroundings import folder_for_sockets, holds_sockets, variables_set, without_proxy
 
 # Nothing is reported to anyone. Ray Train's print patch would double every line, and its watcher of preemptions costs
 # a launch a second. Ray reads these when it needs them, not as it is imported.
@@ -38,6 +40,7 @@ _LOCAL_DEFAULTS = {
     "RAY_task_events_report_interval_ms": "0",
 }
 _CONNECT_SECONDS = 10.0
+_SOCKET_BYTES = 80  # ray-USER/session_DATE_TIME_PID/sockets/plasma_store, with a number at its end
 _SIGN_OF_A_REFUSAL = "InvalidAuthToken"  # in Ray's messages where it keeps the exception of its own for itself
 _OWN_TOKEN = private_token()["RAY_AUTH_TOKEN"]  # one for this process: Ray keeps the first one that it has read
 
@@ -54,7 +57,9 @@ def ray_session(address: str) -> Iterator[None]:
         InputError: No cluster answers, or it does not let this process in.
     """
     defaults = _DEFAULTS | _LOCAL_DEFAULTS if address == "local" else _DEFAULTS
-    with _environment({name: value for name, value in defaults.items() if name not in os.environ}):
+    defaults = {name: value for name, value in defaults.items() if name not in os.environ}
+    # What a session does to Ray's mode and token ends with it.
+    with variables_set(defaults | without_proxy(os.environ), "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"):
         if address == "local":
             _start_local()
         else:
@@ -67,19 +72,9 @@ def ray_session(address: str) -> Iterator[None]:
             ray.shutdown()
 
 
-@contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """Set variables while the block runs; what it does to Ray's mode and token ends with it, too."""
-    before = {name: os.environ.get(name) for name in (*variables, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+def has_cluster() -> bool:
+    """Return whether RAY_ADDRESS names a cluster to join; empty or `local` it does not."""
+    return os.environ.get("RAY_ADDRESS", "").strip() not in ("", "local")
 
 
 def _start_local() -> None:
@@ -88,15 +83,19 @@ def _start_local() -> None:
     os.environ["RAY_AUTH_TOKEN"] = _OWN_TOKEN
     # It would say so each time, and how to do without.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    _init("local", include_dashboard=False)
+    os.environ.pop("RAY_ADDRESS", None)  # empty, or `local`: processes that Ray starts would look for a cluster there
+    _init("local", include_dashboard=False, **_temporary_folder())
 
 
 def _join(address: str) -> None:
-    cluster = os.environ.get("RAY_ADDRESS", "")
+    cluster = os.environ.get("RAY_ADDRESS", "").strip()
+    if not cluster:
+        os.environ.pop("RAY_ADDRESS", None)  # empty
+    _check_address(cluster)
     try:
         host, _, port = cluster.removeprefix("ray://").rpartition(":")
         if host:  # a dead address is told here at once; Ray would try for minutes
-            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
         _init(address)
     except (OSError, ValueError, ray.exceptions.AuthenticationError) as error:
         at = f"at RAY_ADDRESS={cluster}" if cluster else "here"
@@ -107,6 +106,35 @@ def _join(address: str) -> None:
             ) from error
         next_step = "start it, or unset the variable" if cluster else "run `ray start --head`"
         raise InputError(f"no Ray cluster answers {at}; {next_step}") from error
+
+
+def _check_address(address: str) -> None:
+    """Raise InputError where RAY_ADDRESS can't be the address of a running cluster.
+
+    Empty counts as unset, `auto` as this machine's.
+    """
+    if address in ("", "auto"):
+        return
+    if address.startswith(("http://", "https://")):
+        raise InputError(
+            f"RAY_ADDRESS={address} is the address of a job server, which takes jobs: `ray job submit --address "
+            f"{address} --working-dir . -- python ...`; to join the cluster from here, set RAY_ADDRESS=HOST:6379, or "
+            "`auto` on one of its nodes"
+        )
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not (port.isdigit() and 0 < int(port) < 65536):
+        raise InputError(
+            f"RAY_ADDRESS={address} is not an address of a running cluster; set HOST:6379, or `auto` on one of its "
+            "nodes, or unset it"
+        )
+
+
+def _temporary_folder() -> dict[str, str]:
+    """Return an option that says where a local Ray keeps logs and sockets, where Ray's own choice would not do."""
+    chosen = Path(os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp")))
+    if chosen.is_absolute() and holds_sockets(chosen, _SOCKET_BYTES):
+        return {}
+    return {"_temp_dir": str(folder_for_sockets(_SOCKET_BYTES) / f"ray-{os.getuid()}")}
 
 
 def _init(address: str, **options: Any) -> None:

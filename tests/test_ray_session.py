@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 ray = pytest.importorskip("ray")
 
+from cluster.ray_launch import training_session
 from pipeline import ray_session as sessions
 from pipeline.command import InputError
 from pipeline.ray_session import ray_session
@@ -74,6 +76,62 @@ def test_a_cluster_that_does_not_let_us_in_is_told(entered, monkeypatch, error):
         ray_session("auto"),
     ):
         pass
+
+
+@pytest.mark.parametrize("address", ["", " ", "local", None])
+def test_an_address_that_names_no_cluster_leaves_a_local_ray(entered, monkeypatch, address):
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with training_session() as is_local:
+        assert is_local
+    ((entered_at, environment),) = entered
+    assert entered_at == "local" and "RAY_ADDRESS" not in environment
+    assert os.environ.get("RAY_ADDRESS") == address
+
+
+@pytest.mark.parametrize("address", ["http://head:8265", "https://head"])
+def test_the_address_of_a_job_server_is_told_with_how_to_submit(entered, monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InputError) as caught, training_session():
+        pass
+    told = str(caught.value)
+    assert told.startswith(f"RAY_ADDRESS={address} is the address of a job server, which takes jobs: `ray job submit")
+    assert f"--address {address} " in told and "RAY_ADDRESS=HOST:6379" in told and entered == []
+
+
+@pytest.mark.parametrize("address", ["garbage", "head:", "head:x", ":6379", "head:70000", "a b", "local:1x"])
+def test_an_address_that_is_none_is_told(entered, monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    told = f"^RAY_ADDRESS={address} is not an address of a running cluster; set HOST:6379, or `auto` on one of its"
+    with pytest.raises(InputError, match=told), training_session():
+        pass
+    assert entered == []
+
+
+@pytest.mark.parametrize("address", ["", "auto"])
+def test_sharding_on_ray_joins_the_cluster_of_this_machine(entered, monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with ray_session("auto"):
+        pass
+    ((entered_at, environment),) = entered
+    assert entered_at == "auto" and environment.get("RAY_ADDRESS", "auto") == "auto"
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+@pytest.mark.parametrize("folder", ["LONG", "/nonexistent/folder", "/proc/1", "", "relative"])
+def test_a_local_ray_has_a_folder_in_which_its_sockets_can_lie(monkeypatch, tmp_path, name, folder):
+    long_folder = tmp_path / ("a-folder-of-a-batch-system-" * 4)
+    long_folder.mkdir()
+    monkeypatch.setenv(name, folder.replace("LONG", str(long_folder)))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert sessions._temporary_folder() == {"_temp_dir": f"/tmp/ray-{os.getuid()}"}
+    monkeypatch.setenv(name, "/tmp")
+    assert sessions._temporary_folder() == {}
+
+
+def test_the_longest_socket_of_a_local_ray_has_room():
+    socket = f"ray-{os.getuid()}/session_2026-11-28_04-33-32_665852_4194304/sockets/plasma_store.1"
+    assert len(f"/{socket}") <= sessions._SOCKET_BYTES
 
 
 LOCAL = """

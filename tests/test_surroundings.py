@@ -1,0 +1,147 @@
+"""Temporary folders, proxies and addresses as a user's environment may have them."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from pipeline import surroundings
+from pipeline.command import InputError
+from pipeline.surroundings import folder_for_sockets, short_temporary_names, variables_set, without_proxy
+
+ROOT = Path(__file__).parent.parent
+LONG = "a-folder-of-a-batch-system/with-the-number-of-a-job-0001355700/and-the-name-of-a-user-below-it-to-be-safe"
+DEAD_PROXY = "http://127.0.0.1:9"
+PROXIES = ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "grpc_proxy"]
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    for name in (*PROXIES, "no_proxy", "NO_PROXY", "RAY_ADDRESS", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def long_folder(tmp_path, monkeypatch) -> Path:
+    """A temporary folder that is too long for sockets, and is the process's own."""
+    folder = tmp_path / LONG
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return folder
+
+
+MAPS = """
+from pipeline.command import run_command
+from pipeline.ordered_map import load_ahead, ordered_map
+def main(argv):
+    load_ahead("json")
+    with ordered_map(abs, [-1, -2, 3], 2) as results:
+        print(list(results))
+    return 0
+if __name__ == "__main__":
+    run_command(main)
+"""
+
+
+@pytest.mark.parametrize("folder", ["LONG", "/nonexistent/folder", "/proc/1", ""])
+def test_worker_processes_start_whatever_tmpdir_is(tmp_path, folder):
+    (tmp_path / LONG).mkdir(parents=True)
+    (tmp_path / "maps.py").write_text(MAPS)
+    environment = os.environ | {"TMPDIR": folder.replace("LONG", str(tmp_path / LONG)), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(tmp_path / "maps.py")]
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout) == (0, "[1, 2, 3]\n"), answer.stderr
+
+
+def test_a_long_temporary_folder_is_left_for_sockets_alone(long_folder):
+    assert folder_for_sockets(48) == Path("/tmp")
+    with short_temporary_names(48):
+        assert tempfile.gettempdir() == "/tmp"
+    assert tempfile.gettempdir() == str(long_folder)
+
+
+def test_where_no_folder_will_do_tmpdir_is_named_with_what_would(long_folder, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda folder, _: str(folder) != "/tmp")
+    told = f"TMPDIR={long_folder} is too long for sockets below it, and /tmp can't be written; set TMPDIR to a folder"
+    with pytest.raises(InputError, match=f"^{told} whose path has at most 59 characters$"):
+        folder_for_sockets(48)
+
+
+def test_where_nothing_can_be_written_tmpdir_is_named(monkeypatch):
+    def fails():
+        raise FileNotFoundError("No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", fails)
+    with pytest.raises(InputError, match=r"no folder for temporary files can be written .*; set TMPDIR to one"):
+        surroundings.usual_temporary_folder()
+
+
+@pytest.mark.parametrize("name", PROXIES)
+def test_loopback_is_never_asked_through_a_proxy(name):
+    assert without_proxy({name: DEAD_PROXY})["no_proxy"].split(",") == ["localhost", "127.0.0.1", "::1"]
+    stated = {name: DEAD_PROXY, "NO_PROXY": "intern, 10.0.0.0/8"}
+    assert without_proxy(stated, "head")["NO_PROXY"] == "intern,10.0.0.0/8,localhost,127.0.0.1,::1,head"
+
+
+def test_without_a_proxy_nothing_is_set():
+    assert without_proxy({"no_proxy": "intern", "http_proxy": ""}) == {}
+
+
+def test_variables_are_put_back(monkeypatch):
+    monkeypatch.setenv("STATED", "1")
+    with variables_set({"STATED": "2", "NEW": "3"}, "ALSO"):
+        os.environ["ALSO"] = "4"
+        assert (os.environ["STATED"], os.environ["NEW"]) == ("2", "3")
+    assert os.environ["STATED"] == "1" and not {"NEW", "ALSO"} & os.environ.keys()
+
+
+@pytest.fixture
+def server():
+    """The address of a server on this machine that answers every question."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = b'{"ray_version": "2.60.0", "version": "4", "ray_commit": "", "session_name": ""}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
+def test_servers_of_this_machine_are_asked_past_a_proxy(server, monkeypatch, name):
+    pytest.importorskip("ray")
+    from cluster.local_ray import _answers, environment
+    from cluster.ray_submission import job_server_version, needed_variables
+
+    monkeypatch.setenv(name, DEAD_PROXY)
+    assert _answers(server, "token")
+    assert job_server_version(server) == "2.60.0"
+    assert environment()["no_proxy"] == "localhost,127.0.0.1,::1" and "no_proxy" not in os.environ
+    assert needed_variables(server) == {"no_proxy": "localhost,127.0.0.1,::1"}
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert needed_variables(server) == {}
+
+
+def test_a_proxy_before_a_job_server_that_does_not_answer_is_named(monkeypatch):
+    pytest.importorskip("ray")
+    from cluster.ray_submission import job_server_version
+
+    monkeypatch.setenv("HTTP_PROXY", DEAD_PROXY)
+    monkeypatch.setattr("socket.create_connection", lambda *_: (_ for _ in ()).throw(OSError("unreachable")))
+    with pytest.raises(InputError, match=r", or set no_proxy=head\.example, since HTTP_PROXY is set$"):
+        job_server_version("http://head.example:8265")
