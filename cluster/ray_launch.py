@@ -44,7 +44,7 @@ _NO_RETRIES: dict[str, Any] = {"controller_failure_limit": 0, "max_preemption_fa
 
 @contextlib.contextmanager
 def training_session() -> Iterator[bool]:
-    """Connect to the cluster that RAY_ADDRESS names, as in a submitted job, else start a local Ray; leave it at the end.
+    """Connect to the cluster that RAY_ADDRESS names, as in a submitted job, else start a local Ray; leave it at last.
 
     Yields:
         True where the Ray is an embedded local one.

@@ -79,7 +79,9 @@ class SampleReader:
         for member in scan_paths(self._file, 0, os.fstat(self._file.fileno()).st_size):
             self._found.num_found += 1
             reason = self._reason_to_leave_out(member.name)
-            if reason is not None:
+            if reason == HIDDEN:
+                self._leave_out(HIDDEN, member, "but hidden")
+            elif reason is not None:
                 leave_out(self._found.left_out, reason, f"{self._name}/{member.name}")
             elif base_plus_ext(member.name)[0] is None:
                 self._leave_out(_NO_EXTENSION, member, "but has no extension, so that it belongs to no sample")

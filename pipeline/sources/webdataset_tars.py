@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
-from pipeline.manifest import DATASET_JSON
+from pipeline.manifest import DATASET_JSON, INVENTORY_JSON
 from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, SPLITS, ClassEntry, Listing, ListingOptions, Members
 from pipeline.sources.byte_range import read_byte_range
 from pipeline.sources.file_names import check_parts, check_words, split_words
@@ -173,7 +173,11 @@ def _list_dataset(dataset: Dataset) -> Listing:
             .sort_by("source")
             for split in dataset.splits
         },
-        tables=[DATASET_JSON, *(name for name in dataset.document["files"] if not name.endswith(".tar"))],
+        tables=[
+            DATASET_JSON,
+            INVENTORY_JSON,
+            *(name for name in dataset.document["files"] if not name.endswith(".tar")),
+        ],
         members=Members(num_found=2 * num_samples, num_labels=num_samples),  # a picture and its cls each
     )
 
