@@ -27,7 +27,7 @@ def list_with(root, **options):
         ([(".DS_Store", b"")], "of a NAS or desktop"),
         ([("__MACOSX/._b.jpg", b"")], "of a NAS or desktop"),
         ([("._a.jpg", picture(1))], "of a NAS or desktop"),
-        ([("x/.hidden/b.jpg", picture(1))], "hidden"),
+        ([("x/.hidden/b.jpg", b"no picture")], "hidden"),
     ],
 )
 def test_members_of_no_sample_are_counted(tmp_path, members, left_out):
@@ -49,6 +49,7 @@ def test_notes_of_a_mac_between_the_members_of_a_sample_do_not_part_it(tmp_path)
         ("a.png", r"a.png is a picture \(PNG\), the second of the sample a beside its jpg; .*--ignore '\*.png'"),
         ("a.seg.png", r"a.seg.png is a picture \(PNG\), the second of .*--ignore '\*.seg.png'"),
         ("a.avif", r"a.avif is a picture \(PNG\), the second of .*--ignore '\*.avif'"),
+        (".old/b.jpg", r".old/b.jpg is a picture \(PNG\), but hidden; .*--ignore '.old/b.jpg'"),
         ("0001", r"0001 is a picture \(PNG\), but has no extension, .*--ignore '0001'"),
     ],
 )

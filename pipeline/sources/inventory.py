@@ -16,11 +16,13 @@ import pyarrow as pa
 
 from pipeline.command import InputError
 from pipeline.sources.base import Listing, Members, Source
+from pipeline.sources.folders import is_picture_name
 from pipeline.sources.signatures import HEAD_BYTES, picture_format
 from pipeline.sources.tree import (
     ANNOTATIONS,
     HIDDEN,
     LINK,
+    OUTSIDE,
     UNLABELLED,
     LeftOut,
     SourceTree,
@@ -156,7 +158,7 @@ def take_inventory(source: Source, listing: Listing) -> Inventory:
         leave_out(left_out, HIDDEN, path)
         pictures += _look_at(tree, path)
     if pictures:
-        raise InputError(_unread_pictures(source, pictures))
+        raise InputError(_unread_pictures(source, pictures, listing.left_out))
     num_archives = len(_archives(tree, listing)) if listing.members is not None else 0
     return Inventory(
         layout=source.layout,
@@ -187,10 +189,15 @@ def _look_at(tree: SourceTree, path: str) -> list[tuple[str, str]]:
     return [(path, kind)] if kind else []
 
 
-def _unread_pictures(source: Source, pictures: list[tuple[str, str]]) -> str:
+def _unread_pictures(source: Source, pictures: list[tuple[str, str]], left_out: Mapping[str, str]) -> str:
     path, kind = min(pictures)
     endings = {os.path.splitext(name)[1] for name, _ in pictures}
-    pattern = f"*{endings.pop()}" if len(endings) == 1 and "" not in endings else path
+    if len(endings) == 1 and not is_picture_name(path) and "" not in endings:
+        pattern = f"*{endings.pop()}"
+    elif left_out.get(top := path.partition("/")[0]) == OUTSIDE:
+        pattern = top
+    else:  # no pattern that samples may match too
+        pattern = path
     are = f"{len(pictures):,} files are pictures" if len(pictures) > 1 else "a file is a picture"
     return (
         f"{source.root}: {are} that the layout {source.layout} does not read (the first is {path}, {kind}); give "

@@ -44,7 +44,10 @@ def decode_lines(content: bytes, name: str) -> list[str]:
     except UnicodeDecodeError as error:
         found = found or f"Latin-1, Windows-1252 or another (byte {error.object[error.start]:#04x} at {error.start})"
     if found is not None:
-        raise InputError(f"{name} is not UTF-8 but {found}; convert it, with `iconv -f ENCODING -t UTF-8` for example")
+        encoding = found if found in _MARKS.values() else "ENCODING"
+        raise InputError(
+            f"{name} is not UTF-8 but {found}; convert it, with `iconv -f {encoding} -t UTF-8` for example"
+        )
     return [line.rstrip("\r\n") for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")][
         : None if text and not text.endswith(("\n", "\r")) else -1
     ]

@@ -104,8 +104,8 @@ class SampleReader:
         """
         picture = picture_format(os.pread(self._file.fileno(), min(HEAD_BYTES, member.num_bytes), member.offset))
         if picture is not None:
-            base, dot, extension = member.name.rpartition("/")[2].partition(".")
-            pattern = f"*.{extension}" if dot else base
+            _, dot, extension = member.name.rpartition("/")[2].partition(".")
+            pattern = f"*.{extension}" if reason == _EXTRA and dot else member.name
             raise InputError(
                 f"{self._file.name}: {shown(member.name)} is a picture ({picture}), {why}; "
                 f"leave such members out with --ignore '{shown(pattern)}', or pack the tar again"
