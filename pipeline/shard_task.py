@@ -34,6 +34,7 @@ from pipeline.statistics import PixelSums
 Executor = Literal["local", "ray"]
 EXECUTORS = get_args(Executor)
 PLAN_JSON = "plan.json"
+RECORD_ENDING = ".npz"
 # A record's manifest also has the picture's size and bytes as they came, for the histograms.
 _RECORD_SCHEMA = pa.schema(
     [*MANIFEST_SCHEMA, ("source_width", pa.int32()), ("source_height", pa.int32()), ("source_bytes", pa.int64())]
@@ -104,7 +105,7 @@ class ShardRecord:
 
 def record_path(folder: Path, name: str) -> Path:
     """Return the path of a shard's record."""
-    return folder / f"{name}.npz"
+    return folder / f"{name}{RECORD_ENDING}"
 
 
 def _to_ipc(table: pa.Table) -> bytes:

@@ -9,12 +9,11 @@ of workers. A finished shard leaves a record in `OUT/.partial/`; the same comman
 `dataset.json` is written last; then `.partial` is removed, and neither time, host, worker count nor lock stays.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ from pipeline.manifest import (
 from pipeline.ordered_map import load_ahead
 from pipeline.progress import progress_bar
 from pipeline.shard_plan import ShardingConfig, plan_shards, plan_splits
-from pipeline.shard_task import PLAN_JSON, Executor, ShardRecord, ShardTask, run_tasks, unfinished_tasks
+from pipeline.shard_task import PLAN_JSON, RECORD_ENDING, Executor, ShardRecord, ShardTask, run_tasks, unfinished_tasks
 from pipeline.sources.base import Listing, Source
 from pipeline.sources.inventory import Inventory, take_inventory
 from pipeline.statistics import PixelSums, color_document
@@ -89,11 +88,11 @@ def shard_dataset(
     partial.mkdir(parents=True, exist_ok=True)
     with _exclusive(partial):
         if finished.exists() and not (partial / PLAN_JSON).exists():
-            shutil.rmtree(partial)  # by a run that ended while this one listed the source
+            _remove(partial)  # made by this run: another one ended while this one listed the source
             raise InputError(_finished(out))
         _check_plan(partial, _plan_document(source, listing, splits, config))
         if finished.exists():  # by a run that was killed as it tidied up
-            shutil.rmtree(partial)
+            _remove(partial)
             return dict(json.loads(finished.read_bytes()))
         tasks = plan_shards(listing, splits, config)
         waiting = unfinished_tasks(tasks, out, partial)
@@ -107,8 +106,19 @@ def shard_dataset(
                 bar.set_postfix_str(f"{megabytes_per_second:.1f} MB/s, {num_done}/{len(tasks)} shards", refresh=False)
                 bar.update(task.rows.num_rows)
         document = _publish(out, partial, inventory, listing, splits, config, tasks)
-        shutil.rmtree(partial)
+        _remove(partial)
     return document
+
+
+def _remove(partial: Path) -> None:
+    """Remove what a run keeps until it has ended; the plan after the records, so that a kill leaves what can go on."""
+    if (partial / PLAN_JSON).exists():
+        for path in partial.glob(f"*{RECORD_ENDING}"):
+            path.unlink()
+    for name in (PLAN_JSON, _LOCK):
+        (partial / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it holds what somebody else put there
+        partial.rmdir()
 
 
 def _is_free(out: Path) -> bool:
@@ -126,7 +136,7 @@ def _finished(out: Path) -> str:
     return f"{out} already holds a finished dataset; remove it, or choose another folder"
 
 
-@contextmanager
+@contextlib.contextmanager
 def _exclusive(partial: Path) -> Iterator[None]:
     """Hold the folder's lock; the kernel releases it when the process dies, however it dies."""
     with open(partial / _LOCK, "w") as lock:

@@ -77,6 +77,18 @@ def test_somebodys_files_are_no_interrupted_sharding(tmp_path, names):
     assert _digest(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["draft.npz", "train-000000.npz", "notes/a.txt"])
+def test_somebodys_folder_beside_a_finished_dataset_stays(tmp_path, name):
+    shard_dataset(CodedSource(tmp_path), tmp_path, RAW, num_workers=1)
+    path = tmp_path / ".partial" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"mine")
+    before = _digest(tmp_path)
+    with pytest.raises(InputError, match="already holds a finished dataset"):
+        shard_dataset(CodedSource(tmp_path), tmp_path, RAW, num_workers=1)
+    assert _digest(tmp_path) == before
+
+
 @pytest.mark.parametrize("content", ["no JSON", "[1]", "3"])
 def test_a_plan_that_this_program_did_not_write_is_refused(tmp_path, content):
     (tmp_path / ".partial").mkdir()
