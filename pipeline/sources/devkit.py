@@ -19,6 +19,8 @@ DEVKIT_ARCHIVE = "ILSVRC2012_devkit_t12.tar.gz"
 DEVKIT_FOLDER = "ILSVRC2012_devkit_t12"  # what the archive unpacks to
 DEVKIT_META = f"{DEVKIT_FOLDER}/data/meta.mat"
 DEVKIT_GROUND_TRUTH = f"{DEVKIT_FOLDER}/data/ILSVRC2012_validation_ground_truth.txt"
+# What tarfile, gzip and SciPy raise at damaged bytes; an OSError without a number is one of theirs.
+_DAMAGE = (tarfile.TarError, zlib.error, EOFError, OSError, LookupError, TypeError, ValueError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,10 @@ def read_devkit(path: Path) -> Devkit:
             for synset in synsets
             if synset["num_children"] == 0
         }
-    except (tarfile.TarError, EOFError, zlib.error, KeyError, TypeError, ValueError, matlab.MatReadError) as error:
-        raise InputError(f"{path} is not a readable ILSVRC2012 devkit ({error}); get the archive again") from error
+    except (*_DAMAGE, matlab.MatReadError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise InputError(f"{path} is not a readable ILSVRC2012 devkit ({error!r}); get the archive again") from error
     if not leaves or not ground_truth:
         raise InputError(f"{path} names no class or no validation picture; get the archive again")
     unknown = set(ground_truth) - leaves.keys()

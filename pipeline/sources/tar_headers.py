@@ -7,11 +7,13 @@ holes.
 
 The end mark is two blocks of zeros, which writers fill up to a whole record. Zeros that are more, or less, are what a
 download leaves that lacks a piece, since many programs set the whole file aside first: they are refused by their byte.
-Another tar may follow an end mark (`cat a.tar b.tar`). A link is its target's bytes.
+Another tar may follow an end mark (`cat a.tar b.tar`), unless the member before it ends in zeros too. A link is its
+target's bytes.
 """
 
 import os
 import posixpath
+import re
 import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
@@ -27,6 +29,7 @@ _RECORDS = (
     *(2**power for power in range(14, 21)),
 )  # the usual one; those of `tar --blocking-factor`
 _CHUNK = 64 * 1024
+_LINE_BREAKING = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
 _CHECK_SUM, _USTAR = slice(148, 156), b"ustar\0"  # GNU's magic ends otherwise, and keeps other things in the prefix
 _MAX_EXTENSION_BYTES = 2**20  # of an extended header: names and attributes, which systems limit to 64 KiB each
 _PAX_TYPES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
@@ -64,11 +67,6 @@ class _Entry(NamedTuple):
     target: str | None
 
 
-def shown(name: str) -> str:
-    """Return a member's name as it may stand in a message, which is one line."""
-    return name if name.isprintable() else ascii(name)
-
-
 def scan_tar(file: BinaryIO, start: int, end: int) -> Iterator[Member]:
     """Yield the members of a tar by their base names, without the folders; see `scan_paths`."""
     for path, offset, num_bytes in scan_paths(file, start, end):
@@ -103,15 +101,19 @@ def _scan_entries(file: BinaryIO, start: int, end: int) -> Iterator[_Entry]:
     zeros = None  # where those begin that lie before this header
     global_fields: dict[str, str] = {}
     fields: dict[str, str] = {}  # what extended headers say of the next member
+    is_extended = False  # by an extended header just before
+    data_end = 0  # of the last member that has data
     try:
         while True:
             header = os.pread(descriptor, min(_BLOCK, end - position), position)
             if len(header) == _BLOCK and not header[0] and not any(header):
-                if fields:
+                if is_extended:
                     raise tarfile.ReadError("an extended header without its member")
                 zeros, position = position, _skip_zeros(file, position, first, end)
                 if position == end:
                     return
+                if data_end and os.pread(descriptor, 1, data_end - 1) == b"\0":  # the zeros began before their time
+                    raise _lacks_a_piece(file, zeros, f"up to byte {position}")
                 first = position
                 continue
             if len(header) < _BLOCK:
@@ -123,6 +125,7 @@ def _scan_entries(file: BinaryIO, start: int, end: int) -> Iterator[_Entry]:
                     raise tarfile.ReadError(f"an extended header of {num_bytes} bytes")
                 content = os.pread(descriptor, num_bytes, data)
                 position = data + _padded(num_bytes)
+                is_extended = kind != tarfile.XGLTYPE
                 if kind in _LONG_NAMES:
                     fields[_LONG_NAMES[kind]] = _text(content.partition(b"\0")[0])
                 else:
@@ -135,16 +138,19 @@ def _scan_entries(file: BinaryIO, start: int, end: int) -> Iterator[_Entry]:
                 if any(key.startswith("GNU.sparse.") for key in known):
                     kind = tarfile.GNUTYPE_SPARSE
                 fields = {}
+            is_extended = False
             if kind == tarfile.GNUTYPE_SPARSE:
-                raise InputError(f"{file.name} stores {shown(name)} with holes; pack it again without --sparse")
+                raise InputError(f"{file.name} stores {name} with holes; pack it again without --sparse")
             if kind in _LINK_TYPES or kind in _OTHER_TYPES:
                 position = data  # whatever their size is said to be
             elif kind in _FILE_TYPES or kind in _GNU_OTHER_TYPES:
                 position = data + _padded(num_bytes)
             else:
-                raise tarfile.ReadError(f"{shown(name)} is of the unknown type {kind!r}")
+                raise tarfile.ReadError(f"{name} is of the unknown type {kind!r}")
             if num_bytes < 0 or position > end:
-                raise tarfile.ReadError(f"{shown(name)} of {num_bytes} bytes ends behind it")
+                raise tarfile.ReadError(f"{name} of {num_bytes} bytes ends behind it")
+            if position > data:
+                data_end = data + num_bytes
             if kind in _FILE_TYPES:
                 yield _Entry(name, data, num_bytes, None)
             elif kind in _LINK_TYPES:
@@ -241,7 +247,7 @@ def _field_text(field: bytes) -> str:
 def _pax_fields(content: bytes) -> dict[str, str]:
     """Return the records `LENGTH KEY=VALUE` of an extended header, LENGTH being that of all the record."""
     fields = {}
-    while content.rstrip(b"\0"):
+    while content:
         length, space, rest = content.partition(b" ")
         record = rest[: int(length) - len(length) - 1] if length.isdigit() else b""
         key, equals, value = record[:-1].partition(b"=")
@@ -259,7 +265,8 @@ def _number(text: str) -> int:
 
 
 def _text(content: bytes) -> str:
-    return content.decode("utf-8", "backslashreplace")
+    """Return a name; what is not UTF-8, or would break a line, stands in it with a backslash."""
+    return _LINE_BREAKING.sub(lambda match: ascii(match[0])[1:-1], content.decode("utf-8", "backslashreplace"))
 
 
 def _padded(num_bytes: int) -> int:
@@ -295,7 +302,7 @@ def _follow(file: BinaryIO, link: _Entry, entries: dict[str, _Entry | None]) -> 
         found = entries.get(found.target)
     if found is None or found.target is not None:
         raise InputError(
-            f"{file.name}: {shown(link.name)} is a link to {shown(str(link.target))}, which is not one file of this "
+            f"{file.name}: {link.name} is a link to {link.target}, which is not one file of this "
             "archive; pack it again with the files themselves (tar --dereference --hard-dereference)"
         )
     return found

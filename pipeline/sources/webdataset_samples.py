@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from pipeline.command import InputError
 from pipeline.sources.base import ListingOptions, Members
 from pipeline.sources.signatures import HEAD_BYTES, picture_format
-from pipeline.sources.tar_headers import Member, scan_paths, shown
+from pipeline.sources.tar_headers import Member, scan_paths
 from pipeline.sources.tree import HIDDEN, SYSTEM, LeftOut, ignored_reason, is_system_name, leave_out
 
 PIXELS = "npy"
@@ -66,7 +66,7 @@ class SampleReader:
         members = ({"__url__": self._file.name, "fname": m.name, "data": m} for m in self._scan())
         try:
             for sample in group_by_keys(members):
-                yield self._read_sample(shown(sample.pop("__key__")), sample)
+                yield self._read_sample(sample.pop("__key__"), sample)
         except ValueError as error:
             raise InputError(
                 f"{self._file.name}: {error.args[0]}; pack it again with one name for each member"
@@ -107,8 +107,8 @@ class SampleReader:
             _, dot, extension = member.name.rpartition("/")[2].partition(".")
             pattern = f"*.{extension}" if reason == _EXTRA and dot else member.name
             raise InputError(
-                f"{self._file.name}: {shown(member.name)} is a picture ({picture}), {why}; "
-                f"leave such members out with --ignore '{shown(pattern)}', or pack the tar again"
+                f"{self._file.name}: {member.name} is a picture ({picture}), {why}; "
+                f"leave such members out with --ignore '{pattern}', or pack the tar again"
             )
         leave_out(self._found.left_out, reason, f"{self._name}/{member.name}")
 
@@ -160,7 +160,7 @@ def _first_member(extensions: tuple[str, ...], members: dict[str, Member], lack:
     for extension in extensions:
         if extension in members:
             return extension
-    found = ", ".join(map(shown, members))
+    found = ", ".join(members)
     raise InputError(f"{lack} ({', '.join(extensions)}) but {found}; a sample's members must lie next to each other")
 
 

@@ -158,7 +158,8 @@ class WebDatasetTars:
 
 def _list_dataset(dataset: Dataset) -> Listing:
     """Return what the manifests of a dataset of this project name."""
-    for name, written in dataset.document["files"].items():
+    documents = dataset.document["files"]
+    for name, written in documents.items():
         path = dataset.path / name
         if path.suffix == ".tar" and not (path.exists() and path.stat().st_size == written["num_bytes"]):
             raise InputError(f"{path} is missing or has another length than when it was written; restore it first")
@@ -176,7 +177,7 @@ def _list_dataset(dataset: Dataset) -> Listing:
         tables=[
             DATASET_JSON,
             INVENTORY_JSON,
-            *(name for name in dataset.document["files"] if not name.endswith(".tar")),
+            *(name for name in documents if not name.endswith(".tar")),
         ],
         members=Members(num_found=2 * num_samples, num_labels=num_samples),  # a picture and its cls each
     )
