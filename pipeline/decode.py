@@ -50,7 +50,7 @@ from pipeline.jpeg_markers import (
     read_segments,
     unsupported_process,
 )
-from pipeline.picture_checks import damage_of_png, damage_of_tiff
+from pipeline.picture_checks import damage_of_png, damage_of_tiff, gif_has_end_mark
 
 Damaged = Literal["reject", "note"]
 DAMAGED = get_args(Damaged)
@@ -77,6 +77,7 @@ _TURNS = {  # EXIF orientations but 1, which is upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_OUTSIDE_FORMATS = ("EPS", "WMF")  # which Pillow hands to Ghostscript and Windows, if there: others on each machine
 _CMYK_SPACES = ("CMYK", "YCCK")
 _ADDRESS = re.compile(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>")  # of a Python object: another one in each process
 _MAX_DETAIL = 200  # letters
@@ -247,6 +248,8 @@ def _decode_other(content: bytes, damaged: Damaged) -> DecodedPicture:
         if image.width * image.height > MAX_PIXELS:
             raise RejectedPicture("too_large", f"{image.width}x{image.height} pixels")
         file_format, bits = str(image.format), _bits(image, content)
+        if file_format in _OUTSIDE_FORMATS:
+            raise RejectedPicture("undecodable", f"{file_format} is drawn by programs outside of this one")
         # Pillow turns a TIFF as it loads it.
         turned_by_pillow = file_format == "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in _TURNS
         image.load()
@@ -279,7 +282,7 @@ def _checked(image: Image.Image, content: bytes) -> tuple[str, bool]:
         return damage_of_png(content)
     if image.format == "TIFF":
         return damage_of_tiff(image, content), True
-    return "", image.format != "GIF" or content.rstrip(b"\0").endswith(b";")
+    return "", image.format != "GIF" or gif_has_end_mark(content)
 
 
 def _bits(image: Image.Image, content: bytes) -> int:

@@ -58,6 +58,28 @@ def _png_num_bytes(header: bytes) -> int:
     return num_bytes
 
 
+def gif_has_end_mark(content: bytes) -> bool:
+    """Tell whether a GIF's blocks end with its end mark."""
+    place = 13 + _gif_colors(content[10])
+    while place < len(content) and content[place] != ord(";"):
+        kind = content[place]
+        if kind == ord("!"):  # an extension
+            place += 2
+        elif kind == ord(",") and place + 9 < len(content):  # a frame
+            place += 11 + _gif_colors(content[place + 9])
+        elif kind != 0:
+            return False
+        while place < len(content) and content[place]:
+            place += 1 + content[place]
+        place += 1
+    return place < len(content)
+
+
+def _gif_colors(flags: int) -> int:
+    """Return the bytes of a GIF's colour table."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
 def damage_of_tiff(image: Image.Image, content: bytes) -> str:
     """Return what is wrong with the strips or tiles of a deflated TIFF, or nothing."""
     tags = getattr(image, "tag_v2", {})

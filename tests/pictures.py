@@ -30,9 +30,11 @@ def png_chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def png_of_rows(rows: bytes, width: int, height: int, depth: int = 8, color_type: int = 2) -> bytes:
+def png_of_rows(
+    rows: bytes, width: int, height: int, depth: int = 8, color_type: int = 2, interlaced: bool = False
+) -> bytes:
     """Return a PNG of rows that begin with their filter's number, however many they are."""
-    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, interlaced)
     chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows), b"IEND": b""}
     return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(name, data) for name, data in chunks.items())
 

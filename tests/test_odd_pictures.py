@@ -150,6 +150,7 @@ HARMLESS = {
         PNG[:33] + png_chunk(b"IDAT", zlib.compress(ROWS)[:-4]) + png_chunk(b"IEND", b""),
         ("png",),
     ),
+    "GIF with trailing bytes": (encoded(photo(), "GIF") + b"\r\ntrailing;", ("gif", "palette")),
     "GIF without an end mark": (encoded(photo(), "GIF")[:-1], ("gif", "no_end_mark", "palette")),
 }
 

@@ -62,11 +62,17 @@ def _file(orientation: int, kind: str) -> bytes:
         "JPEG progressive": ("JPEG", "RGB", {"progressive": True}),
         "PNG 8": ("PNG", "RGB", {}),
         "PNG palette": ("PNG", "P", {}),
+        "AVIF": ("AVIF", "RGB", {"quality": 100}),
         "WebP": ("WEBP", "RGB", {"lossless": True}),
         "TIFF": ("TIFF", "RGB", {}),
+        "TIFF 16": ("TIFF", "I;16", {}),
+        "TIFF CMYK": ("TIFF", "CMYK", {}),
         "TIFF grey": ("TIFF", "L", {"compression": "tiff_lzw"}),
         "TIFF deflated": ("TIFF", "RGB", {"compression": "tiff_adobe_deflate"}),
     }[kind]
+    if mode == "I;16":
+        deep = Image.fromarray(np.asarray(_image(orientation, "L")).astype(np.uint16) << 8)
+        return encoded(deep, file_format, tiffinfo={ORIENTATION: orientation})
     if file_format == "TIFF":
         return encoded(_image(orientation, mode), file_format, tiffinfo={ORIENTATION: orientation}, **options)
     return encoded(_image(orientation, mode), file_format, exif=exif, **options)
@@ -74,7 +80,7 @@ def _file(orientation: int, kind: str) -> bytes:
 
 KINDS = [
     "JPEG grey", "JPEG RGB", "JPEG CMYK", "JPEG progressive", "PNG 8", "PNG 16", "PNG palette", "PNG as text",
-    "PNG behind the pixels", "WebP", "TIFF", "TIFF grey", "TIFF deflated",
+    "PNG behind the pixels", "WebP", "TIFF", "TIFF grey", "TIFF deflated", "TIFF 16", "TIFF CMYK", "AVIF",
 ]  # fmt: skip
 
 

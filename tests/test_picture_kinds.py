@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from pictures import encoded, photo, png_of_sixteen_bits
+from pictures import encoded, photo, png_of_rows, png_of_sixteen_bits
 from PIL import Image
 from test_odd_pictures import CMYK, DAMAGED, PLAIN
 
@@ -12,6 +12,29 @@ from pipeline.command import InputError
 from pipeline.decode import RejectedPicture, decode_picture
 from pipeline.encode import EncodingConfig, store_picture
 from pipeline.picture_files import read_square
+
+
+def _interlaced(pixels: np.ndarray) -> list[bytes]:
+    """Return the rows of a PNG's seven passes, each with its filter's number."""
+    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    parts = [pixels[top::down, left::right] for top, left, down, right in passes]
+    return [b"\0" + row.tobytes() for part in parts if part.size for row in part]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (8, 8), (9, 17), (20, 3)])
+def test_an_interlaced_png_is_whole_or_damaged(shape):
+    pixels = np.random.Generator(np.random.Philox(key=3)).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    rows = _interlaced(pixels)
+    whole, lacking = (png_of_rows(b"".join(part), shape[1], shape[0], interlaced=True) for part in (rows, rows[:-1]))
+    assert np.array_equal(decode_picture(whole).pixels_HWC, pixels) and decode_picture(whole).notes == ("png",)
+    with pytest.raises(RejectedPicture):
+        decode_picture(lacking)
+
+
+def test_what_other_programs_would_draw_is_rejected():
+    with pytest.raises(RejectedPicture, match="undecodable: EPS is drawn by programs outside of this one"):
+        decode_picture(encoded(photo(), "EPS"))
+
 
 FRAMES = [photo(), photo().transpose(Image.Transpose.ROTATE_180)]
 DEEP = np.random.Generator(np.random.Philox(key=2)).integers(0, 1 << 16, (20, 30, 4), dtype=np.uint16)
