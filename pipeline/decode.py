@@ -47,6 +47,7 @@ from pipeline.jpeg_markers import (
     may_be_turned,
     may_hold_several,
     mended,
+    orientation_part,
     read_segments,
     unsupported_process,
 )
@@ -158,7 +159,7 @@ def _decode_jpeg(content: bytes, damaged: Damaged) -> DecodedPicture:
     if words:
         notes = ["damaged"]
     pixels_HWC = jpeg.pixels_HWC
-    if may_hold_several(jpeg.content, segments) and _holds_several(jpeg.content):
+    if may_hold_several(jpeg.content, segments) and _jpeg_holds_several(jpeg.content):
         notes.insert(0, "one_of_several")
     if jpeg.color_space in _CMYK_SPACES:
         notes.append("cmyk")
@@ -166,7 +167,8 @@ def _decode_jpeg(content: bytes, damaged: Damaged) -> DecodedPicture:
         pixels_HWC = np.array(Image.fromarray(255 - pixels_HWC, "CMYK").convert("RGB"))
     elif jpeg.color_space == "Gray":
         notes.append("grey")
-    orientation = _jpeg_orientation(jpeg.content) if may_be_turned(jpeg.content, segments) else 1
+    turnable = may_be_turned(jpeg.content, segments)
+    orientation = _jpeg_orientation(orientation_part(jpeg.content, segments)) if turnable else 1
     if orientation in _TURNS:
         notes.append("exif_rotated")
         pixels_HWC = _turned(pixels_HWC, orientation)
@@ -235,8 +237,14 @@ def _silent_damage(content: bytes, segments: list[Segment]) -> str:
     return "there are zeros where data of the picture should be" if lacks_data(content, segments) else ""
 
 
+def _jpeg_holds_several(content: bytes) -> bool:
+    with contextlib.suppress(RejectedPicture), _reading(content):
+        return _holds_several(Image.open(io.BytesIO(content)))
+    return False
+
+
 def _jpeg_orientation(content: bytes) -> int:
-    with _reading(content), contextlib.suppress(RejectedPicture):
+    with contextlib.suppress(RejectedPicture), _reading(content):
         return _orientation(Image.open(io.BytesIO(content)))
     return 1
 
@@ -250,6 +258,8 @@ def _decode_other(content: bytes, damaged: Damaged) -> DecodedPicture:
         file_format, bits = str(image.format), _bits(image, content)
         if file_format in _OUTSIDE_FORMATS:
             raise RejectedPicture("undecodable", f"{file_format} is drawn by programs outside of this one")
+        # Of a GIF, which has to be read for that, from a file of its own.
+        several = _holds_several(Image.open(io.BytesIO(content)) if file_format == "GIF" else image)
         # Pillow turns a TIFF as it loads it.
         turned_by_pillow = file_format == "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in _TURNS
         image.load()
@@ -265,7 +275,7 @@ def _decode_other(content: bytes, damaged: Damaged) -> DecodedPicture:
         raise RejectedPicture("damaged", words)
     noted = {
         file_format.lower(): file_format not in ("JPEG", "MPO"),
-        "one_of_several": _holds_several(content),
+        "one_of_several": several,
         "no_end_mark": not has_end_mark,
         "damaged": bool(words),
         "sixteen_bit": bits == 16,
@@ -294,12 +304,9 @@ def _bits(image: Image.Image, content: bytes) -> int:
     return 16 if image.mode.startswith("I;16") else 8
 
 
-def _holds_several(content: bytes) -> bool:
-    """Tell whether a file holds further pictures: frames, pages, sizes of an icon."""
-    with _reading(content), contextlib.suppress(RejectedPicture):
-        image = Image.open(io.BytesIO(content))
-        return bool(getattr(image, "is_animated", False)) or len(image.info.get("sizes", ())) > 1
-    return False
+def _holds_several(image: Image.Image) -> bool:
+    """Tell whether an opened file holds further pictures: frames, pages, sizes of an icon."""
+    return bool(getattr(image, "is_animated", False)) or len(image.info.get("sizes", ())) > 1
 
 
 @contextlib.contextmanager

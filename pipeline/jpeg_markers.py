@@ -61,6 +61,12 @@ def may_be_turned(content: bytes, segments: list[Segment]) -> bool:
     return False
 
 
+def orientation_part(content: bytes, segments: list[Segment]) -> bytes:
+    """Return the headers without application data but EXIF and XMP, over which parsers stumble in their stead."""
+    others = {*range(_APP0, _APP0 + 16)} - {_APP1}
+    return SOI + b"".join(content[s.start : s.end] for s in segments if s.marker not in others)
+
+
 def may_hold_several(content: bytes, segments: list[Segment]) -> bool:
     """Tell whether there is an index of further pictures behind this one (CIPA DC-007, multi-picture format)."""
     return any(s.marker == _APP2 and content.startswith(b"MPF\0", s.start + 4) for s in segments)
