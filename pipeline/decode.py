@@ -267,7 +267,7 @@ def _decode_other(content: bytes, damaged: Damaged) -> DecodedPicture:
         if image.mode not in _MODE_NOTES:
             raise RejectedPicture("undecodable", f"pixels of mode {image.mode}: no rule brings them to 8-bit RGB")
         mode_note = _MODE_NOTES[image.mode]
-        words, has_end_mark = _checked(image, content)
+        words, ends = _checked(image, content)
         if image.mode.startswith("I;16"):
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         pixels_HWC = np.array(image.convert("RGB"))
@@ -276,7 +276,7 @@ def _decode_other(content: bytes, damaged: Damaged) -> DecodedPicture:
     noted = {
         file_format.lower(): file_format not in ("JPEG", "MPO"),
         "one_of_several": several,
-        "no_end_mark": not has_end_mark,
+        "no_end_mark": not ends,
         "damaged": bool(words),
         "sixteen_bit": bits == 16,
         mode_note: bool(mode_note),

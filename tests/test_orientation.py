@@ -138,7 +138,7 @@ def test_a_jpegs_orientation_is_found_wherever_it_stands(name):
     assert Image.open(io.BytesIO(stored.data)).getexif().get(ORIENTATION, 1) == 1
 
 
-@pytest.mark.parametrize("name", [name for name in TURNED if "nothing" not in name and "short" not in name])
+@pytest.mark.parametrize("name", [name for name in TURNED if not {"nothing", "short", "broken"} & {*name.split()}])
 def test_jpegs_are_turned_as_pillow_does(name):
     image = Image.open(io.BytesIO(TURNED[name]))
     assert np.array_equal(decode_picture(TURNED[name]).pixels_HWC, np.asarray(ImageOps.exif_transpose(image)))
