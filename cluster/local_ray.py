@@ -74,7 +74,8 @@ class Node:
             working_directory: Where it is started.
         """
         self._token = variables["RAY_AUTH_TOKEN"]
-        self._folder = Path(tempfile.mkdtemp(prefix="ray-", dir=folder_for_sockets(_SOCKET_BYTES)))
+        temporary = folder_for_sockets(_SOCKET_BYTES)
+        self._folder = Path(tempfile.mkdtemp(prefix="ray-", dir=temporary))
         self._agent_port = free_port()
         command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *options]
         command += [f"--temp-dir={self._folder}", f"--node-ip-address={_HOST}"]
@@ -82,7 +83,7 @@ class Node:
         with open(self._log, "wb") as output:
             self._process = subprocess.Popen(
                 command,
-                env=variables,
+                env=variables | {"TMPDIR": str(temporary)},  # for sockets of Ray's dashboard
                 cwd=working_directory,
                 stdout=output,
                 stderr=subprocess.STDOUT,

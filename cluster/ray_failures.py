@@ -1,13 +1,12 @@
 """What ended workers on Ray: an error that ends the run too, or a loss that the same workers would not meet again."""
 
-import re
 from typing import TypeGuard
 
-import ray
+import ray.exceptions
 import ray.train
 
 from cluster.supervisor import WorkersLost
-from cluster.world import is_lost_peer
+from cluster.world import is_lost_peer, is_wrong_network, last_line, unreachable_workers
 from pipeline.command import InputError
 from pipeline.os_errors import as_input_error, described, way_out
 
@@ -36,6 +35,8 @@ def explained(
             return failure
         if _is_of_system(failure) and way_out(failure):
             return as_input_error(failure, "a worker met: ", next_time)
+        if is_wrong_network(failure):
+            return InputError(unreachable_workers(failure))
     if not all(_is_of_ray(failure) or _is_of_system(failure) or is_lost_peer(failure) for failure in failures):
         return error
     if fatal_signal is not None:
@@ -47,7 +48,9 @@ def explained(
     if type(cause).__name__ == "WorkerGroupStartupTimeoutError":
         return WorkersLost("the cluster gave no room to the workers in time; are its nodes busy with other jobs?")
     cause = getattr(cause, "health_check_failure", cause)  # what Ray met when it asked for the worker
-    first_line = re.sub(r"^\[[^]]*\] *", "", str(cause).strip().partition("\n")[0])  # without gloo's source file
+    if isinstance(cause, ray.exceptions.RayTaskError):  # a traceback
+        return WorkersLost(f"a worker was lost ({last_line(str(cause))})")
+    first_line = last_line(str(cause).strip().partition("\n")[0])
     return WorkersLost(f"a worker was lost ({first_line.partition('. ')[0]})")
 
 

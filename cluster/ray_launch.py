@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import functools
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -216,7 +217,7 @@ def _trainer(worker: Callable[[], None], placement: Placement, name: str, storag
         ),
         # Ray's own storage holds nothing that we need: a run is resumed from its run folder.
         run_config=RunConfig(
-            name=name,
+            name=re.sub(r"[^\w.-]", "_", name, flags=re.ASCII),  # Ray's processes may have another locale
             storage_path=storage,
             failure_config=FailureConfig(max_failures=0, **_NO_RETRIES),
             worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]  # of the v2 API

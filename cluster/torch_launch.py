@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.supervisor import WorkersLost
-from cluster.world import World, is_lost_peer, process_group_backend
+from cluster.world import World, is_lost_peer, process_group_backend, unreachable_workers
 from pipeline.command import InputError, Terminated
 from pipeline.os_errors import as_input_error
 
@@ -58,7 +58,10 @@ def _entered(launcher: Literal["torch", "alone"]) -> Iterator[tuple[World, "Sign
         with _signals_noted() as signals:
             yield World(0, 1, device, signals.have_come), signals
         return
-    dist.init_process_group(process_group_backend(device.type))  # torchrun's environment says where
+    try:
+        dist.init_process_group(process_group_backend(device.type))  # torchrun's environment says where
+    except (RuntimeError, ValueError) as error:
+        raise InputError(unreachable_workers(error)) from error
     try:
         with _signals_noted() as signals:
             yield World(dist.get_rank(), dist.get_world_size(), device, signals.have_come), signals
@@ -103,7 +106,12 @@ def _check_torchrun() -> None:
         raise InputError(
             "--launcher torch is for a process of torchrun: torchrun --nproc-per-node 2 -- jobs/train.py ..."
         )
-    restarts, shares_store = (os.environ[f"TORCHELASTIC_{name}"] for name in ("MAX_RESTARTS", "USE_AGENT_STORE"))
+    names = ("TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_USE_AGENT_STORE")
+    if missing := [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise InputError(
+            f"TORCHELASTIC_RUN_ID is set, but not {missing[0]}, as by torchrun; start this by torchrun, or unset it"
+        )
+    restarts, shares_store = (os.environ[name] for name in names)
     if int(restarts) and shares_store == "True":
         raise InputError(
             "torchrun --max-restarts works with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 alone: else processes that are "

@@ -19,6 +19,14 @@ def check_interpreter(needed: Sequence[str] = _NEEDED) -> None:
     Args:
         needed: Modules.
     """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        sys.stderr.write("error: the working directory was removed; change to one that exists\n")
+        sys.exit(2)
+    if sys.flags.optimize > 1 and "nvidia.dali" in needed:
+        sys.stderr.write("error: NVIDIA DALI can't be loaded without docstrings: leave out -OO, unset PYTHONOPTIMIZE\n")
+        sys.exit(2)
     missing = [name for name in needed if not _is_installed(name)]
     if sys.version_info >= (3, 11) and not missing:
         return

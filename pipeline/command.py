@@ -5,11 +5,16 @@ cause and the next step, exit status 2, no traceback. Ctrl-C ends at once with s
 else is a bug of ours and keeps its traceback.
 """
 
+import codecs
+import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
+
+_NO_WORKING_DIRECTORY = "the working directory was removed; change to one that exists"
 
 
 class InputError(Exception):
@@ -32,6 +37,7 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
         main: The command; gets None (use `sys.argv`) and returns the exit status.
     """
     signal.signal(signal.SIGTERM, raise_terminated)
+    _prepare_streams()
     try:
         status = main(None)
     except InputError as error:
@@ -40,9 +46,18 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()
         status = 141
+    except UnicodeEncodeError:
+        if sys.getfilesystemencoding() == "utf-8":
+            raise
+        sys.stderr.write(
+            f"error: this locale names files in {sys.getfilesystemencoding()}, and a name has other letters; set "
+            "LC_ALL=C.UTF-8, unset PYTHONUTF8\n"
+        )
+        status = 2
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        sys.stderr.write(f"error: {error.strerror or error}{where}\n")
+        cause = f"{error.strerror or error}{where}"
+        sys.stderr.write(f"error: {cause if _has_working_directory() else _NO_WORKING_DIRECTORY}\n")
         status = 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
@@ -51,3 +66,27 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
         sys.stderr.write("terminated\n")
         status = 143
     sys.exit(status)
+
+
+def _prepare_streams() -> None:
+    """Let anything be written to the standard streams, whatever the locale; where one is closed, to nowhere.
+
+    Else a file that is opened later would be taken for the closed one, by libraries and by child processes.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdin = sys.stdin or open(0, closefd=False)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True

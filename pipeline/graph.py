@@ -7,6 +7,7 @@ per-sample `mean`, so normalising and jittering are one kernel. `device` and `de
 the back ends, in the four marked lines; and which kernel normalises, DALI's or, on a CPU, `crop_kernel.py`.
 """
 
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,12 @@ try:
     from nvidia.dali import fn, math, pipeline_def, types
     from nvidia.dali.pipeline import Pipeline
     from nvidia.dali.plugin.numba import NumbaFunction
+except TypeError as error:  # DALI adds to docstrings
+    if sys.flags.optimize < 2:
+        raise
+    from pipeline.command import InputError
+
+    raise InputError("NVIDIA DALI can't be loaded without docstrings: leave out -OO, unset PYTHONOPTIMIZE") from error
 except ModuleNotFoundError as error:
     from pipeline.command import InputError
 

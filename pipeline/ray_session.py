@@ -39,6 +39,7 @@ _LOCAL_DEFAULTS = {
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
     "RAY_task_events_report_interval_ms": "0",
 }
+_ALSO_CHANGED = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS", "TMPDIR")
 _CONNECT_SECONDS = 10.0
 _SOCKET_BYTES = 80  # ray-USER/session_DATE_TIME_PID/sockets/plasma_store, with a number at its end
 _SIGN_OF_A_REFUSAL = "InvalidAuthToken"  # in Ray's messages where it keeps the exception of its own for itself
@@ -58,8 +59,7 @@ def ray_session(address: str) -> Iterator[None]:
     """
     defaults = _DEFAULTS | _LOCAL_DEFAULTS if address == "local" else _DEFAULTS
     defaults = {name: value for name, value in defaults.items() if name not in os.environ}
-    # What a session does to Ray's mode and token ends with it.
-    with variables_set(defaults | without_proxy(os.environ), "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"):
+    with variables_set(defaults | without_proxy(os.environ), *_ALSO_CHANGED):
         if address == "local":
             _start_local()
         else:
@@ -84,7 +84,10 @@ def _start_local() -> None:
     # It would say so each time, and how to do without.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     os.environ.pop("RAY_ADDRESS", None)  # empty, or `local`: processes that Ray starts would look for a cluster there
-    _init("local", include_dashboard=False, **_temporary_folder())
+    options = _temporary_folder()
+    if options:  # Ray's processes have sockets of their own there
+        os.environ["TMPDIR"] = str(Path(options["_temp_dir"]).parent)
+    _init("local", include_dashboard=False, **options)
 
 
 def _join(address: str) -> None:

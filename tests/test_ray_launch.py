@@ -78,6 +78,24 @@ def test_a_lost_process_is_told_from_its_traces(failures, message):
         raise lost
 
 
+def test_a_wrong_interface_ends_a_run_at_once_and_is_named(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "no0")
+    text = "\x1b[36mray::execute()\x1b[39m (pid=1)\n  File x\nRuntimeError: [enforce fail at a.cc:84] ifa != nullptr. "
+    refused = explained(_worker_failed(RuntimeError(f"{text}Unable to find address for: no0")))
+    assert isinstance(refused, InputError) and not isinstance(refused, WorkersLost)
+    assert "(ifa != nullptr. Unable to find address for: no0); GLOO_SOCKET_IFNAME=no0 say how" in str(refused)
+
+
+def test_of_a_traceback_the_cause_is_told():
+    error = ray.exceptions.RayTaskError("execute", "ray::execute()\n  File x\nModuleNotFoundError: no module x", None)
+    assert str(explained(_worker_failed(error))) == "a worker was lost (ModuleNotFoundError: no module x)"
+
+
+def test_ray_is_given_a_name_that_every_locale_has(tmp_path):
+    trainer = _trainer(lambda: None, Placement(1, 1.0, 0), "lauf-\u00fc [1] 'q'", str(tmp_path))
+    assert trainer.run_config.name == "lauf-___1___q_"
+
+
 def test_a_cluster_without_room_is_told():
     lost = explained(ControllerError(WorkerGroupStartupTimeoutError(2)))
     assert isinstance(lost, WorkersLost) and "gave no room to the workers in time" in str(lost)

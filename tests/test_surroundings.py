@@ -145,3 +145,74 @@ def test_a_proxy_before_a_job_server_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setattr("socket.create_connection", lambda *_: (_ for _ in ()).throw(OSError("unreachable")))
     with pytest.raises(InputError, match=r", or set no_proxy=head\.example, since HTTP_PROXY is set$"):
         job_server_version("http://head.example:8265")
+
+
+COMMAND = """
+import os, subprocess, sys
+from pathlib import Path
+from pipeline.command import run_command
+def main(argv):
+    with open("file", "w") as file:
+        sys.stdout.write("to standard output\\n")
+        sys.stderr.write("to standard error\\n")
+        sys.stdout.flush()
+        subprocess.run(["sh", "-c", "cat; echo a child"], check=True)
+        file.write("in the file")
+    return len(sys.stdin.read())
+run_command(main)
+"""
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
+
+
+def _run(folder: Path, code: str, shell: str = ":", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run Python code in a folder, from a shell that may do something first."""
+    (folder / "code.py").write_text(code)
+    command = ["bash", "-c", f'{shell}; exec "$0" "$@"', sys.executable, str(folder / "code.py")]
+    variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("closed", ["exec <&-", "exec >&-", "exec 2>&-", "exec <&- >&-", "exec <&- >&- 2>&-"])
+def test_a_command_runs_with_standard_streams_closed(tmp_path, closed):
+    answer = _run(tmp_path, COMMAND, closed)
+    assert answer.returncode == 0, answer.stderr
+    assert (tmp_path / "file").read_text() == "in the file"
+    assert answer.stdout == (b"" if " >&-" in closed else b"to standard output\na child\n")
+    assert answer.stderr == (b"" if "2>&-" in closed else b"to standard error\n")
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_letters_that_a_locale_lacks_are_written_by_their_numbers(tmp_path, stream):
+    code = "import sys\nfrom pipeline.command import run_command\nrun_command(lambda _: {}.write('M\u00fc') > 9)"
+    answer = _run(tmp_path, code.format(f"sys.{stream}"), **ASCII)
+    assert (answer.returncode, getattr(answer, stream)) == (0, b"M\\xfc")
+
+
+def test_a_name_that_a_locale_lacks_is_told(tmp_path):
+    code = "from pipeline.command import run_command\nrun_command(lambda _: open('\u00fc'))"
+    answer = _run(tmp_path, code, **ASCII)
+    assert (answer.returncode, answer.stdout) == (2, b"")
+    told = "error: this locale names files in ascii, and a name has other letters; set LC_ALL=C.UTF-8, unset PYTHONUTF8"
+    assert answer.stderr.decode() == f"{told}\n"
+
+
+@pytest.mark.parametrize("command", ["jobs/train.py --help", "jobs/evaluate.py --help", "-m pipeline.verify data"])
+def test_a_removed_working_directory_is_told(tmp_path, command):
+    (tmp_path / "gone").mkdir()
+    words = command.replace("jobs/", f"{ROOT}/jobs/")
+    shell = f"cd {tmp_path}/gone; rmdir {tmp_path}/gone; exec {sys.executable} {words}"
+    answer = _run(tmp_path, "", shell)
+    told = b"error: the working directory was removed; change to one that exists\n"
+    assert (answer.returncode, answer.stderr) == (2, told)
+
+
+@pytest.mark.parametrize("job", ["train", "evaluate", "predict"])
+def test_python_without_docstrings_is_refused_by_what_needs_them(tmp_path, job):
+    answer = _run(tmp_path, "", f"exec {sys.executable} -OO {ROOT}/jobs/{job}.py --help")
+    told = b"error: NVIDIA DALI can't be loaded without docstrings: leave out -OO, unset PYTHONOPTIMIZE\n"
+    assert (answer.returncode, answer.stderr) == (2, told)
+
+
+def test_sharding_does_without_docstrings(tmp_path):
+    answer = _run(tmp_path, "", f"exec {sys.executable} -OO -m pipeline.shard --help")
+    assert answer.returncode == 0 and b"--samples-per-shard" in answer.stdout

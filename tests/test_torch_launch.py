@@ -10,9 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from runs import entries, losses
 
-from cluster import ledger
+from cluster import ledger, torch_launch
 from cluster.run_folder import RunFolder
 from cluster.torch_launch import here
 from jobs import train
@@ -142,3 +143,41 @@ def test_an_error_of_the_system_ends_a_run_alone_with_the_way_out(code, said):
 def test_an_output_that_nobody_reads_is_no_fault_of_the_run():
     with pytest.raises(BrokenPipeError), here("alone"):
         raise BrokenPipeError
+
+
+def test_a_process_that_only_looks_like_one_of_torchrun_is_refused(raw_dataset, tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("TORCHELASTIC_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "left over")
+    with pytest.raises(
+        InputError, match="TORCHELASTIC_RUN_ID is set, but not TORCHELASTIC_MAX_RESTARTS, as by torchrun"
+    ):
+        train.main(_options(raw_dataset, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("variable", ["GLOO_SOCKET_IFNAME", "MASTER_ADDR"])
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (
+            RuntimeError("[enforce fail at a.cc:84] ifa != nullptr. Unable to find address for: no0"),
+            "no0",
+        ),
+        (ValueError("a traceback\n\nValueError: the host can't be resolved\n"), "the host can't be resolved"),
+        (torch.distributed.DistNetworkError("The client socket has timed out"), "The client socket has timed out"),
+    ],
+)
+def test_workers_that_never_meet_are_told_with_what_says_how(monkeypatch, variable, error, cause):
+    def fails(_):
+        raise error
+
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "no0")
+    monkeypatch.setattr(torch_launch, "_check_torchrun", lambda: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", fails)
+    with pytest.raises(InputError) as caught, here("torch"):
+        pass
+    told = str(caught.value)
+    assert told.startswith("the workers can't reach each other (") and f"{cause}); {variable}=no0 say how: " in told
+    assert len(told.splitlines()) == 1
