@@ -105,6 +105,20 @@ def test_a_dataset_in_its_own_source_is_refused(source, out):
         shard.main([str(source), str(source / out)])
 
 
+def test_names_that_would_break_a_line_are_escaped(source, tmp_path, capsys):
+    (source / "train/cat/a\nb.md").write_text("text")
+    (source / "train/cat/\udce9.txt").write_text("text")
+    assert shard.main([str(source), str(tmp_path / "out"), "--dry-run", "--size", "8", "--workers", "1"]) == 0
+    out = capsys.readouterr().out
+    assert r"1 ending .md (the first is 'train/cat/a\nb.md')" in out
+    assert r"1 ending .txt (the first is 'train/cat/\udce9.txt')" in out
+
+
+def test_a_file_is_no_source(source, tmp_path):
+    with pytest.raises(InputError, match=r"a\.jpg is a file; name the folder that holds the pictures or archives"):
+        shard.main([str(source / "train/cat/a.jpg"), str(tmp_path / "out")])
+
+
 # Content, not names
 
 

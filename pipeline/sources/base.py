@@ -97,7 +97,7 @@ class Source(Protocol):
 
     Attributes:
         layout: Its name on the command line.
-        root: The folder or file that it reads.
+        root: The folder that it reads.
         options: What a person decided about the listing.
     """
 
@@ -113,7 +113,7 @@ class Source(Protocol):
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        """Tell from names alone whether `root` (a file or folder) has this layout."""
+        """Tell from names alone whether the folder `root` has this layout."""
 
     def list_samples(self) -> Listing:
         """List all samples of all splits.

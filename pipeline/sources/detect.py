@@ -29,17 +29,19 @@ def open_source(root: Path, layout: str | None = None, options: ListingOptions =
     """Return the reader of a source.
 
     Args:
-        root: The source's folder or file.
+        root: The source's folder.
         layout: Its layout's name; None recognises it.
         options: For its listing.
 
     Raises:
-        InputError: There is no such source, it is empty, or its layout is unknown.
+        InputError: There is no such folder, it is empty, or its layout is unknown.
     """
     understood = "; ".join(f"{kind.layout} ({looks})" for kind, looks in LAYOUTS.items())
     if not root.exists():
         raise InputError(f"{root} does not exist; name the folder that holds the pictures or archives")
-    if root.is_dir() and not any(root.iterdir()):
+    if not root.is_dir():
+        raise InputError(f"{root} is a file; name the folder that holds the pictures or archives")
+    if not any(root.iterdir()):
         raise InputError(f"{root} is empty; name the folder that holds the pictures or archives")
     for kind in LAYOUTS:
         if kind.layout == layout or (layout is None and kind.recognises(root)):

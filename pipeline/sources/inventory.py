@@ -18,6 +18,7 @@ from pipeline.command import InputError
 from pipeline.sources.base import Listing, Members, Source
 from pipeline.sources.folders import is_picture_name
 from pipeline.sources.signatures import HEAD_BYTES, picture_format
+from pipeline.sources.text import shown
 from pipeline.sources.tree import (
     ANNOTATIONS,
     HIDDEN,
@@ -68,13 +69,13 @@ class SplitContent:
     def __str__(self) -> str:
         """Say it in words."""
         if self.num_classes == 1:
-            return f"{_count(self.num_samples, 'sample')} of the class {self.first_class}"
-        classes = f"{self.num_classes:,} classes, {self.first_class} to {self.last_class}"
+            return f"{_count(self.num_samples, 'sample')} of the class {shown(self.first_class)}"
+        classes = f"{self.num_classes:,} classes, {shown(self.first_class)} to {shown(self.last_class)}"
         if self.smallest.num_samples == self.largest.num_samples:
             return f"{_count(self.num_samples, 'sample')} of {classes}, {self.smallest.num_samples:,} each"
         return (
-            f"{_count(self.num_samples, 'sample')} of {classes}; the smallest is {self.smallest.wnid} with "
-            f"{self.smallest.num_samples:,}, the largest {self.largest.wnid} with {self.largest.num_samples:,}"
+            f"{_count(self.num_samples, 'sample')} of {classes}; the smallest is {shown(self.smallest.wnid)} with "
+            f"{self.smallest.num_samples:,}, the largest {shown(self.largest.wnid)} with {self.largest.num_samples:,}"
         )
 
 
@@ -114,7 +115,7 @@ class Inventory:
         for split, content in self.splits.items():
             yield f"{split}: {content}"
             if content.missing:
-                names = ", ".join(content.missing[:_NAMED])
+                names = ", ".join(map(shown, content.missing[:_NAMED]))
                 more = f" and {len(content.missing) - _NAMED:,} more" if len(content.missing) > _NAMED else ""
                 yield f"{split} has no sample of {names}{more}"
         counts = {"sample": self.num_samples, "archive": self.num_archives, "table": len(self.tables)}
@@ -245,4 +246,4 @@ def _count(number: int, what: str) -> str:
 
 
 def _left_out_line(reason: str, found: LeftOut) -> str:
-    return f"  left out: {found.num_files:,} {reason} (the first is {found.first})"
+    return f"  left out: {found.num_files:,} {reason} (the first is {shown(found.first)})"

@@ -51,3 +51,8 @@ def decode_lines(content: bytes, name: str) -> list[str]:
     return [line.rstrip("\r\n") for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")][
         : None if text and not text.endswith(("\n", "\r")) else -1
     ]
+
+
+def shown(name: str) -> str:
+    """Return a name as it may stand in a line of text: escaped where it holds what can't be printed."""
+    return name if name.isprintable() else ascii(name)
