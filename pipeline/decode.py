@@ -7,6 +7,8 @@ Each oddity of real archives has one rule, and is noted in the manifest, in this
     extraneous_bytes  bytes in a JPEG that belong to nothing, all pixels being there: passed over
     odd_header        a value in a JPEG's headers that libjpeg warns of, all pixels being there: what libjpeg assumes
     no_end_mark       the end mark is missing, all pixels being there
+    surplus_data      data of a JPEG are left when all blocks are decoded, and nothing tells that they are the end of
+                      blocks that damage has shifted: passed over
     damaged           pixels are missing or wrong; only where damaged pictures are kept
     unchecked         a JPEG that the strict decoder can't read: Pillow's pixels, in which damage would not be noticed
     sixteen_bit       the upper 8 bits are kept
@@ -39,6 +41,7 @@ import simplejpeg
 from PIL import ExifTags, Image
 
 from pipeline.jpeg_markers import (
+    END_MARK,
     SOI,
     Segment,
     has_end_mark,
@@ -81,6 +84,7 @@ _TURNS = {  # EXIF orientations but 1, which is upright
 _OUTSIDE_FORMATS = ("EPS", "WMF")  # which Pillow hands to Ghostscript and Windows, if there: others on each machine
 _CMYK_SPACES = ("CMYK", "YCCK")
 _ADDRESS = re.compile(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>")  # of a Python object: another one in each process
+_SURPLUS = re.compile("([0-9]+) extraneous bytes before marker 0xd9")
 _MAX_DETAIL = 200  # letters
 
 
@@ -205,11 +209,48 @@ def _odd_jpeg(content: bytes, segments: list[Segment], words: str, damaged: Dama
             return _Jpeg(form, jpeg.pixels_HWC, jpeg.color_space, notes)
     for form, notes in forms[:1]:
         with contextlib.suppress(ValueError):
+            return _without_surplus(form, notes)
+        with contextlib.suppress(ValueError):
             jpeg = _read_jpeg(form, strict=False)
             if damaged == "reject":
                 raise RejectedPicture("truncated" if "no_end_mark" in notes else "damaged", words)
             return _Jpeg(form, jpeg.pixels_HWC, jpeg.color_space, ("damaged",))
     return None
+
+
+def _without_surplus(content: bytes, notes: tuple[str, ...]) -> _Jpeg:
+    """Decode a JPEG without the data that are left between its last block and its end mark.
+
+    They are bytes of something else (one of ImageNet's training pictures has 1,483 such bytes, apache/mxnet#1522), or
+    damage further up has shifted the blocks. The unused bits of the last byte tell which: encoders set them (T.81,
+    F.1.2.3), whereas a shifted stream ends at any bit. So most such damage is found: nine of ten in tests.
+
+    Raises:
+        ValueError: That is not all that is odd, or the picture is damaged.
+    """
+    try:
+        return _read_jpeg(content)
+    except ValueError as error:
+        surplus = _SURPLUS.search(str(error))
+        if surplus is None or int(surplus[1]) > len(content) // 2:
+            raise
+    data = content[: -len(END_MARK) - int(surplus[1])]
+    jpeg = _read_jpeg(data + END_MARK)
+    with contextlib.suppress(ValueError):
+        while True:  # what the decoder had read ahead: some bytes
+            jpeg = _read_jpeg(data[:-1] + END_MARK)
+            data = data[:-1]
+    for bit in range(8):
+        changed = bytes([data[-1] ^ 1 << bit]).replace(b"\xff", b"\xff\0")
+        try:
+            same = np.array_equal(_read_jpeg(data[:-1] + changed + END_MARK).pixels_HWC, jpeg.pixels_HWC)
+        except ValueError:
+            break
+        if not same:
+            break
+        if not data[-1] >> bit & 1:
+            raise ValueError("the last byte of its data is not filled up with set bits")
+    return _Jpeg(data + END_MARK, jpeg.pixels_HWC, jpeg.color_space, (*notes, "surplus_data"))
 
 
 def _unchecked_jpeg(content: bytes, segments: list[Segment], words: str, damaged: Damaged) -> DecodedPicture:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-SOI = b"\xff\xd8"
+SOI, END_MARK = b"\xff\xd8", b"\xff\xd9"
 _DHT, _SOS, _EOI, _APP0, _APP1, _APP2, _APP14 = 0xC4, 0xDA, 0xD9, 0xE0, 0xE1, 0xE2, 0xEE
 _ALONE = {0x01, *range(0xD0, 0xD9)}  # markers without a length: TEM, RST0 to RST7, SOI
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -176,11 +176,11 @@ def mended(content: bytes, segments: list[Segment]) -> Iterator[tuple[bytes, tup
     padding = data[-1:]
     stripped = data.rstrip(padding)
     fixed = b"".join(head)
-    yield fixed + data + b"\xff\xd9", tuple(dict.fromkeys(notes))
+    yield fixed + data + END_MARK, tuple(dict.fromkeys(notes))
     if len(data) - len(stripped) > 1:  # padded; the last bytes of the data may be the same
         for num_kept in range(3):
             yield (
-                fixed + stripped + padding * num_kept + b"\xff\xd9",
+                fixed + stripped + padding * num_kept + END_MARK,
                 tuple(dict.fromkeys(["extraneous_bytes", *notes])),
             )
 

@@ -66,7 +66,6 @@ DAMAGED = {
     "foreign bytes inside": changed(PLAIN, HALF, b"<html>moved</html>" * 30),
     "bytes lost inside": PLAIN[:HALF] + PLAIN[HALF + 500 :],
     "blocks swapped": _swapped(PLAIN),
-    "data before the end mark that may be pixels": before_mark(PLAIN, END, bytes(range(1, 120))),
     "oddity in the header before damage inside": before_mark(with_zeros(PLAIN), b"\xff\xdb", b"abc"),
     "grey, cut": GREY[: len(GREY) // 2] + END,
     "CMYK, cut": CMYK[: len(CMYK) // 2] + END,
@@ -130,6 +129,18 @@ def test_a_cut_file_is_truncated_or_undecodable(name):
     assert rejected.value.reason == ("undecodable" if name == "WebP" else "truncated")
 
 
+def test_most_data_that_damage_has_shifted_are_told_from_something_else():
+    random = np.random.Generator(np.random.Philox(key=4))
+    surplus, stored = 0, 0
+    for place in range(1000, len(PLAIN) - 600, 200):
+        content = changed(PLAIN, place, random.integers(0, 255, 300, dtype=np.uint8).tobytes())
+        try:
+            stored += "surplus_data" in decode_picture(content).notes
+        except RejectedPicture as rejected:
+            surplus += "extraneous bytes before marker 0xd9" in rejected.detail
+    assert surplus > 30 and stored < surplus / 3
+
+
 JFIF, ADOBE, SCAN = PLAIN.index(b"JFIF\0"), CMYK.index(b"Adobe"), PLAIN.index(b"\xff\xda")
 HARMLESS = {
     "bytes before the first segment": (before_mark(PLAIN, b"\xff\xe0", b"abc"), ("extraneous_bytes",)),
@@ -138,6 +149,13 @@ HARMLESS = {
     "padded with zeros before the end mark": (before_mark(PLAIN, END, bytes(300)), ("extraneous_bytes",)),
     "padded with another byte": (before_mark(PLAIN, END, b"\x20" * 300), ("extraneous_bytes",)),
     "progressive, padded": (before_mark(PROGRESSIVE, END, bytes(300)), ("extraneous_bytes",)),
+    "something else before the end mark": (before_mark(PLAIN, END, bytes(range(1, 120))), ("surplus_data",)),
+    "much else before the end mark": (before_mark(PLAIN, END, b"<html>moved</html>" * 80), ("surplus_data",)),
+    "progressive, something else before the end mark": (before_mark(PROGRESSIVE, END, b"moved" * 9), ("surplus_data",)),
+    "stray bytes and something else": (
+        before_mark(before_mark(PLAIN, b"\xff\xc4", bytes(7)), END, b"moved" * 9),
+        ("extraneous_bytes", "surplus_data"),
+    ),
     "no end mark": (PLAIN[:-2], ("no_end_mark",)),
     "half an end mark": (PLAIN[:-1], ("no_end_mark",)),
     "progressive without an end mark": (PROGRESSIVE[:-2], ("no_end_mark",)),
