@@ -16,6 +16,8 @@ FOUND = [
     ("cifar", 39),  # UnicodeDecodeError
     ("devkit", 9),  # IndexError
     ("devkit", 35),  # OSError of SciPy
+    ("devkit", 2_859),  # NotImplementedError of SciPy
+    ("devkit", 7_854),  # SciPy crashed
     ("official", 247),  # BadGzipFile
     ("official", 298),  # a message of two lines
     ("official", 397),  # OverflowError: a size of 2^80 bytes

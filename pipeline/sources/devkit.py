@@ -4,11 +4,13 @@ meta.mat maps ILSVRC ids to wnids; the ground truth holds one ILSVRC id a line, 
 of their names. **ILSVRC ids are not class indices**: the class_index is the wnid's rank.
 """
 
+import gzip
 import io
 import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -19,8 +21,20 @@ DEVKIT_ARCHIVE = "ILSVRC2012_devkit_t12.tar.gz"
 DEVKIT_FOLDER = "ILSVRC2012_devkit_t12"  # what the archive unpacks to
 DEVKIT_META = f"{DEVKIT_FOLDER}/data/meta.mat"
 DEVKIT_GROUND_TRUTH = f"{DEVKIT_FOLDER}/data/ILSVRC2012_validation_ground_truth.txt"
+_MAX_BYTES = 2**28  # of the unpacked devkit, which has some 20 megabytes
+_MAT_HEADER_BYTES, _COMPRESSED = 128, 15  # MATLAB, "MAT-File Format", version 5
 # What tarfile, gzip and SciPy raise at damaged bytes; an OSError without a number is one of theirs.
-_DAMAGE = (tarfile.TarError, zlib.error, EOFError, OSError, LookupError, TypeError, ValueError, MemoryError)
+_DAMAGE = (
+    tarfile.TarError,
+    zlib.error,
+    EOFError,
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    MemoryError,
+    NotImplementedError,
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,7 @@ def read_devkit(path: Path) -> Devkit:
 
     try:
         contents = _read_folder(path) if path.is_dir() else _read_archive(path)
+        _check_compressed(contents[DEVKIT_META])
         ground_truth = [int(line) for line in contents[DEVKIT_GROUND_TRUTH].split()]
         synsets = np.atleast_1d(loadmat(io.BytesIO(contents[DEVKIT_META]), squeeze_me=True)["synsets"])
         leaves = {
@@ -72,9 +87,28 @@ def read_devkit(path: Path) -> Devkit:
 
 
 def _read_archive(path: Path) -> dict[str, bytes]:
-    with tarfile.open(path, "r:gz") as tar:
+    with gzip.open(path) as file:
+        content = file.read(_MAX_BYTES + 1)  # to its end, where its check sum is compared
+    if len(content) > _MAX_BYTES:
+        raise ValueError(f"more than {_MAX_BYTES} bytes")
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
         files = {name: tar.extractfile(name) for name in (DEVKIT_META, DEVKIT_GROUND_TRUTH)}
         return {name: file.read() for name, file in files.items() if file is not None}
+
+
+def _check_compressed(meta: bytes) -> None:
+    """Compare the check sums of the compressed parts of a MATLAB 5 file: damage can crash SciPy's reader.
+
+    Raises:
+        zlib.error: A part is damaged.
+    """
+    byte_order: Literal["little", "big"] = "little" if meta[126:128] == b"IM" else "big"
+    position = _MAT_HEADER_BYTES
+    while position < len(meta):
+        kind, size = (int.from_bytes(meta[at : at + 4], byte_order) for at in (position, position + 4))
+        position += 8 + size
+        if kind == _COMPRESSED:
+            zlib.decompress(meta[position - size : position])
 
 
 def _read_folder(path: Path) -> dict[str, bytes]:
