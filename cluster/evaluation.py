@@ -47,6 +47,19 @@ class Evaluation:
     ranks_N: np.ndarray
     losses_N: np.ndarray
 
+    @classmethod
+    def of_rows(cls, split: str, rows: torch.Tensor) -> "Evaluation":
+        """Return what rows hold that `fill` has filled, of all workers together.
+
+        Raises:
+            RuntimeError: A row was not filled exactly once.
+        """
+        times_seen, labels, predicted, probabilities, ranks, losses = rows.numpy().T
+        if not (times_seen == 1).all():
+            raise RuntimeError(f"{int((times_seen != 1).sum())} samples of {split} were not evaluated exactly once")
+        labels, predicted, ranks = (column.astype(np.int64) for column in (labels, predicted, ranks))
+        return cls(split, labels, predicted, probabilities, ranks, losses)
+
     @property
     def num_samples(self) -> int:
         """Number of samples, that of the split."""
@@ -102,8 +115,7 @@ def evaluate(
         ten_crops=crops == "ten",
         config=world.loader_config(config.decode),
     )
-    # float64 holds counts and class indices exactly; a row of zeros is a sample of another worker.
-    rows = torch.zeros(dataset.num_samples(split), 6, dtype=torch.float64)
+    rows = empty_rows(dataset.num_samples(split))
     was_training = model.training
     model.eval()
     # A worker may have a sample, and so a batch, less than another; all agree equally often.
@@ -113,21 +125,23 @@ def evaluate(
         if stop is not None:
             stop.ask()
         if (batch := next(loader, None)) is not None:
-            _fill(rows, batch, log_probabilities(model, batch.images, config, world.device))
+            fill(rows, batch, log_probabilities(model, batch.images, config, world.device))
         if is_stopped := stop is not None and stop.is_reached():
             break
     loader.close()
     model.train(was_training)
     if is_stopped:
         return None
-    times_seen, labels, predicted, probabilities, ranks, losses = world.sum(rows).numpy().T
-    if not (times_seen == 1).all():
-        raise RuntimeError(f"{int((times_seen != 1).sum())} samples of {split} were not evaluated exactly once")
-    labels, predicted, ranks = (column.astype(np.int64) for column in (labels, predicted, ranks))
-    return Evaluation(split, labels, predicted, probabilities, ranks, losses)
+    return Evaluation.of_rows(split, world.sum(rows))
 
 
-def _fill(rows: torch.Tensor, batch: Batch, scores: torch.Tensor) -> None:
+def empty_rows(num_samples: int) -> torch.Tensor:
+    """Return a row per sample, for `fill`."""
+    # float64 holds counts and class indices exactly; a row of zeros is a sample of another worker.
+    return torch.zeros(num_samples, 6, dtype=torch.float64)
+
+
+def fill(rows: torch.Tensor, batch: Batch, scores: torch.Tensor) -> None:
     """Fill the rows of a batch's samples from the logarithms of their classes' probabilities."""
     best, predicted = scores.max(dim=1)
     losses, ranks = -scores.gather(1, batch.labels[:, None])[:, 0], label_ranks(scores, batch.labels)

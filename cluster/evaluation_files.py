@@ -9,8 +9,9 @@ FOLDER/
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,7 @@ from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.files import write_json, write_table
 
+Keys: TypeAlias = "pa.ChunkedArray | Sequence[str]"
 RESULT_JSON, PER_CLASS_PARQUET = "result.json", "per_class.parquet"
 CONFUSION_PARQUET, PREDICTIONS_PARQUET = "confusion.parquet", "predictions.parquet"
 
@@ -85,22 +87,42 @@ def evaluate_run(
         raise InputError(f"the workers see different checkpoints in {run.path}; is it a shared folder, still training?")
     evaluation = evaluate(model, dataset, split, world, run, crops)
     assert evaluation is not None  # nobody asks these workers to stop
+    check_finite(evaluation, run)
+    if world.is_first:
+        document = describe(run, step, crops) | {"dataset_sha256": dataset.sha256}
+        keys = dataset.manifest(split, ["key"])["key"]
+        write_evaluation(out, evaluation, keys, per_class_table(evaluation, dataset), document)
+
+
+def check_finite(evaluation: Evaluation, run: RunFolder) -> None:
+    """Raise InputError where a run's model gives no numbers."""
     num_broken = int((~np.isfinite(evaluation.losses_N)).sum())
     if num_broken:
         raise InputError(
             f"the model of {run.path} gives NaN or infinity for {num_broken} samples: its training diverged"
         )
-    if world.is_first:
-        document = {"crops": crops, "step": step, "recipe": run.config.name, "precision": run.config.precision}
-        document["dataset_sha256"] = dataset.sha256
-        write_evaluation(out, evaluation, dataset, document)
 
 
-def write_evaluation(folder: Path, evaluation: Evaluation, dataset: Dataset, document: dict[str, Any]) -> None:
-    """Write the files; `document` is added to the figures of `result.json`."""
+def describe(run: RunFolder, step: int, crops: Crops) -> dict[str, Any]:
+    """Return what `result.json` says of the model and of how it was evaluated."""
+    return {"crops": crops, "step": step, "recipe": run.config.name, "precision": run.config.precision}
+
+
+def write_evaluation(
+    folder: Path, evaluation: Evaluation, keys: Keys, per_class: pa.Table, document: dict[str, Any]
+) -> None:
+    """Write the files.
+
+    Args:
+        folder: To write to.
+        evaluation: What was found.
+        keys: Name of each sample.
+        per_class: Of `PER_CLASS_SCHEMA`.
+        document: Added to the figures of `result.json`.
+    """
     (folder / RESULT_JSON).unlink(missing_ok=True)
-    write_table(folder / PREDICTIONS_PARQUET, predictions_table(evaluation, dataset))
-    write_table(folder / PER_CLASS_PARQUET, per_class_table(evaluation, dataset))
+    write_table(folder / PREDICTIONS_PARQUET, predictions_table(evaluation, keys))
+    write_table(folder / PER_CLASS_PARQUET, per_class)
     write_table(folder / CONFUSION_PARQUET, confusion_table(evaluation))
     write_json(folder / RESULT_JSON, evaluation.summary() | document)
 
@@ -126,11 +148,11 @@ def read_evaluation(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]
     return json.loads((folder / RESULT_JSON).read_text()), pq.read_table(folder / PER_CLASS_PARQUET).to_pylist()
 
 
-def predictions_table(evaluation: Evaluation, dataset: Dataset) -> pa.Table:
+def predictions_table(evaluation: Evaluation, keys: Keys) -> pa.Table:
     """Return one row per sample, of `PREDICTIONS_SCHEMA`."""
     columns = [
         np.arange(evaluation.num_samples),
-        dataset.manifest(evaluation.split, ["key"])["key"],
+        keys,
         evaluation.labels_N,
         evaluation.predicted_N,
         evaluation.probabilities_N,
@@ -139,13 +161,18 @@ def predictions_table(evaluation: Evaluation, dataset: Dataset) -> pa.Table:
     return _table(columns, PREDICTIONS_SCHEMA)
 
 
-def per_class_table(evaluation: Evaluation, dataset: Dataset) -> pa.Table:
-    """Return one row per class, of `PER_CLASS_SCHEMA`."""
-    labels_N, num_classes = evaluation.labels_N, dataset.num_classes
+def per_class_table(evaluation: Evaluation, classes: Dataset | RunFolder) -> pa.Table:
+    """Return one row per class, of `PER_CLASS_SCHEMA`.
+
+    Args:
+        evaluation: What was found.
+        classes: Who has them: wnids and names by class index.
+    """
+    labels_N, num_classes = evaluation.labels_N, len(classes.wnids)
     counts = np.bincount(labels_N, minlength=num_classes)
     correct = (np.bincount(labels_N[evaluation.is_correct_N(k)], minlength=num_classes) for k in (1, 5))
     fractions = (pa.array(c / np.maximum(counts, 1), mask=counts == 0) for c in correct)
-    return _table([np.arange(num_classes), dataset.wnids, dataset.class_names, counts, *fractions], PER_CLASS_SCHEMA)
+    return _table([np.arange(num_classes), classes.wnids, classes.class_names, counts, *fractions], PER_CLASS_SCHEMA)
 
 
 def confusion_table(evaluation: Evaluation) -> pa.Table:

@@ -12,6 +12,7 @@ from cluster.precision import fitting_precision_here
 from cluster.run_folder import RunFolder
 from cluster.trained_model import load_model
 from pipeline.command import InputError
+from pipeline.encode import EncodingConfig
 from pipeline.picture_files import evaluation_images, read_square
 
 
@@ -34,22 +35,37 @@ class Prediction:
     true_class_index: int | None
 
 
-def predict(paths: Sequence[Path], run: RunFolder, crops: Crops, device: torch.device) -> Iterator[Prediction]:
+def predict(
+    paths: Sequence[Path],
+    run: RunFolder,
+    crops: Crops,
+    device: torch.device,
+    refused: dict[Path, str] | None = None,
+) -> Iterator[Prediction]:
     """Yield a prediction for each picture file, in their order.
 
     The model computes in the run's precision, or in float32, which is then said, where this device would emulate that.
     Of equal probabilities the lower class index ranks first.
+
+    Args:
+        paths: Of the files.
+        run: Of the model.
+        crops: What the model sees of a picture.
+        device: To compute on.
+        refused: Gets the files that are no pictures, and why; they are left out. None: the first is an error.
 
     Raises:
         InputError: The run has no checkpoint, or a file is not a picture.
     """
     run = run.in_precision(fitting_precision_here(run.config.precision, device))
     model, _ = load_model(run, device)
-    classes_by_folder = _classes_by_folder(run.wnids, run.class_names)
+    classes_by_folder = classes_by_folder_name(run.wnids, run.class_names)
     batch_size, encoding = BATCH_SIZE // NUM_CROPS[crops], run.encoding
     for first in range(0, len(paths), batch_size):
-        chunk = paths[first : first + batch_size]
-        squares = [read_square(path, encoding) for path in chunk]
+        read = [(path, _read(path, encoding, refused)) for path in paths[first : first + batch_size]]
+        chunk, squares = [path for path, s in read if s is not None], [s for _, s in read if s is not None]
+        if not squares:
+            continue
         images = evaluation_images(
             squares, run.config.augmentation, run.color_basis, run.mean_image_HWC, ten_crops=crops == "ten"
         )
@@ -64,7 +80,17 @@ def predict(paths: Sequence[Path], run: RunFolder, crops: Crops, device: torch.d
             yield Prediction(path, square_HWC, classes, probabilities, true_class)
 
 
-def _classes_by_folder(wnids: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+def _read(path: Path, encoding: EncodingConfig, refused: dict[Path, str] | None) -> np.ndarray | None:
+    try:
+        return read_square(path, encoding)
+    except InputError as error:
+        if refused is None:
+            raise
+        refused[path] = str(error)
+        return None
+
+
+def classes_by_folder_name(wnids: Sequence[str], names: Sequence[str]) -> dict[str, int]:
     """Return class indices by what a class's folder may be called; a name that two classes share says nothing."""
     by_name: dict[str, int] = {name: index for index, name in enumerate(names) if names.count(name) == 1}
     return by_name | {wnid: index for index, wnid in enumerate(wnids)}

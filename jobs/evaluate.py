@@ -2,11 +2,13 @@
 
     python jobs/evaluate.py --data DATASET --run RUN
     python jobs/evaluate.py --data DATASET --run RUN --crops ten --workers 8
+    python jobs/evaluate.py --source PHOTOS --run RUN
 
 The model is the best by `val`, or the last where the dataset has no `val`. With ten crops, as in the 2012 paper, the
 softmax is averaged over the corners, the centre and their mirror images. The figures, per class too, the confusions and
 the prediction of each picture are written to a folder. Several workers run on Ray, as those of jobs/train.py do, and
-find the same. The last line gives the result: `top-1 92.34 %  top-5 99.80 %  n=10000`.
+find the same. With --source the pictures are those of class folders (PHOTOS/CLASS/*.jpg), of some of the run's classes,
+which need not be sharded. The last line gives the result: `top-1 92.34 %  top-5 99.80 %  n=10000`.
 """
 
 import sys
@@ -22,9 +24,10 @@ if __name__ == "__main__":
     restart_with_tuned_allocator()
 
 import functools
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -33,6 +36,7 @@ from cluster.evaluation_files import evaluate_run, foreign_files, read_evaluatio
 from cluster.precision import fitting_precision, fitting_precision_here
 from cluster.preflight import Requirements
 from cluster.run_folder import RunFolder
+from cluster.source_evaluation import UnknownClasses, evaluate_own, named, own_pictures
 from cluster.trained_model import default_device
 from cluster.training import check_images_fit
 from cluster.world import World
@@ -41,6 +45,8 @@ from pipeline import embedded
 from pipeline.command import InputError, run_command
 from pipeline.dataset import Dataset
 from pipeline.paths import shared_path
+from pipeline.sources.base import ListingOptions
+from pipeline.sources.detect import open_source
 
 _NUM_WORST = 5
 
@@ -51,14 +57,21 @@ class Arguments:
 
     data: Path | None = None
     """Dataset folder. Default: the embedded synthetic mini-ImageNet."""
+    source: Path | None = None
+    """Pictures of your own instead: class folders, named by the run's wnids or class names, or another source that
+    pipeline.shard reads."""
+    unknown_classes: UnknownClasses = "refuse"
+    """Classes of the source that the run was not trained on: `refuse`, or `skip` and count them."""
+    ignore: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Leave out what the pattern matches in the source, as a path or as a name. May be given again."""
     run: Path | None = None
     """Run folder. Default: that of the embedded default."""
     split: str | None = None
-    """Split to evaluate on. Default: test where there is one, else val."""
+    """Split to evaluate on. Default: test where there is one, else val; of a source, the only one."""
     crops: Crops = "centre"
     """What the model sees of a picture: the centre crop, or ten crops whose probabilities are averaged."""
     out: Path | None = None
-    """Folder to write to. Default: RUN/evaluations/SPLIT-CROPS."""
+    """Folder to write to. Default: RUN/evaluations/SPLIT-CROPS; of a source, source-NAME-CROPS there."""
     workers: int = 1
     """Number of workers; 1 is this process, more run on Ray."""
     cpus_per_worker: float | None = None
@@ -68,6 +81,10 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    if arguments.source is not None:
+        return _evaluate_source(arguments, arguments.source)
+    if arguments.ignore or arguments.unknown_classes != "refuse":
+        raise InputError("--ignore and --unknown-classes are for --source; leave them out")
     if (arguments.data is None) != (arguments.run is None):
         raise InputError("--data and --run go together; without both, the embedded default is evaluated")
     if arguments.workers < 1:
@@ -95,14 +112,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         work = functools.partial(evaluate_run, data, run.path, split, arguments.crops, out)
         _launch(work, arguments, run, requirements)
+    _show(run, f"{split} of {data}", arguments.crops, out)
+    return 0
+
+
+def _evaluate_source(arguments: Arguments, root: Path) -> int:
+    if arguments.data is not None:
+        raise InputError("--data and --source exclude each other; leave one out")
+    if arguments.workers != 1:
+        raise InputError("--source is evaluated by this process alone; leave out --workers")
+    run = RunFolder.open((arguments.run or embedded.run_folder()).absolute())
+    source = open_source(root, options=ListingOptions(arguments.ignore))
+    pictures = own_pictures(source, run, arguments.split, arguments.unknown_classes)
+    name = f"source-{root.resolve().name}-{arguments.crops}"
+    out = (arguments.out or run.evaluations_path / name).absolute()
+    _check_out(out)
+    sys.stdout.write(f"source, layout {source.layout}:\n{textwrap.indent(str(pictures.inventory), '  ')}\n")
+    if pictures.skipped:
+        num_pictures = sum(pictures.skipped.values())
+        unknown = named(list(pictures.skipped))
+        sys.stdout.write(f"skipped: {num_pictures} pictures of classes that the run does not know: {unknown}\n")
+    if pictures.absent:
+        sys.stdout.write(f"no picture of {len(pictures.absent)} of its classes: {named(pictures.absent)}\n")
+    sys.stdout.flush()
+    world = World(0, 1, default_device())
+    run = run.in_precision(fitting_precision_here(run.config.precision, world.device))
+    rejects = evaluate_own(pictures, run, arguments.crops, out, world.device, world.num_threads)
+    if rejects.reasons:
+        sys.stdout.write(f"rejected: {len(rejects.reasons)} pictures that can't be decoded: {rejects}\n")
+    _show(run, f"{pictures.split} of {root}", arguments.crops, out)
+    return 0
+
+
+def _show(run: RunFolder, what: str, crops: Crops, out: Path) -> None:
     result, classes = read_evaluation(out)
     sys.stdout.write(
-        f"{run.config.name} ({run.config.model.name}) after step {result['step']}, on {split} of {data}, "
-        f"{arguments.crops} crop{'s' * (arguments.crops == 'ten')}: loss {result['loss']:.4f}\n"
+        f"{run.config.name} ({run.config.model.name}) after step {result['step']}, on {what}, "
+        f"{crops} crop{'s' * (crops == 'ten')}: loss {result['loss']:.4f}\n"
         f"{_worst_line(classes)}written to {out}\n"
         f"top-1 {result['top1'] * 100:.2f} %  top-5 {result['top5'] * 100:.2f} %  n={result['num_samples']}\n"
     )
-    return 0
 
 
 def _check_out(out: Path) -> None:

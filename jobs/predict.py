@@ -5,7 +5,8 @@
 
 Any file that the offline stage reads will do, of any format and size. It is brought to the form in which the run's
 dataset stores its pictures, then cropped and normalised as in evaluation. The run folder is all that is needed. Where a
-file lies in a folder that has a class's wnid or name, that class is taken for the true one, and marked.
+file lies in a folder that has a class's wnid or name, that class is taken for the true one, and marked. Files that are
+no pictures are named at the end, and the status is then 1.
 """
 
 import sys
@@ -20,7 +21,7 @@ if __name__ == "__main__":
 
     restart_with_tuned_allocator()
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -61,18 +62,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.figure is not None:
         check_figure_path(arguments.figure, "--figure")
     run = RunFolder.open((arguments.run or embedded.run_folder()).absolute())
-    predictions = list(predict(arguments.images, run, arguments.crops, default_device()))
+    refused: dict[Path, str] = {}
+    predictions = list(predict(arguments.images, run, arguments.crops, default_device(), refused))
+    if not predictions:
+        raise InputError("\n".join(refused.values()))
     for prediction in predictions:
         sys.stdout.write("\n".join(_lines(prediction, run)) + "\n")
     if arguments.json is not None:
-        write_json(arguments.json, _document(predictions, run, arguments.crops))
+        write_json(arguments.json, _document(predictions, refused, run, arguments.crops))
         sys.stdout.write(f"predictions: {arguments.json}\n")
     if arguments.figure is not None:
         for number, page in enumerate(draw_pages(predictions, run.class_names), start=1):
             path = arguments.figure if number == 1 else arguments.figure.with_stem(f"{arguments.figure.stem}-{number}")
             write_figure(page, path)
             sys.stdout.write(f"figure: {path}\n")
-    return 0
+    sys.stdout.flush()
+    sys.stderr.writelines(f"error: {line}\n" for line in refused.values())
+    return 1 if refused else 0
 
 
 def _lines(prediction: Prediction, run: RunFolder) -> Iterator[str]:
@@ -82,7 +88,9 @@ def _lines(prediction: Prediction, run: RunFolder) -> Iterator[str]:
         yield f"  {probability:6.1%}  {run.wnids[index]}  {run.class_names[index]}{mark}"
 
 
-def _document(predictions: Sequence[Prediction], run: RunFolder, crops: Crops) -> dict[str, Any]:
+def _document(
+    predictions: Sequence[Prediction], refused: Mapping[Path, str], run: RunFolder, crops: Crops
+) -> dict[str, Any]:
     def class_document(index: int) -> dict[str, Any]:
         return {"class_index": index, "wnid": run.wnids[index], "name": run.class_names[index]}
 
@@ -100,6 +108,7 @@ def _document(predictions: Sequence[Prediction], run: RunFolder, crops: Crops) -
             }
             for p in predictions
         ],
+        "refused": {str(path): why for path, why in refused.items()},
     }
 
 

@@ -36,11 +36,27 @@ def read_square(path: Path, encoding: EncodingConfig) -> np.ndarray:
         InputError: Names the file, which can't be read or is not a complete picture.
     """
     try:
-        stored = store_picture(path.read_bytes(), encoding)
+        return square_of(path.read_bytes(), encoding)
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}; name picture files") from error
     except RejectedPicture as error:
         raise InputError(f"{path} is not a complete picture ({error}); leave it out") from error
+
+
+def square_of(content: bytes | np.ndarray, encoding: EncodingConfig) -> np.ndarray:
+    """Return a picture as evaluation sees it before it is cropped.
+
+    Args:
+        content: A file's bytes, or pixels, uint8 RGB (H, W, 3).
+        encoding: Of the dataset, with its stored size.
+
+    Returns:
+        uint8 RGB (size, size, 3).
+
+    Raises:
+        RejectedPicture: The bytes are not a complete picture.
+    """
+    stored = store_picture(content, encoding)
     if encoding.encoding == "raw":
         return stored.pixels_HWC
     square = EncodingConfig(encoding="raw", size=encoding.size)

@@ -208,7 +208,7 @@ def test_long_names_end_in_an_ellipsis():
     [
         (["{tmp}/none.jpg"], "none.jpg can't be read: No such file"),
         (["{tmp}"], "can't be read: Is a directory"),
-        (["{picture}", "{tmp}/torn.jpg"], "torn.jpg is not a complete picture"),
+        (["{tmp}/none.jpg", "{tmp}/torn.jpg"], r"none.jpg can't be read.*\n.*torn.jpg is not a complete picture"),
         (["{tmp}/text.jpg"], "text.jpg is not a complete picture .undecodable"),
         (["{picture}", "--figure", "{tmp}/out.pdf"], "does not end in .png"),
         (["{picture}", "--figure", "{tmp}/folder.png"], "is a folder"),
@@ -227,6 +227,28 @@ def test_wrong_input_is_named_and_nothing_is_written(run, pictures, tmp_path, ar
     with pytest.raises(InputError, match=message):
         job.main([*filled, *run_option, "--json", str(tmp_path / "p.json")])
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("bad", ["torn.jpg", "page.jpg", "none.jpg", "empty.png", "folder.jpg"])
+def test_one_bad_file_costs_the_good_ones_nothing(run, pictures, tmp_path, capsys, bad, place):
+    good = [pictures / "val" / "n01" / "0.jpg", pictures / "val" / "n02" / "1.png"]
+    (tmp_path / "torn.jpg").write_bytes(good[0].read_bytes()[:-200])
+    (tmp_path / "page.jpg").write_text("<html>404")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.jpg").mkdir()
+    images = [*map(str, good)]
+    images.insert(place, str(tmp_path / bad))
+    outputs = ["--json", str(tmp_path / "p.json"), "--figure", str(tmp_path / "f.png")]
+    assert job.main([*images, "--run", str(run.path), *outputs]) == 1
+    told, document = capsys.readouterr(), json.loads((tmp_path / "p.json").read_text())
+    (line,) = told.err.splitlines()
+    assert line.startswith(f"error: {tmp_path / bad} ")
+    assert [entry["path"] for entry in document["predictions"]] == [str(path) for path in good]
+    assert list(document["refused"]) == [str(tmp_path / bad)] and (tmp_path / "f.png").exists()
+    alone = list(predict(good, run, "centre", ALONE.device))
+    probabilities = [[c["probability"] for c in entry["classes"]] for entry in document["predictions"]]
+    np.testing.assert_allclose(probabilities, [p.probabilities for p in alone], rtol=1e-9)
 
 
 def test_a_run_without_a_checkpoint_says_so(dataset, pictures, tmp_path):
