@@ -1,4 +1,4 @@
-"""Compare this checkout's speed with another revision's: training, loading and sharding, in turn on this machine.
+"""Compare this checkout's speed with another revision's: training, loading, sharding, listing, in turn.
 
 The other revision is checked out into a temporary folder and run by the same interpreter and libraries, on the same
 dataset (which this checkout writes) and photographs. Each run is a command that both have.
@@ -30,11 +30,13 @@ from pipeline.dataset import Dataset
 _QUANTITY = "images_per_second"
 _QUANTITIES = {
     _QUANTITY: "training: from the log's line of step 20 to its last; loading: pipeline.bench's full loader; sharding: "
-    "the whole command"
+    "the whole command; listing: the whole of `pipeline.shard --dry-run` on files without a byte"
 }
 _HERE, _BEFORE = "this checkout", "before"
 _GLOBAL_BATCH_SIZE, _FIRST_STEP = 96, 20
 _AT_LEAST = 0.97
+_LISTING_AT_LEAST = 1 / 1.1
+_NUM_CLASSES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,8 @@ class Arguments:
     """Steps of a training run, at least 40."""
     pictures: int = 10_000
     """To shard: a part of the photographs, or hard links that repeat them."""
+    files: int = 1_300_000
+    """To list, in 1000 class folders."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,12 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         roots = {_HERE: ROOT, _BEFORE: folder / "base"}
         source = link_photographs(photographs, folder / "photographs", arguments.pictures)
         _run(ROOT, "pipeline.shard", str(arguments.photos), str(folder / "dataset"))
+        _write_empty_files(folder / "files", arguments.files)
         measure = _Measure(arguments, folder, source)
         kinds: dict[str, Callable[[Path], Mapping[str, float]]] = {
             "training alone": partial(measure.training, ["--launcher", "alone"]),
             "training on Ray, 2 workers": partial(measure.training, ["--workers", "2"]),
             "loading": measure.loading,
             "sharding": measure.sharding,
+            "listing": measure.listing,
         }
         values = run_rounds(
             {f"{kind}, {name}": partial(run, root) for kind, run in kinds.items() for name, root in roots.items()},
@@ -84,12 +90,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         record_document(
             name="revisions",
             command=f"python -m benchmarks.revisions PHOTOS --base {commit} --precision {arguments.precision} --rounds "
-            f"{arguments.rounds} --steps {arguments.steps} --pictures {arguments.pictures}",
+            f"{arguments.rounds} --steps {arguments.steps} --pictures {arguments.pictures} --files {arguments.files}",
             corpus=describe(photographs),
             quantities=_QUANTITIES,
             values=values,
             comparisons=[
-                Comparison(of=f"{kind}, {_HERE}", quantity=_QUANTITY, to=f"{kind}, {_BEFORE}", at_least=_AT_LEAST)
+                Comparison(
+                    of=f"{kind}, {_HERE}",
+                    quantity=_QUANTITY,
+                    to=f"{kind}, {_BEFORE}",
+                    at_least=_LISTING_AT_LEAST if kind == "listing" else _AT_LEAST,
+                )
                 for kind in kinds
             ],
             packages=["torch", "ray", "nvidia-dali-cuda130", "numba"],
@@ -137,8 +148,22 @@ class _Measure:
         shutil.rmtree(out)
         return {_QUANTITY: self._arguments.pictures / seconds}
 
+    def listing(self, root: Path) -> Mapping[str, float]:
+        """List files and plan their shards, with the start of the process."""
+        began = time.perf_counter()
+        _run(root, "pipeline.shard", str(self._folder / "files"), str(self._new()), "--dry-run")
+        return {_QUANTITY: self._arguments.files / (time.perf_counter() - began)}
+
     def _new(self) -> Path:
         return self._folder / str(next(self._numbers))
+
+
+def _write_empty_files(folder: Path, number: int) -> None:
+    """Fill class folders with files named like pictures."""
+    for index in range(_NUM_CLASSES):
+        (folder / f"train/n{index:08d}").mkdir(parents=True)
+    for index in range(number):
+        (folder / f"train/n{index % _NUM_CLASSES:08d}/{index}.JPEG").touch()
 
 
 def _run(root: Path, module: str, *arguments: str) -> None:
