@@ -33,6 +33,7 @@ def training_requirements(config: TrainingConfig, dataset: Dataset, run_path: Pa
         worker_bytes=weights + 2 * checkpoint,
         replaces_bad_samples=config.on_bad_sample == "skip-and-count",
         may_be_bfloat16=config.may_be_bfloat16,
+        num_shards=dataset.num_shards,
     )
 
 

@@ -29,6 +29,7 @@ import psutil
 from cluster.emulation import Emulation
 from pipeline.command import InputError
 from pipeline.paths import lies_inside
+from pipeline.shard_maps import max_open_files, open_files_for
 
 _DISTRIBUTIONS = {
     "torch": ("torch",),
@@ -61,6 +62,7 @@ class Requirements:
         worker_bytes: Of memory that each worker takes at least.
         replaces_bad_samples: Samples of a shard that is absent or of another size are replaced.
         may_be_bfloat16: It matters whether a node emulates bfloat16.
+        num_shards: Of the dataset.
     """
 
     dataset_path: Path
@@ -71,6 +73,7 @@ class Requirements:
     worker_bytes: int = 0
     replaces_bad_samples: bool = False
     may_be_bfloat16: bool = False
+    num_shards: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ class NodeReport:
         free_temp_bytes: On the file system of Ray's temporary folder; None where it is not known or can't be reached.
         num_cpus: That this process may use.
         available_memory_bytes: Without swapping, and within the container's limit.
+        max_open_files: That a process may raise its limit to; None: any number.
         emulation: How its workers would emulate bfloat16; None: not at all, or not asked.
     """
 
@@ -132,6 +136,7 @@ class NodeReport:
     free_temp_bytes: int | None
     num_cpus: int
     available_memory_bytes: int
+    max_open_files: int | None = None
     emulation: Emulation | None = None
 
 
@@ -212,6 +217,7 @@ def inspect_node(node: Node, requirements: Requirements, probe: Probe, temp_fold
         free_temp_bytes=None if temp_folder is None else _free_bytes(temp_folder),
         num_cpus=len(os.sched_getaffinity(0)),
         available_memory_bytes=_available_memory_bytes(),
+        max_open_files=max_open_files(),
     )
 
 
@@ -372,6 +378,11 @@ def _judge_room(report: NodeReport, requirements: Requirements) -> Iterator[Find
             f"more than {_gigabytes(needed)}"
         )
         yield Finding("warning", node.name, cause, "should one be killed, use fewer workers or --micro-batch-size")
+    most, needed = report.max_open_files, open_files_for(requirements.num_shards)
+    if most is not None and most < needed:
+        cause = f"a process may open {most} files, so that {requirements.num_shards} shards are opened again and again"
+        next_step = f"should that be slow, start its Ray after `ulimit -n {needed}`"
+        yield Finding("warning", node.name, cause, next_step)
     if node.num_cpus > report.num_cpus:
         cause = f"offers {node.num_cpus:g} CPUs to Ray and has {report.num_cpus}"
         yield Finding("warning", node.name, cause, "threads will wait for each other; start its Ray without --num-cpus")

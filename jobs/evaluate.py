@@ -109,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder=out,
             option="--out",
             may_be_bfloat16=run.config.may_be_bfloat16,
+            num_shards=dataset.num_shards,
         )
         work = functools.partial(evaluate_run, data, run.path, split, arguments.crops, out)
         _launch(work, arguments, run, requirements)

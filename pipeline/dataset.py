@@ -103,6 +103,11 @@ class Dataset:
         """True where pictures of any shape are stored, whose centre square is cut when they are read."""
         return self.encoding == "original" or self.document["encoding"].get("crop") == "none"
 
+    @property
+    def num_shards(self) -> int:
+        """Number of shards of all splits."""
+        return sum(int(split["num_shards"]) for split in self.document["splits"].values())
+
     def num_samples(self, split: str) -> int:
         """Return the number of samples of a split.
 

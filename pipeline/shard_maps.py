@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 _RESERVE = 256  # files and maps for the rest of the process: checkpoints, logs, sockets, libraries; at most a quarter
+_USUALLY_OPEN = 128  # files of a worker on Ray, at most: 60 to 110 were seen
 _LEAST = 16  # shards that are kept mapped, whatever the limits
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -112,6 +113,17 @@ class ShardMaps:
 
 
 SHARD_MAPS = ShardMaps()
+
+
+def open_files_for(num_shards: int) -> int:
+    """Return how many files a process should be allowed to open, so that all shards of a dataset stay mapped."""
+    return num_shards + _RESERVE + _USUALLY_OPEN if num_shards else 0
+
+
+def max_open_files() -> int | None:
+    """Return how many open files this process may raise its limit to; None: any number."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if hard == resource.RLIM_INFINITY else hard
 
 
 def num_mappable(shard_bytes: Sequence[int], num_mapped: int = 0) -> int:

@@ -7,6 +7,7 @@ import importlib.metadata
 import io
 import json
 import os
+import resource
 import shutil
 import sys
 from pathlib import Path
@@ -38,7 +39,12 @@ from model.optim import build_optimizer
 from pipeline.command import InputError, run_command
 
 REQUIREMENTS = Requirements(
-    dataset_path=Path("/data"), dataset_sha256="d1", folder=Path("/runs/mine"), num_bytes=10**9, worker_bytes=10**9
+    dataset_path=Path("/data"),
+    dataset_sha256="d1",
+    folder=Path("/runs/mine"),
+    num_bytes=10**9,
+    worker_bytes=10**9,
+    num_shards=1332,
 )
 GOOD = NodeReport(
     node=Node("node a", num_cpus=8, num_workers=2, num_gpus=2),
@@ -89,6 +95,12 @@ def _versions(**changes: str | None) -> dict[str, str]:
             "error",
             "0.1 GB are free for /runs/mine, the run's checkpoints need 1.0 GB; free",
         ),
+        (
+            {"max_open_files": 1024},
+            "warning",
+            "a process may open 1024 files, so that 1332 shards are opened again and again; should that be slow, start "
+            "its Ray after `ulimit -n 1716`",
+        ),
         ({"free_shared_memory_bytes": 2**26}, "warning", "0.1 GB are free in /dev/shm"),
         ({"free_temp_bytes": 10**8}, "warning", "0.1 GB are free for Ray's temporary folder; free some"),
         (
@@ -114,6 +126,8 @@ def test_one_thing_that_differs_is_one_line_that_names_node_cause_and_next_step(
         {"versions": _versions(torch="2.9.0+cpu")},  # a head without GPUs
         {"versions": GOOD.versions | {"pyarrow": "25.0"}},
         {"free_shared_memory_bytes": None},
+        {"max_open_files": 4096},
+        {"max_open_files": None},
         {"free_temp_bytes": None},  # this Ray does not tell where its folder is
     ],
 )
@@ -302,3 +316,10 @@ def test_a_missing_shard_is_an_error_unless_its_samples_are_replaced(replaces, j
     assert bool(_read_dataset(copy, replaces)[1]) == (not replaces)
     (copy / "manifest" / "train.parquet").unlink()
     assert "manifest/train.parquet" in _read_dataset(copy, True)[1]
+
+
+def test_shards_and_open_files_are_looked_at(raw_dataset, tmp_path, monkeypatch):
+    assert training_requirements(get_recipe("small_demo"), raw_dataset, tmp_path).num_shards == 4
+    for hard, told in ((4096, 4096), (resource.RLIM_INFINITY, None)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, hard=hard: (1024, hard))
+        assert _inspect(raw_dataset.path, tmp_path).max_open_files == told
