@@ -23,7 +23,7 @@ from pipeline.command import InputError, run_command
 from pipeline.dataset import Dataset
 from pipeline.decode import RejectedPicture, decode_picture
 from pipeline.files import sha256_file
-from pipeline.manifest import DATASET_JSON, NPY_HEADER_BYTES, manifest_path
+from pipeline.manifest import DATASET_JSON, INVENTORY_JSON, NPY_HEADER_BYTES, manifest_path
 from pipeline.ordered_map import ordered_map
 from pipeline.progress import progress_bar
 from pipeline.shard_writer import index_line, index_text
@@ -143,7 +143,7 @@ def _folder_problems(dataset: Dataset, checked_later: set[str]) -> Iterator[str]
     """Compare the files that exist with those that are listed; of all but the shards, lengths and hashes too."""
     listed = dataset.document["files"]
     found = {str(path.relative_to(dataset.path)) for path in dataset.path.rglob("*") if path.is_file()}
-    yield from (f"{name}: is not listed in {DATASET_JSON}" for name in sorted(found - {DATASET_JSON} - set(listed)))
+    yield from (f"{name}: is not listed in {DATASET_JSON}" for name in sorted(found - {DATASET_JSON, INVENTORY_JSON} - set(listed)))
     for name in sorted(set(listed) - checked_later):
         yield from _file_problems(dataset.path, name, listed)
 
