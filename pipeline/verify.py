@@ -143,7 +143,10 @@ def _folder_problems(dataset: Dataset, checked_later: set[str]) -> Iterator[str]
     """Compare the files that exist with those that are listed; of all but the shards, lengths and hashes too."""
     listed = dataset.document["files"]
     found = {str(path.relative_to(dataset.path)) for path in dataset.path.rglob("*") if path.is_file()}
-    yield from (f"{name}: is not listed in {DATASET_JSON}" for name in sorted(found - {DATASET_JSON, INVENTORY_JSON} - set(listed)))
+    yield from (
+        f"{name}: is not listed in {DATASET_JSON}"
+        for name in sorted(found - {DATASET_JSON, INVENTORY_JSON} - set(listed))
+    )
     for name in sorted(set(listed) - checked_later):
         yield from _file_problems(dataset.path, name, listed)
 
