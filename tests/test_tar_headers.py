@@ -105,6 +105,21 @@ def test_tars_behind_one_another_are_read_whole(tmp_path, parts):
     assert scan(tmp_path, b"".join(parts)) == expected(*NAMES)
 
 
+@pytest.mark.parametrize("num_zeros", [512, 1536, 2048, RECORD + 4096 - 512, 5 * RECORD + 4096])
+def test_other_zeros_between_two_tars_are_refused(tmp_path, num_zeros):
+    with pytest.raises(
+        InputError, match=f"zeros from byte 6144 on, up to byte {6144 + num_zeros}, which are not the end"
+    ):
+        scan(tmp_path, tar(NAMES[:4], num_zeros) + tar(NAMES[4:]))
+
+
+def test_zeros_between_two_tars_that_began_in_a_picture_are_refused(tmp_path):
+    content = bytearray(tar(NAMES[:4]) + tar(NAMES[4:]))
+    content[5300:6144] = bytes(844)  # the last of the first tar's data: what follows may have been members too
+    with pytest.raises(InputError, match="zeros from byte 6144 on, up to byte 10240"):
+        scan(tmp_path, bytes(content))
+
+
 @pytest.mark.parametrize(
     ("begin", "end"),
     [

@@ -14,7 +14,7 @@ from pipeline.encode import EncodingConfig
 from pipeline.shard import main
 from pipeline.shard_plan import ShardingConfig
 from pipeline.sharding import shard_dataset
-from pipeline.sources.base import Members
+from pipeline.sources.base import ListingOptions, Members
 from pipeline.sources.detect import open_source
 
 
@@ -320,3 +320,10 @@ def test_a_dataset_accounts_for_its_documents_and_members(copy):
     listed = {file for table in found.splits.values() for file in table["file"].to_pylist()}
     there = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
     assert listed | set(found.tables) == there
+
+
+@pytest.mark.parametrize("pattern", ["train-000000.tar", "*.parquet"])
+def test_a_dataset_is_read_whole(copy, pattern):
+    with pytest.raises(InputError, match=r"a dataset of this project, which is read whole, .*from --ignore"):
+        open_source(copy, None, ListingOptions(ignore=(pattern,))).list_samples()
+    assert open_source(copy, None, ListingOptions(ignore=("*.txt",))).list_samples().members == Members(24, 12)

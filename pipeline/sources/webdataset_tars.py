@@ -68,7 +68,7 @@ class WebDatasetTars:
             InputError: A tar is damaged or missing, or a sample lacks its picture or its label; names both.
         """
         if self._is_dataset():
-            return _list_dataset(Dataset.open(self.root))
+            return self._list_dataset(Dataset.open(self.root))
         found = FoundMembers()
         parts = {path: self._list_tar(path, found) for paths in self._find_tars().values() for path in paths}
         tables = {
@@ -130,6 +130,37 @@ class WebDatasetTars:
         check_words(str(self.root), {path.name: words[path][0] for path in paths})
         return {split: [path for path in paths if split_of(words[path][0]) == split] for split in SPLITS}
 
+    def _list_dataset(self, dataset: Dataset) -> Listing:
+        """Return what the manifests of a dataset of this project name."""
+        documents = dataset.document["files"]
+        for name, written in documents.items():
+            if pattern := ignored_by(name, self.options.ignore):
+                raise InputError(
+                    f"{dataset.path} is a dataset of this project, which is read whole, {name} too; take the pattern "
+                    f"{pattern!r} from --ignore"
+                )
+            path = dataset.path / name
+            if path.suffix == ".tar" and not (path.exists() and path.stat().st_size == written["num_bytes"]):
+                raise InputError(f"{path} is missing or has another length than when it was written; restore it first")
+        num_samples = sum(dataset.num_samples(split) for split in dataset.splits)
+        columns = ["shard" if name == "file" else name for name in SAMPLE_SCHEMA.names]
+        return Listing(
+            [ClassEntry(wnid, name) for wnid, name in zip(dataset.wnids, dataset.class_names, strict=True)],
+            {
+                split: dataset.manifest(split, columns)
+                .select(columns)
+                .rename_columns(SAMPLE_SCHEMA.names)
+                .sort_by("source")
+                for split in dataset.splits
+            },
+            tables=[
+                DATASET_JSON,
+                INVENTORY_JSON,
+                *(name for name in documents if not name.endswith(".tar")),
+            ],
+            members=Members(num_found=2 * num_samples, num_labels=num_samples),  # a picture and its cls each
+        )
+
     def _list_tar(self, path: Path, found: FoundMembers) -> pa.Table:
         rows: dict[str, tuple[int, int, int]] = {}
         with open(path, "rb", buffering=0) as file:
@@ -154,33 +185,6 @@ class WebDatasetTars:
             },
             schema=SAMPLE_SCHEMA,
         )
-
-
-def _list_dataset(dataset: Dataset) -> Listing:
-    """Return what the manifests of a dataset of this project name."""
-    documents = dataset.document["files"]
-    for name, written in documents.items():
-        path = dataset.path / name
-        if path.suffix == ".tar" and not (path.exists() and path.stat().st_size == written["num_bytes"]):
-            raise InputError(f"{path} is missing or has another length than when it was written; restore it first")
-    num_samples = sum(dataset.num_samples(split) for split in dataset.splits)
-    columns = ["shard" if name == "file" else name for name in SAMPLE_SCHEMA.names]
-    return Listing(
-        [ClassEntry(wnid, name) for wnid, name in zip(dataset.wnids, dataset.class_names, strict=True)],
-        {
-            split: dataset.manifest(split, columns)
-            .select(columns)
-            .rename_columns(SAMPLE_SCHEMA.names)
-            .sort_by("source")
-            for split in dataset.splits
-        },
-        tables=[
-            DATASET_JSON,
-            INVENTORY_JSON,
-            *(name for name in documents if not name.endswith(".tar")),
-        ],
-        members=Members(num_found=2 * num_samples, num_labels=num_samples),  # a picture and its cls each
-    )
 
 
 def _tars(root: Path) -> Iterator[Path]:
