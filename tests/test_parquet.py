@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -362,3 +363,14 @@ def test_metadata_of_another_form_are_damage(tmp_path, document):
     pq.write_table(table.replace_schema_metadata({"huggingface": document}), tmp_path / "train.parquet")
     with pytest.raises(InputError, match=r"train.parquet is damaged \(.*\); get the file again"):
         open_source(tmp_path).list_samples()
+
+
+def test_class_folders_are_not_listed_for_parquet_files(tmp_path, monkeypatch):
+    """A class folder may hold a million pictures on a network's disk."""
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat/a.jpg").write_bytes(jpeg(0))
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scandir(path))
+    assert not parquet.ParquetFiles.recognises(tmp_path)
+    assert str(tmp_path / "cat") not in listed

@@ -16,12 +16,14 @@ import pyarrow.parquet as pq
 from pipeline.command import InputError
 from pipeline.sources.base import ListingOptions
 from pipeline.sources.file_names import WAY_OUT, check_parts, check_words, series_of
-from pipeline.sources.split_names import split_of
+from pipeline.sources.split_names import SPLIT_WORDS, split_of
 from pipeline.sources.tree import ignored_by
 
 _IMAGES, _LABELS = ("image", "img"), ("label", "fine_label", "labels")
 _CONVERTED = re.compile(r"\d+\.parquet")  # in a folder named after a split
 _PARTIAL = "partial-"  # before the folder's name where Hugging Face converted the first gigabytes alone
+
+_SPLIT_FOLDERS = [prefix + word for prefix in ("", _PARTIAL) for word in SPLIT_WORDS]
 
 
 class _FoundFile(NamedTuple):
@@ -49,7 +51,7 @@ def choose_files(root: Path, options: ListingOptions) -> dict[Path, str]:
                 f"{file.path} is named after {file.word!r}, which is not a split (train, validation, test, ...); "
                 f"rename it, or leave it out with --ignore '{file.word}*'"
             )
-        if file.path.parent.name.lower().startswith(_PARTIAL) and not options.partial:
+        if file.path.parent.name.startswith(_PARTIAL) and not options.partial:
             raise InputError(
                 f"{file.path.parent} holds the first part of a split alone; get the whole set, or read what is there "
                 "with --partial"
@@ -84,11 +86,10 @@ def _find_files(root: Path) -> list[_FoundFile]:
         for path in root.glob(pattern):
             word = re.sub(r"_\d+$", "", re.split(r"[-.]", path.name)[0]).lower()
             found.append((path, path.parent, word))
-    for pattern in ("*/*.parquet", "*/*/*.parquet"):
-        for path in root.glob(pattern):
-            word = path.parent.name.lower().removeprefix(_PARTIAL)
-            if split_of(word) and _CONVERTED.fullmatch(path.name):
-                found.append((path, path.parent.parent, word))
+    for configuration in (root, *(path for path in root.glob("*/") if path.is_dir())):
+        for name in _SPLIT_FOLDERS:  # asked for by name: class folders may hold a million files
+            paths = [path for path in (configuration / name).glob("*.parquet") if _CONVERTED.fullmatch(path.name)]
+            found += [(path, configuration, name.removeprefix(_PARTIAL)) for path in paths]
     return [
         _FoundFile(path, path.relative_to(root).as_posix(), configuration.relative_to(root).as_posix(), word)
         for path, configuration, word in sorted(found)

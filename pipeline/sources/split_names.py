@@ -2,7 +2,7 @@
 
 import re
 
-_WORDS = {
+SPLIT_WORDS = {
     "train": "train",
     "training": "train",
     "val": "val",
@@ -12,12 +12,12 @@ _WORDS = {
     "test": "test",
     "testing": "test",
 }
-_RESEMBLING = re.compile(rf"(?:{'|'.join(_WORDS)})[^a-z]+", re.IGNORECASE)
+_RESEMBLING = re.compile(rf"(?:{'|'.join(SPLIT_WORDS)})[^a-z]+", re.IGNORECASE)
 
 
 def split_of(name: str) -> str | None:
     """Return the split that a folder's or file's name means, in any case; None where it means none."""
-    return _WORDS.get(name.lower())
+    return SPLIT_WORDS.get(name.lower())
 
 
 def resembles_split(name: str) -> bool:
