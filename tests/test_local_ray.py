@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -81,3 +82,14 @@ def test_a_killed_node_is_soon_missed_and_nothing_is_left():
         _wait_for_nodes(cluster, 3)
         everything += cluster.processes()
     assert [process for process in everything if is_alive(process)] == []
+
+
+def test_a_long_tmpdir_and_a_proxy_are_no_obstacle(tmp_path, monkeypatch):
+    folder = tmp_path / ("a-folder-of-a-batch-system-" * 4)
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with local_ray(num_cpus=1) as cluster:
+        assert cluster.environment["no_proxy"] == "localhost,127.0.0.1,::1"
