@@ -129,15 +129,20 @@ def lacks_data(content: bytes, segments: list[Segment]) -> bool:
     The decoder takes them for data. They may be, where the code that is all zeros ends a block, as in plain areas;
     otherwise they are blocks in which every frequency is equally strong, which no picture has.
     """
-    if not segments or segments[-1].marker != _SOS:
+    if not any(s.marker in _HUFFMAN for s in segments) or content.find(_HOLE, segments[-1].end) < 0:
         return False
-    scan = segments[-1]
-    hole = content.find(_HOLE, scan.end)
-    if hole < 0 or not any(s.marker in _HUFFMAN for s in segments) or hole >= _end_of_scans(content, segments)[0]:
-        return False
-    zero_codes = dict(_zero_codes(content, segments))
-    selectors = content[scan.start + 6 : scan.start + 5 + 2 * content[scan.start + 4] : 2]
-    return any(zero_codes.get(0x10 | selector & 15, _END_OF_BLOCK) != _END_OF_BLOCK for selector in selectors)
+    zero_codes: dict[int, int] = {}
+    while segments and segments[-1].marker == _SOS:  # each scan has components and perhaps tables of its own
+        zero_codes |= _zero_codes(content, segments)
+        scan = segments[-1]
+        segments = read_segments(content, scan.end, _MARKER_BEHIND_SCAN)
+        end = segments[0].start if segments else len(content)
+        selectors = content[scan.start + 6 : scan.start + 5 + 2 * content[scan.start + 4] : 2]
+        if content.find(_HOLE, scan.end, end) >= 0 and any(
+            zero_codes.get(0x10 | selector & 15, _END_OF_BLOCK) != _END_OF_BLOCK for selector in selectors
+        ):
+            return True
+    return False
 
 
 def _zero_codes(content: bytes, segments: list[Segment]) -> Iterator[tuple[int, int]]:

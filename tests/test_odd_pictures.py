@@ -24,6 +24,7 @@ from pipeline import shard
 from pipeline.command import InputError
 from pipeline.decode import RejectedPicture, decode_picture
 from pipeline.encode import EncodingConfig, store_picture
+from pipeline.jpeg_markers import lacks_data, read_segments
 
 END = b"\xff\xd9"
 PLAIN = encoded(photo(), quality=90)
@@ -44,6 +45,18 @@ def _scan_of_brightness_alone() -> bytes:
     frame = GREY.index(b"\xff\xc0")
     components = b"".join(bytes([name, 0x11, 0]) for name in (1, 2, 3))
     return GREY[: frame + 2] + b"\x00\x11" + GREY[frame + 4 : frame + 9] + b"\x03" + components + GREY[frame + 13 :]
+
+
+def _of_three_scans(brightness: bytes, colour: bytes) -> bytes:
+    """Return a sequential JPEG of one scan per component, from the scans of two grey ones with their tables."""
+    frame = brightness.index(b"\xff\xc0")
+    components = b"".join(bytes([name, 0x11, 0]) for name in (1, 2, 3))
+    head = brightness[: frame + 2] + b"\x00\x11" + brightness[frame + 4 : frame + 9] + b"\x03" + components
+    parts = []
+    for name, content in ((1, brightness), (2, colour), (3, colour)):
+        part = content[content.index(b"\xff\xc4") : -len(END)]
+        parts.append(changed(part, part.index(b"\xff\xda") + 5, bytes([name])))
+    return head + b"".join(parts) + END
 
 
 def _swapped(content: bytes) -> bytes:
@@ -190,6 +203,15 @@ def test_zeros_that_mean_plain_blocks_are_no_hole(mode):
     assert bytes(64) in content
     assert decode_picture(content).jpeg == content
     assert decode_picture(PLAIN + bytes(4096)).jpeg == PLAIN + bytes(4096)  # behind the end mark
+
+
+def test_zeros_in_a_scan_of_plain_colours_are_no_hole():
+    brightness = encoded(Image.new("L", (800, 800), "white"))
+    colour = encoded(Image.new("L", (800, 800), "white"), optimize=True)  # zeros end blocks
+    content = _of_three_scans(brightness, colour)
+    assert decode_picture(content).jpeg == content
+    damaged = _of_three_scans(colour, with_zeros(brightness, 1000))
+    assert lacks_data(damaged, read_segments(damaged))
 
 
 @pytest.mark.parametrize(
