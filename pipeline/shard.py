@@ -80,7 +80,8 @@ class Arguments:
     check_md5: bool = False
     """Read the official archives once more beforehand and compare their MD5 with the published ones."""
     ignore: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Leave out what the pattern matches, as a path in SOURCE or as a name: --ignore '*.txt'. May be given again."""
+    """Leave out what the pattern matches, as a path in SOURCE or as a name: --ignore '*.txt'; /NAME is a path alone.
+    May be given again."""
     partial: bool = False
     """For trials: read sets that are incomplete, where numbered files are missing."""
     dry_run: bool = False

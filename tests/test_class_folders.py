@@ -42,8 +42,8 @@ def test_a_split_has_many_names(tmp_path, folder, split):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        pytest.param(["val/x.jpg"], r"/val holds pictures \(val/x.jpg\) but no class.*--ignore val$", id="flat"),
-        pytest.param(["test/x.jpg", "test/y.jpg"], r"/test holds pictures .*--ignore test$", id="flat-test"),
+        pytest.param(["val/x.jpg"], r"/val holds pictures \(val/x.jpg\) but no class.*--ignore /val$", id="flat"),
+        pytest.param(["test/x.jpg", "test/y.jpg"], r"/test holds pictures .*--ignore /test$", id="flat-test"),
         pytest.param(["val/cat/c.jpg", "val/x.jpg"], r"beside class folders.*--ignore val/x.jpg$", id="stray"),
         pytest.param(["train/stray.jpg"], r"beside class folders.*--ignore train/stray.jpg$", id="stray-train"),
         pytest.param(["val/cat/c.jpg", "valid/cat/d.jpg"], r"valid means val, as .*/val does", id="twice"),
@@ -193,7 +193,7 @@ def link(root, name, target):
         ("train/dog/self", ".", "train/dog/self leads back to .*/train/dog, in which it lies"),
         ("train/cat/root", "../..", "train/cat/root leads back to"),
         ("train/hound", "dog", "are one folder, reached through a link"),
-        ("val", "train", r"/val and .*/train are one folder, reached through a link.*--ignore val"),
+        ("val", "train", r"/val and .*/train are one folder, reached through a link.*--ignore /val"),
         ("train/dog/a.jpg", "../cat/a.jpg", "are one file, which would be a picture of two splits or classes"),
         ("val/cat/c.jpg", "../../train/cat/a.jpg", "one file, which would be a picture of two splits or classes"),
         ("train/cat/gone.jpg", "nowhere.jpg", r"gone.jpg is a link to nowhere.jpg, which leads to no file"),

@@ -19,7 +19,7 @@ from pipeline.command import InputError
 from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, ClassEntry, Listing, ListingOptions, Members
 from pipeline.sources.byte_range import read_byte_range
 from pipeline.sources.numbered_classes import read_names
-from pipeline.sources.tree import ignored_by
+from pipeline.sources.tree import ignore_option, ignored_by
 
 _SIDE = 32
 _PIXEL_BYTES = 3 * _SIDE * _SIDE
@@ -130,7 +130,7 @@ class CifarFiles:
             if foreign:
                 raise InputError(
                     f"{self.root / foreign[0]} is not one of {variant.title}'s files, data_batch_1.bin, ...; "
-                    f"remove it, or leave it out with --ignore '{foreign[0]}'"
+                    f"remove it, or leave it out with {ignore_option(foreign[0])}"
                 )
             num_batches = max(_NUM_BATCHES, len(numbered))  # a larger number means that one of these is missing
             batches = {f"data_batch_{number}.bin" for number in range(1, num_batches + 1)}

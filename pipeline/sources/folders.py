@@ -9,7 +9,6 @@ folders of pictures, one folder or file under two classes, names that differ by 
 """
 
 import os
-import shlex
 import unicodedata
 from collections.abc import Container, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from pipeline.sources.base import DEFAULT_OPTIONS, SPLITS, ClassEntry, Listing, 
 from pipeline.sources.byte_range import read_whole_file, whole_files
 from pipeline.sources.split_names import resembles_split, split_of
 from pipeline.sources.text import read_lines
-from pipeline.sources.tree import OUTSIDE, Folder, check_twins, is_system_name, walk_source
+from pipeline.sources.tree import OUTSIDE, Folder, check_twins, ignore_option, is_system_name, walk_source
 
 EXTENSIONS = (  # in any case
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".avif", ".jp2"),
@@ -147,7 +146,7 @@ class ClassFolders:
     def _refuse(self, path: str, why: str, what: str | None = None) -> NoReturn:
         """Refuse `path` (or `what`), with the way to leave `path` out."""
         begin = f"{self.root / path} " if what is None else what
-        raise InputError(f"{begin}{why}, or leave it out: --ignore {shlex.quote(path)}")
+        raise InputError(f"{begin}{why}, or leave it out: {ignore_option(path)}")
 
     def _class_names(self, top: Folder, wnids: list[str]) -> dict[str, str]:
         """Return wnid -> name for people, of the classes that classes.txt names."""

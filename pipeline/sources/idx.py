@@ -20,7 +20,7 @@ import pyarrow as pa
 from pipeline.command import InputError
 from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, Listing, ListingOptions, Members
 from pipeline.sources.numbered_classes import class_tables, numbered_classes
-from pipeline.sources.tree import ignored_by
+from pipeline.sources.tree import ignore_option, ignored_by
 
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 _PREFIXES = {"train": "train", "test": "t10k"}
@@ -97,7 +97,7 @@ class IdxFiles:
             if not np.array_equal(read_idx(paths[0], num_dimensions), read_idx(other, num_dimensions)):
                 raise InputError(
                     f"{paths[0]} and {other.name} beside it differ; remove one of them, or leave it out with "
-                    f"--ignore '{other.name}'"
+                    f"{ignore_option(other.name)}"
                 )
             left_out[other.name] = f"the same as {paths[0].name}"
         return paths[0] if paths else None

@@ -5,10 +5,12 @@ member of an archive. The counts add up. A picture that would be left out withou
 error: content decides what is a picture, not the name.
 """
 
+import glob
 import os
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -23,17 +25,17 @@ from pipeline.sources.tree import (
     ANNOTATIONS,
     HIDDEN,
     LINK,
-    OUTSIDE,
     UNLABELLED,
     LeftOut,
     SourceTree,
     ending_reason,
+    ignore_option,
     leave_out,
     walk_source,
 )
 
 _MAY_HOLD_PICTURES = frozenset((UNLABELLED, ANNOTATIONS, LINK))
-_NAMED = 3  # classes that are named of those that a split lacks
+_NAMED = 3  # classes that a split lacks, or options that leave out what is not read
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def take_inventory(source: Source, listing: Listing) -> Inventory:
         leave_out(left_out, HIDDEN, path)
         pictures += _look_at(tree, path)
     if pictures:
-        raise InputError(_unread_pictures(source, pictures, listing.left_out))
+        raise InputError(_unread_pictures(source, pictures, read | tables))
     num_archives = len(_archives(tree, listing)) if listing.members is not None else 0
     return Inventory(
         layout=source.layout,
@@ -190,21 +192,32 @@ def _look_at(tree: SourceTree, path: str) -> list[tuple[str, str]]:
     return [(path, kind)] if kind else []
 
 
-def _unread_pictures(source: Source, pictures: list[tuple[str, str]], left_out: Mapping[str, str]) -> str:
+def _unread_pictures(source: Source, pictures: list[tuple[str, str]], needed: set[str]) -> str:
     path, kind = min(pictures)
-    endings = {os.path.splitext(name)[1] for name, _ in pictures}
-    if len(endings) == 1 and not is_picture_name(path) and "" not in endings:
-        pattern = f"*{endings.pop()}"
-    elif left_out.get(top := path.partition("/")[0]) == OUTSIDE:
-        pattern = top
-    else:  # no pattern that samples may match too
-        pattern = path
+    options = _ignore_options([name for name, _ in pictures], needed)
+    more = f", and {len(options) - _NAMED:,} more" if len(options) > _NAMED else ""
     are = f"{len(pictures):,} files are pictures" if len(pictures) > 1 else "a file is a picture"
     return (
-        f"{source.root}: {are} that the layout {source.layout} does not read (the first is {path}, {kind}); give "
-        f"pictures the place and the ending that the layout asks for, name another --layout, or leave them out: "
-        f"--ignore {shlex.quote(pattern)}"
+        f"{source.root}: {are} that the layout {source.layout} does not read (the first is {shown(path)}, {kind}); "
+        f"give pictures the place and the ending that the layout asks for, name another --layout, or leave them out: "
+        f"{' '.join(options[:_NAMED])}{more}"
     )
+
+
+def _ignore_options(unread: list[str], needed: set[str]) -> list[str]:
+    """Return the options that leave out unread files, and none of those that are needed: as few as may be."""
+    endings = {os.path.splitext(name)[1] for name in needed}
+    folders = {parent.as_posix() for name in needed for parent in PurePosixPath(name).parents}
+    options: dict[str, None] = {}
+    for name in sorted(unread):
+        ending = os.path.splitext(name)[1]
+        if ending and ending not in endings and not is_picture_name(name):
+            option = f"--ignore {shlex.quote(f'*{glob.escape(ending)}')}"
+        else:  # the highest folder that holds nothing else, or the file itself
+            above = (parent.as_posix() for parent in reversed(PurePosixPath(name).parents))
+            option = ignore_option(next((parent for parent in above if parent not in folders), name))
+        options[option] = None
+    return list(options)
 
 
 def _archives(tree: SourceTree, listing: Listing) -> set[str]:

@@ -1,8 +1,10 @@
 """Parquet files of pictures: which of a folder's files are a set's, and what one of them holds."""
 
+import glob
 import itertools
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ from pipeline.command import InputError
 from pipeline.sources.base import ListingOptions
 from pipeline.sources.file_names import WAY_OUT, check_parts, check_words, series_of
 from pipeline.sources.split_names import SPLIT_WORDS, split_of
-from pipeline.sources.tree import ignored_by
+from pipeline.sources.tree import ignore_option, ignored_by
 
 _IMAGES, _LABELS = ("image", "img"), ("label", "fine_label", "labels")
 _CONVERTED = re.compile(r"\d+\.parquet")  # in a folder named after a split
@@ -47,9 +49,10 @@ def choose_files(root: Path, options: ListingOptions) -> dict[Path, str]:
     files = [file for file in _find_files(root) if not _is_ignored(file.name, options)]
     for file in files:
         if split_of(file.word) is None:
+            pattern = f"{glob.escape(file.path.name[: len(file.word)])}[-._]*"
             raise InputError(
                 f"{file.path} is named after {file.word!r}, which is not a split (train, validation, test, ...); "
-                f"rename it, or leave it out with --ignore '{file.word}*'"
+                f"rename it, or leave it out with --ignore {shlex.quote(pattern)}"
             )
         if file.path.parent.name.startswith(_PARTIAL) and not options.partial:
             raise InputError(
@@ -62,7 +65,7 @@ def choose_files(root: Path, options: ListingOptions) -> dict[Path, str]:
         if first == ".":
             raise InputError(
                 f"{root} holds Parquet files of splits, and so does its folder {second}; keep one of them, or leave "
-                f"the folder out with --ignore {second}"
+                f"the folder out with {ignore_option(second)}"
             )
         raise InputError(
             f"{root} holds the Parquet files of two configurations, {first} and {second}; name one's folder, "

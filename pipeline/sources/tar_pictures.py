@@ -1,7 +1,6 @@
 """The pictures of tars that hold nothing else, like ImageNet's: what is no picture is counted, and never a picture."""
 
 import itertools
-import shlex
 from collections.abc import Sequence
 from typing import BinaryIO
 
@@ -10,7 +9,16 @@ from pipeline.sources.base import Members
 from pipeline.sources.folders import is_picture_name
 from pipeline.sources.signatures import HEAD_BYTES, picture_format
 from pipeline.sources.tar_headers import Member, scan_tar
-from pipeline.sources.tree import HIDDEN, SYSTEM, LeftOut, ending_reason, ignored_reason, is_system_name, leave_out
+from pipeline.sources.tree import (
+    HIDDEN,
+    SYSTEM,
+    LeftOut,
+    ending_reason,
+    ignore_option,
+    ignored_reason,
+    is_system_name,
+    leave_out,
+)
 
 
 class TarPictures:
@@ -66,6 +74,6 @@ class TarPictures:
         if kind is not None:
             raise InputError(
                 f"{file.name}: {member.name} of {name} is a picture ({kind}), but not named like one; rename it, or "
-                f"leave it out: --ignore {shlex.quote(member.name)}"
+                f"leave it out: {ignore_option(f'{name}/{member.name}')}"
             )
         return HIDDEN if is_hidden else ending_reason(member.name)

@@ -6,6 +6,7 @@ out, and counted.
 
 import errno
 import fnmatch
+import glob
 import itertools
 import os
 import shlex
@@ -76,15 +77,22 @@ def ignored_by(name: str, patterns: Sequence[str]) -> str | None:
 
     Args:
         name: Relative to the source, with slashes.
-        patterns: Of the shell's kind (`*`, `?`, `[...]`), for the whole name or its last part. A folder's
-            leaves out all in it.
+        patterns: Of the shell's kind (`*`, `?`, `[...]`), for the whole name or its last part; for the whole name
+            alone where they begin with a slash. A folder's leaves out all in it.
     """
     last = name.rpartition("/")[2]
     for pattern in patterns:
-        plain = pattern.strip("/")
-        if fnmatch.fnmatchcase(name, plain) or fnmatch.fnmatchcase(last, plain):
+        plain, may_be_last = pattern.strip("/"), not pattern.startswith("/")
+        if fnmatch.fnmatchcase(name, plain) or (may_be_last and fnmatch.fnmatchcase(last, plain)):
             return pattern
     return None
+
+
+def ignore_option(name: str) -> str:
+    """Return the option that leaves out this file, folder or member and nothing else, for errors."""
+    pattern = "".join(letter if letter.isprintable() else "?" for letter in glob.escape(name))
+    # Without its slash, a name of one part would be that of others below, and one with a dash an option.
+    return f"--ignore {shlex.quote(f'/{pattern}' if '/' not in name or name.startswith('-') else pattern)}"
 
 
 def ignored_reason(name: str, patterns: Sequence[str]) -> str | None:
@@ -197,7 +205,7 @@ def check_twins(tree: SourceTree, place_of: Callable[[str], Hashable]) -> dict[s
             first, second = next((a, b) for a, b in itertools.pairwise(pictures) if place_of(a) != place_of(b))
             raise InputError(
                 f"{tree.root / first} and {tree.root / second} are one file, which would be a picture of two splits or "
-                f"classes; remove one of them, or leave it out: --ignore {shlex.quote(second)}"
+                f"classes; remove one of them, or leave it out: {ignore_option(second)}"
             )
         second_links |= dict.fromkeys((path for path in pictures[1:] if path in tree.links), LINK)
     return second_links
@@ -280,7 +288,7 @@ class _Walk:
             if entry.is_symlink() and error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
                 raise InputError(
                     f"{self._root / path} is a link to {os.readlink(entry.path)}, which leads to no file; mend it, or "
-                    f"leave it out: --ignore {shlex.quote(path)}"
+                    f"leave it out: {ignore_option(path)}"
                 ) from error
             raise
         if not stat.S_ISREG(status.st_mode):
@@ -306,7 +314,7 @@ class _Walk:
         before = self._folders.setdefault((status.st_dev, status.st_ino), folder.path)
         if before == folder.path:
             return
-        way_out = f"remove one of them, or leave it out: --ignore {shlex.quote(folder.path)}"
+        way_out = f"remove one of them, or leave it out: {ignore_option(folder.path)}"
         if f"{folder.path}/".startswith(f"{before}/" if before else ""):
             raise InputError(f"{path} leads back to {self._root / before}, in which it lies; {way_out}")
         raise InputError(f"{path} and {self._root / before} are one folder, reached through a link; {way_out}")

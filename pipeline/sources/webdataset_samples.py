@@ -15,7 +15,7 @@ from pipeline.command import InputError
 from pipeline.sources.base import ListingOptions, Members
 from pipeline.sources.signatures import HEAD_BYTES, picture_format
 from pipeline.sources.tar_headers import Member, scan_paths
-from pipeline.sources.tree import HIDDEN, SYSTEM, LeftOut, ignored_reason, is_system_name, leave_out
+from pipeline.sources.tree import HIDDEN, SYSTEM, LeftOut, ignore_option, ignored_reason, is_system_name, leave_out
 
 PIXELS = "npy"
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff", PIXELS)
@@ -105,10 +105,11 @@ class SampleReader:
         picture = picture_format(os.pread(self._file.fileno(), min(HEAD_BYTES, member.num_bytes), member.offset))
         if picture is not None:
             _, dot, extension = member.name.rpartition("/")[2].partition(".")
-            pattern = f"*.{extension}" if reason == _EXTRA and dot else member.name
+            is_kind = reason == _EXTRA and dot
+            option = f"--ignore '*.{extension}'" if is_kind else ignore_option(member.name.removeprefix("./"))
             raise InputError(
                 f"{self._file.name}: {member.name} is a picture ({picture}), {why}; "
-                f"leave such members out with --ignore '{pattern}', or pack the tar again"
+                f"leave such members out with {option}, or pack the tar again"
             )
         leave_out(self._found.left_out, reason, f"{self._name}/{member.name}")
 

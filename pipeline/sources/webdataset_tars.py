@@ -29,7 +29,7 @@ from pipeline.sources.byte_range import read_byte_range
 from pipeline.sources.file_names import check_parts, check_words, split_words
 from pipeline.sources.numbered_classes import class_tables, numbered_classes
 from pipeline.sources.split_names import split_of
-from pipeline.sources.tree import ignored_by
+from pipeline.sources.tree import ignore_option, ignored_by
 from pipeline.sources.webdataset_samples import PIXELS, FoundMembers, SampleReader
 
 _INTERRUPTED = ".partial"  # what an interrupted run leaves
@@ -125,7 +125,7 @@ class WebDatasetTars:
                 named = " and ".join(words[path]) or "no split, but others are"
                 raise InputError(
                     f"{path} is named after {named}; rename it after one of {', '.join(SPLITS)}, "
-                    f"or leave it out with --ignore '{path.name}'"
+                    f"or leave it out with {ignore_option(path.name)}"
                 )
         check_words(str(self.root), {path.name: words[path][0] for path in paths})
         return {split: [path for path in paths if split_of(words[path][0]) == split] for split in SPLITS}
