@@ -1,7 +1,10 @@
 """Kaggle's folder: training pictures by their folder, validation pictures by the table."""
 
+import shutil
+
 import pytest
 from PIL import Image
+from source_files import check_adds_up, samples, taken
 
 from pipeline.command import InputError
 from pipeline.encode import EncodingConfig
@@ -73,3 +76,44 @@ def test_tables_that_do_not_fit_are_named(folder, damage, message):
     damage(folder)
     with pytest.raises(InputError, match=message):
         open_source(folder).list_samples()
+
+
+@pytest.fixture
+def sorted_folder(folder):
+    """The validation pictures lie in the folders of their classes."""
+    val = folder / "ILSVRC/Data/CLS-LOC/val"
+    for number, wnid in enumerate(WNIDS):
+        (val / wnid).mkdir()
+        (val / f"ILSVRC2012_val_{number}.JPEG").rename(val / wnid / f"ILSVRC2012_val_{number}.JPEG")
+    return folder
+
+
+@pytest.mark.parametrize("has_table", [True, False])
+def test_validation_pictures_may_lie_in_the_folders_of_their_classes(sorted_folder, has_table):
+    if not has_table:
+        (sorted_folder / "LOC_val_solution.csv").unlink()
+    listing, inventory = taken(sorted_folder)
+    assert samples(listing)["val"] == [
+        (f"val/{wnid}/ILSVRC2012_val_{WNIDS.index(wnid)}.JPEG", wnid) for wnid in sorted(WNIDS)
+    ]
+    assert len(inventory.tables) == 1 + has_table
+    check_adds_up(inventory)
+
+
+@pytest.mark.parametrize("damage", ["moved", "doubled", "removed", "foreign"])
+def test_folders_of_validation_pictures_that_contradict_the_table_are_refused(sorted_folder, damage):
+    val = sorted_folder / "ILSVRC/Data/CLS-LOC/val"
+    path, other = val / "n01/ILSVRC2012_val_1.JPEG", val / "n02/ILSVRC2012_val_1.JPEG"
+    if damage in ("moved", "removed"):
+        (path.rename(other) if damage == "moved" else path.unlink())
+    else:
+        shutil.copy(path, other if damage == "doubled" else path.with_name("mine.JPEG"))
+    with pytest.raises(InputError, match=r"val and LOC_val_solution.csv differ, first in (ILSVRC2012_val_1|mine).JPEG"):
+        taken(sorted_folder)
+
+
+def test_a_folder_of_no_class_among_validation_pictures_is_named(sorted_folder):
+    (sorted_folder / "LOC_val_solution.csv").unlink()
+    (sorted_folder / "ILSVRC/Data/CLS-LOC/val/n02").rename(sorted_folder / "ILSVRC/Data/CLS-LOC/val/n77")
+    with pytest.raises(InputError, match="does not name n77"):
+        taken(sorted_folder)

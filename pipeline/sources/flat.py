@@ -30,7 +30,7 @@ def list_flat(
     if odd := sizes.keys() ^ labels.keys():
         raise InputError(
             f"{root / folder.path} holds {len(sizes)} pictures, the table of their labels lists {len(labels)}; the "
-            f"first odd: {folder.of(min(odd))}"
+            f"first odd: {folder.of(min(odd))}; unpack the archive again"
         )
     if unknown := set(labels.values()) - class_index.keys():
         raise InputError(f"the table of classes does not name {min(unknown)}, which {root / folder.path} has")

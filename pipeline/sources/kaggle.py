@@ -2,20 +2,23 @@
 
 `LOC_synset_mapping.txt` has one line per class: the wnid, a space, the names. `LOC_val_solution.csv` has one line per
 validation picture: ImageId, and a PredictionString of boxes, `wnid x y x y` each, all of one class. Training pictures
-lie in one folder per class. The test set has no labels and is left out, as the boxes are.
+lie in one folder per class, and so may the validation pictures: the table, where it is there, is compared. The test
+set has no labels and is left out, as the boxes are.
 """
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.command import InputError
 from pipeline.sources.base import DEFAULT_OPTIONS, ClassEntry, Listing, ListingOptions
 from pipeline.sources.byte_range import read_whole_file
 from pipeline.sources.flat import list_flat
-from pipeline.sources.folders import Places, list_class_folders
+from pipeline.sources.folders import Places, has_pictures, holds_pictures, list_class_folders
 from pipeline.sources.text import read_lines
 from pipeline.sources.tree import ANNOTATIONS, UNLABELLED, Folder, check_twins, walk_source
 
@@ -58,23 +61,46 @@ class KaggleFolder:
         if pictures is None or "train" not in pictures.folders:
             raise InputError(f"{self.root / _PICTURES / 'train'} is missing; unpack the archive there")
         folders: dict[str, Folder] = {s: pictures.folders[s] for s in ("train", "val") if s in pictures.folders}
-        unknown = sorted(folders["train"].folders.keys() - class_index.keys())
+        unknown = sorted({name for folder in folders.values() for name in folder.folders} - class_index.keys())
         if unknown:
             raise InputError(f"{self.root / CLASSES} does not name {unknown[0]}; get the file again")
         second_links = check_twins(tree, Places(folders).of)
-        train = list_class_folders(folders["train"], class_index, second_links)
-        sources = pc.binary_join_element_wise("train", train["source"], "/")
-        splits = {"train": train.set_column(0, "source", sources)}
-        tables = [CLASSES]
-        if "val" in folders:
+        splits, tables = {}, [CLASSES]
+        for split, folder in folders.items():
+            if split == "train" or _is_sorted(folder):
+                table = list_class_folders(folder, class_index, second_links)
+                sources = pc.binary_join_element_wise(split, table["source"], "/")
+                splits[split] = table.set_column(0, "source", sources)
+        if "val" in folders and ("val" not in splits or VAL_LABELS in tree.top.names):
             labels = read_val_labels(self.root / VAL_LABELS)
-            splits["val"] = list_flat(self.root, folders["val"], labels, class_index, "val/")
             tables.append(VAL_LABELS)
+            if "val" in splits:
+                self._check_sorted(splits["val"], labels)
+            else:
+                splits["val"] = list_flat(self.root, folders["val"], labels, class_index, "val/")
         return Listing(classes, splits, tables=tables, left_out=_LEFT_OUT | second_links, tree=tree)
 
     def read(self, file: str, offset: int, num_bytes: int) -> bytes:
         """Read one picture's bytes."""
         return read_whole_file(self.root / file, num_bytes)
+
+    def _check_sorted(self, val: pa.Table, labels: Mapping[str, str]) -> None:
+        """Compare the folders of sorted validation pictures with the table of their labels.
+
+        Raises:
+            InputError: They differ.
+        """
+        paths = (source.split("/") for source in val["source"].to_pylist())
+        if odd := {(parts[-1], parts[1]) for parts in paths} ^ labels.items():
+            raise InputError(
+                f"the folders in {self.root / _PICTURES / 'val'} and {VAL_LABELS} differ, first in "
+                f"{' of '.join(min(odd))}; unpack the archive again"
+            )
+
+
+def _is_sorted(folder: Folder) -> bool:
+    """Tell whether validation pictures lie in the folders of their classes, as many a script has sorted them."""
+    return holds_pictures(folder) and not has_pictures(folder)
 
 
 def read_classes(path: Path) -> list[ClassEntry]:
