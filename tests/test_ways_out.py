@@ -2,10 +2,13 @@
 
 import shlex
 
+import layouts
 import pytest
 from source_files import check_adds_up, samples, save_pictures, taken
+from test_webdataset_tars import picture, save
 
 from pipeline.command import InputError
+from pipeline.sources.detect import open_source
 
 SAMPLES = ["train/cat/a.jpg", "train/dog/b.jpg", "train/val/c.jpg", "train/more/d.jpg", "train/cat/x.jpg"]
 OTHERS = {
@@ -57,3 +60,19 @@ def test_a_pattern_with_a_slash_at_its_start_is_for_the_whole_path(tmp_path):
     save_pictures(tmp_path, ["train/cat/a.jpg", "train/dog/b.jpg", "cat/a.jpg"])
     assert taken(tmp_path, "/cat")[1].num_samples == 2
     assert taken(tmp_path, "cat")[1].num_samples == 1
+
+
+@pytest.mark.parametrize("make", [layouts.official, layouts.idx, layouts.cifar, layouts.parquet, layouts.webdataset])
+@pytest.mark.parametrize("place", ["inner", "data-set/raw"])
+def test_a_source_that_lies_one_or_two_folders_down_is_named(tmp_path, make, place):
+    (tmp_path / place).mkdir(parents=True)
+    make(tmp_path / place)
+    with pytest.raises(InputError, match=f"{place} in it has the layout {make.__name__}; name that folder"):
+        open_source(tmp_path)
+    assert open_source(tmp_path / place).layout == make.__name__
+
+
+def test_names_with_several_dots_are_told_how_they_are_read(tmp_path):
+    save(tmp_path / "a.tar", [("v1.1.jpg", picture(0)), ("v1.1.cls", b"0")])
+    with pytest.raises(InputError, match="one name up to the first dot"):
+        taken(tmp_path)

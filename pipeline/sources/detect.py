@@ -1,5 +1,6 @@
 """Recognises a source's layout by itself."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.command import InputError
@@ -23,6 +24,8 @@ LAYOUTS: dict[type[Source], str] = {  # the first that recognises a source reads
     WebDatasetTars: "WebDataset tars, *.tar, or a dataset of this project",
     ClassFolders: "class folders, train/CLASS/*.jpg or CLASS/*.jpg",
 }
+
+_LOOKED_INTO = 2  # levels of folders, where SOURCE has no layout itself
 
 
 def open_source(root: Path, layout: str | None = None, options: ListingOptions = DEFAULT_OPTIONS) -> Source:
@@ -48,4 +51,19 @@ def open_source(root: Path, layout: str | None = None, options: ListingOptions =
             return kind(root, options)
     if layout is not None:
         raise InputError(f"layout {layout!r} is unknown; understood are: {understood}")
+    for folder in _folders_below(root, _LOOKED_INTO):
+        for kind in LAYOUTS:
+            if kind.recognises(folder):
+                raise InputError(
+                    f"the layout of {root} is not recognised, but {folder} in it has the layout {kind.layout}; name "
+                    "that folder as the SOURCE"
+                )
     raise InputError(f"the layout of {root} is not recognised; understood are: {understood}")
+
+
+def _folders_below(root: Path, num_levels: int) -> Iterator[Path]:
+    """Yield the folders below one, but for hidden ones, sorted by name."""
+    for folder in sorted(root.iterdir()) if num_levels else ():
+        if folder.is_dir() and not folder.name.startswith("."):
+            yield folder
+            yield from _folders_below(folder, num_levels - 1)

@@ -162,7 +162,10 @@ def _first_member(extensions: tuple[str, ...], members: dict[str, Member], lack:
         if extension in members:
             return extension
     found = ", ".join(members)
-    raise InputError(f"{lack} ({', '.join(extensions)}) but {found}; a sample's members must lie next to each other")
+    raise InputError(
+        f"{lack} ({', '.join(extensions)}) but {found}; a sample's members must lie next to each other, "
+        "under one name up to the first dot"
+    )
 
 
 def _label_of_text(content: bytes) -> int | None:
