@@ -98,7 +98,6 @@ def test_longer_records_are_told_by_the_length_of_the_whole(tmp_path, record):
         (tar(NAMES[:4]), tar(NAMES[4:])),
         (tar(NAMES[:4], 1024), tar(NAMES[4:], 1024)),
         (tar(NAMES[:4], 1024), tar(NAMES[4:8]), tar(NAMES[8:])),
-        (tar([]), tar(NAMES)),
     ],
 )
 def test_tars_behind_one_another_are_read_whole(tmp_path, parts):
@@ -138,6 +137,13 @@ def test_a_hole_where_members_should_be_is_refused_by_its_byte(tmp_path, begin, 
     with pytest.raises(InputError, match=rf"zeros from byte {begin} on, .*lacks a piece; get the archive") as caught:
         scan(tmp_path, bytes(content))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("num_zeros", [1024, RECORD])
+def test_members_that_may_be_missing_before_the_first_are_no_empty_tar(tmp_path, num_zeros):
+    with pytest.raises(InputError, match=r"zeros from byte 0 on, .*lacks a piece"):
+        scan(tmp_path, bytes(num_zeros) + tar(NAMES))
+    assert not scan(tmp_path, bytes(num_zeros))
 
 
 def test_a_download_whose_rest_is_zeros_is_refused_without_reading_them(tmp_path):

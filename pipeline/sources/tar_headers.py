@@ -7,8 +7,8 @@ holes.
 
 The end mark is two blocks of zeros, which writers fill up to a whole record. Zeros that are more, or less, are what a
 download leaves that lacks a piece, since many programs set the whole file aside first: they are refused by their byte.
-Another tar may follow an end mark (`cat a.tar b.tar`), unless the member before it ends in zeros too. A link is its
-target's bytes.
+Another tar may follow an end mark (`cat a.tar b.tar`), unless there is no member before it, or one that ends in zeros
+too. A link is its target's bytes.
 """
 
 import os
@@ -112,7 +112,8 @@ def _scan_entries(file: BinaryIO, start: int, end: int) -> Iterator[_Entry]:
                 zeros, position = position, _skip_zeros(file, position, first, end)
                 if position == end:
                     return
-                if data_end and os.pread(descriptor, 1, data_end - 1) == b"\0":  # the zeros began before their time
+                # No tar begins with its end mark, and zeros that follow a member's own began before their time.
+                if zeros == start or (data_end and os.pread(descriptor, 1, data_end - 1) == b"\0"):
                     raise _lacks_a_piece(file, zeros, f"up to byte {position}")
                 first = position
                 continue
