@@ -42,6 +42,7 @@ INVENTORY = {
         "of a NAS or desktop": {"num_files": 1, "first": "train/Thumbs.db"},
     },
     "members": None,
+    "without_effect": [],
 }
 WORDS = """\
 source, layout folders:
@@ -97,6 +98,14 @@ def test_pictures_that_would_be_left_out_stop_it_before_anything_is_written(sour
     left_out = json.loads((tmp_path / "out/inventory.json").read_text())["left_out"]
     assert left_out["ignored by *.dat"] == {"num_files": 1, "first": "train/cat/more.dat"}
     assert left_out["ignored by *.xml"] == {"num_files": 1, "first": "train/cat/a.xml"}
+
+
+def test_a_pattern_that_matches_nothing_is_told(source, tmp_path, capsys):
+    command = [str(source), str(tmp_path / "out"), "--size", "8", "--workers", "1", "--dry-run"]
+    assert shard.main([*command, "--ignore", "*.xml", "--ignore", "./train", "--ignore", "vla"]) == 0
+    out = capsys.readouterr().out
+    assert "--ignore ./train has no effect" in out and "--ignore vla has no effect" in out
+    assert "--ignore *.xml has" not in out
 
 
 @pytest.mark.parametrize("out", ["", "out", "train/out"])

@@ -31,6 +31,7 @@ from pipeline.sources.tree import (
     ending_reason,
     ignore_option,
     leave_out,
+    reason_of_pattern,
     walk_source,
 )
 
@@ -94,6 +95,7 @@ class Inventory:
         tables: Files that give labels or names.
         left_out: Reason -> all other files.
         members: Of the archives.
+        without_effect: Patterns to ignore that match nothing.
     """
 
     layout: str
@@ -104,6 +106,7 @@ class Inventory:
     tables: tuple[str, ...]
     left_out: Mapping[str, LeftOut]
     members: Members | None
+    without_effect: tuple[str, ...]
 
     def document(self) -> dict[str, Any]:
         """Return what `inventory.json` says: no time, no host, no path outside of the source."""
@@ -129,6 +132,7 @@ class Inventory:
         if self.members is not None and self.members.left_out:
             yield f"the archives hold {_count(self.members.num_found, 'member')}"
             yield from (_left_out_line(reason, found) for reason, found in sorted(self.members.left_out.items()))
+        yield from (f"--ignore {pattern} has no effect" for pattern in self.without_effect)
 
 
 def take_inventory(source: Source, listing: Listing) -> Inventory:
@@ -172,7 +176,13 @@ def take_inventory(source: Source, listing: Listing) -> Inventory:
         tables=tuple(sorted(found_tables)),
         left_out=dict(sorted(left_out.items())),
         members=listing.members,
+        without_effect=_without_effect(source, left_out, listing.members),
     )
+
+
+def _without_effect(source: Source, left_out: Mapping[str, LeftOut], members: Members | None) -> tuple[str, ...]:
+    reasons = {*left_out, *(members.left_out if members else ())}
+    return tuple(pattern for pattern in source.options.ignore if reason_of_pattern(pattern) not in reasons)
 
 
 def _reason(path: str, left_out: Mapping[str, str]) -> str:

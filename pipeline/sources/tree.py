@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -98,7 +99,12 @@ def ignore_option(name: str) -> str:
 def ignored_reason(name: str, patterns: Sequence[str]) -> str | None:
     """Return the reason to leave out what a pattern of `--ignore` matches, or None; see `ignored_by`."""
     pattern = ignored_by(name, patterns)
-    return None if pattern is None else f"ignored by {pattern}"
+    return None if pattern is None else reason_of_pattern(pattern)
+
+
+def reason_of_pattern(pattern: str) -> str:
+    """Return the reason to leave out what a pattern of `--ignore` matches."""
+    return f"ignored by {pattern}"
 
 
 def ending_reason(name: str) -> str:
@@ -261,9 +267,9 @@ class _Walk:
         paths = [path]
         if is_folder:
             start = len(os.path.join(self._root, ""))
-            paths = [
-                os.path.join(parent, name)[start:] for parent, _, names in os.walk(self._root / path) for name in names
-            ]
+            # What belongs to the system may be closed to its users, as `lost+found` is.
+            walked = os.walk(self._root / path, onerror=_raise if reason == HIDDEN else None)
+            paths = [os.path.join(parent, name)[start:] for parent, _, names in walked for name in names]
         for name in paths:
             # In a hidden folder, there may still be what a person ignores or a desktop has left.
             found = self._reason_to_leave_out_below(name) if reason == HIDDEN else reason
@@ -332,6 +338,10 @@ class _Walk:
                         paths.append(path)
         twins = (sorted(paths, key=lambda path: (path in self._links, path)) for paths in self._shared.values())
         return sorted(paths for paths in twins if len(paths) > 1)
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
