@@ -253,7 +253,8 @@ class RunFolder:
             what = "other classes" if len(trained) == dataset.num_classes else f"{dataset.num_classes} classes"
             raise InputError(
                 f"{self.path} was trained on {len(trained)} classes, {dataset.path} has {what}; "
-                f"use the dataset of the run: --data {self.document['dataset']['path']}"
+                f"use the dataset of the run: --data {self.document['dataset']['path']}; pictures of some of its "
+                "classes are evaluated with jobs/evaluate.py --source FOLDER"
             )
 
     def _check_same(self, config: TrainingConfig, dataset: Dataset) -> None:

@@ -37,7 +37,7 @@ def _choose_fonts(texts: Sequence[Text]) -> str:
     if not special:
         return ""
     for text in special:
-        text.set_text(drawable(text.get_text()))
+        text.set_text("\n".join(map(drawable, text.get_text().split("\n"))))
     files, missing = covering_fonts(text.get_text() for text in special)
     for text in special if files else ():
         text.set_fontfamily(font_families(files))

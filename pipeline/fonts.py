@@ -13,8 +13,8 @@ _MAX_NAMED = 5  # letters
 
 
 def drawable(text: str) -> str:
-    """Return a text without what can't be drawn: the undecodable bytes of a file's name become escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """Return one line without what can't be drawn: line breaks, tabs and a name's undecodable bytes become escapes."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def covering_fonts(texts: Iterable[str]) -> tuple[list[str], str]:

@@ -90,7 +90,10 @@ def plan_splits(listing: Listing, config: ShardingConfig) -> dict[str, pa.Table]
     """
     splits = {name: listing.splits[name] for name in SPLITS if name in listing.splits}
     if "train" not in splits:
-        raise InputError("the source has no training pictures; a dataset needs a `train` split")
+        raise InputError(
+            "the source has no training pictures; a dataset needs a `train` split (to evaluate a trained run on such a "
+            "source as it lies: python jobs/evaluate.py --source SOURCE --run RUN)"
+        )
     if "val" not in splits:
         train = splits.pop("train")
         is_val = _choose_val(train, listing, config)

@@ -126,7 +126,7 @@ def test_letters_of_europe_need_no_other_font(text, installed, capsys):
     assert drawn.shape != boxes.shape or (drawn != boxes).any()
 
 
-@pytest.mark.parametrize("text", ["\udcff.jpg", "tab\tand\nline", "\x00", "", "á combining", "🐕"])
+@pytest.mark.parametrize("text", ["\udcff.jpg", "tab\tand\nline", "new\nline/\u00e9", "\x00", "", "á combining", "🐕"])
 def test_no_text_ends_a_figure(tmp_path, text):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
