@@ -1,7 +1,8 @@
 """Shard a source of pictures into a dataset folder: WebDataset tars, DALI indices, manifest and statistics in one pass.
 
-The source's layout is recognised: the official ImageNet archives (not unpacked), Kaggle's folder, class folders,
-Hugging Face's Parquet files, WebDataset tars (a dataset of this project too), IDX and CIFAR files.
+The source's layout is recognised: the official ImageNet archives (unpacked or not), Kaggle's folder, Tiny ImageNet,
+class folders, Hugging Face's Parquet files, WebDataset tars (a dataset of this project too), IDX and CIFAR files. What
+lies there is said first; pictures that would be left out in silence, and whatever may be read in two ways, are refused.
 Run again after an interruption, the same command goes on where it stopped. Without arguments it makes a small synthetic
 ImageNet in the user's cache folder and shards that.
 """
