@@ -93,7 +93,7 @@ def own_pictures(source: Source, run: RunFolder, split: str | None, unknown: Unk
     if skipped and (unknown == "refuse" or not known):
         way_out = "" if not known else ", or leave them out: --unknown-classes skip"
         raise InputError(
-            f"{source.root} has {len(skipped)} classes that {run.path} was not trained on: {named(list(skipped))}; "
+            f"{run.path} was not trained on {len(skipped)} of the classes of {source.root}: {named(list(skipped))}; "
             f"rename the folders to its {len(run.wnids)} wnids or names ({named(run.wnids)}){way_out}"
         )
     kept = np.isin(class_index_N, list(known))

@@ -132,7 +132,7 @@ def _evaluate_source(arguments: Arguments, root: Path) -> int:
     if pictures.skipped:
         num_pictures = sum(pictures.skipped.values())
         unknown = named(list(pictures.skipped))
-        sys.stdout.write(f"skipped: {num_pictures} pictures of classes that the run does not know: {unknown}\n")
+        sys.stdout.write(f"skipped, since the run does not know their classes ({unknown}): {num_pictures}\n")
     if pictures.absent:
         sys.stdout.write(f"no picture of {len(pictures.absent)} of its classes: {named(pictures.absent)}\n")
     sys.stdout.flush()
@@ -140,7 +140,7 @@ def _evaluate_source(arguments: Arguments, root: Path) -> int:
     run = run.in_precision(fitting_precision_here(run.config.precision, world.device))
     rejects = evaluate_own(pictures, run, arguments.crops, out, world.device, world.num_threads)
     if rejects.reasons:
-        sys.stdout.write(f"rejected: {len(rejects.reasons)} pictures that can't be decoded: {rejects}\n")
+        sys.stdout.write(f"rejected, since they can't be decoded: {len(rejects.reasons)}, namely {rejects}\n")
     _show(run, f"{pictures.split} of {root}", arguments.crops, out)
     return 0
 

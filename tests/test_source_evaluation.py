@@ -147,7 +147,7 @@ def test_classes_are_matched_by_wnid_or_name_and_what_lacks_is_said(run, own, tm
 @pytest.mark.parametrize("name", ["heron", "crane", "N01", "tench "])
 def test_classes_that_the_run_does_not_know_are_refused_or_counted(run, own, pictures, tmp_path, capsys, name):
     shutil.copytree(pictures / "test" / "n02", own / name)
-    told = rf"has 1 classes that {run.path} was not trained on: {name}; rename the folders to its 4 wnids or names "
+    told = rf"{run.path} was not trained on 1 of the classes of .*: {name}; rename the folders to its 4 wnids or names "
     if name == "N01":  # two folders whose names differ by case alone
         shutil.rmtree(own / "n01")
     with pytest.raises(InputError, match=rf"{told}\(n01, .*\), or leave them out: --unknown-classes skip"):
@@ -155,13 +155,15 @@ def test_classes_that_the_run_does_not_know_are_refused_or_counted(run, own, pic
     assert not (tmp_path / "out").exists()
     result, _, _ = _evaluate(run, own, tmp_path / "out", "--unknown-classes", "skip")
     assert result["skipped_classes"] == {name: NUM_TEST}
-    assert f"skipped: {NUM_TEST} pictures of classes that the run does not know: {name}\n" in capsys.readouterr().out
+    assert f"skipped, since the run does not know their classes ({name}): {NUM_TEST}\n" in capsys.readouterr().out
 
 
 def test_a_source_of_unknown_classes_alone_is_refused_in_any_case(run, pictures, tmp_path):
     for name in "abcdefg":
         shutil.copytree(pictures / "test" / "n02", tmp_path / "own" / name)
-    with pytest.raises(InputError, match=r"has 7 classes that .*: a, b, c, d, e and 2 more; rename") as caught:
+    with pytest.raises(
+        InputError, match=r"not trained on 7 of the classes of .*: a, b, c, d, e and 2 more; rename"
+    ) as caught:
         _evaluate(run, tmp_path / "own", tmp_path / "out", "--unknown-classes", "skip")
     assert "--unknown-classes skip" not in str(caught.value)
 
@@ -204,7 +206,7 @@ def test_pictures_that_cannot_be_decoded_are_named_and_counted(run, own, tmp_pat
     assert [row["sample_id"] for row in predictions] == list(range(2 * NUM_TEST))
     assert sum(row["num_samples"] for row in classes) == result["num_samples"] == 2 * NUM_TEST
     told = capsys.readouterr().out
-    assert "rejected: 6 pictures that can't be decoded: drake/0a.jpg (" in told and " and 1 more\n" in told
+    assert "rejected, since they can't be decoded: 6, namely drake/0a.jpg (" in told and " and 1 more\n" in told
 
 
 def test_a_source_of_which_nothing_can_be_decoded_is_refused(run, tmp_path):
