@@ -5,7 +5,6 @@ cause and the next step, exit status 2, no traceback. Ctrl-C ends at once with s
 else is a bug of ours and keeps its traceback.
 """
 
-import codecs
 import io
 import os
 import signal
@@ -80,7 +79,7 @@ def _prepare_streams() -> None:
     sys.stdout = sys.stdout or open(1, "w", closefd=False)
     sys.stderr = sys.stderr or open(2, "w", closefd=False)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+        if isinstance(stream, io.TextIOWrapper):  # UTF-8 too: a file's name may hold bytes that are no letters
             stream.reconfigure(errors="backslashreplace")
 
 

@@ -117,7 +117,8 @@ SHARD_MAPS = ShardMaps()
 
 def open_files_for(num_shards: int) -> int:
     """Return how many files a process should be allowed to open, so that all shards of a dataset stay mapped."""
-    return num_shards + _RESERVE + _USUALLY_OPEN if num_shards else 0
+    others = num_shards + _USUALLY_OPEN
+    return others + min(_RESERVE, (others - 1) // 3) if num_shards else 0  # their third is a quarter of all
 
 
 def max_open_files() -> int | None:

@@ -46,7 +46,8 @@ def without_proxy(environment: Mapping[str, str], *hosts: str) -> dict[str, str]
         return {}
     stated = ",".join(environment.get(name, "") for name in ("no_proxy", "NO_PROXY")).split(",")
     names = [name.strip() for name in (*stated, *LOOPBACK, *hosts)]
-    value = ",".join(dict.fromkeys(name for name in names if name))
+    # `*`, no proxy for any host, is understood alone, not in a list.
+    value = "*" if "*" in names else ",".join(dict.fromkeys(name for name in names if name))
     return {"no_proxy": value, "NO_PROXY": value}
 
 

@@ -36,6 +36,7 @@ from jobs import train
 from jobs.recipes import get_recipe
 from model.alexnet import build_model
 from model.optim import build_optimizer
+from pipeline import shard_maps
 from pipeline.command import InputError, run_command
 
 REQUIREMENTS = Requirements(
@@ -323,3 +324,14 @@ def test_shards_and_open_files_are_looked_at(raw_dataset, tmp_path, monkeypatch)
     for hard, told in ((4096, 4096), (resource.RLIM_INFINITY, None)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, hard=hard: (1024, hard))
         assert _inspect(raw_dataset.path, tmp_path).max_open_files == told
+
+
+@pytest.mark.parametrize("num_shards", [4, 100, 640, 641, 1332])
+def test_open_files_are_enough_for_all_shards_and_no_more(monkeypatch, num_shards):
+    def num_kept(limit: int) -> int:
+        monkeypatch.setattr(resource, "getrlimit", lambda which: (limit if which == resource.RLIMIT_NOFILE else -1, -1))
+        return shard_maps.num_mappable([1])
+
+    monkeypatch.setattr(os, "listdir", lambda _: range(128))
+    needed = shard_maps.open_files_for(num_shards)
+    assert num_kept(needed - 1) < num_shards <= num_kept(needed)

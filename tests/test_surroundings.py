@@ -89,6 +89,11 @@ def test_loopback_is_never_asked_through_a_proxy(name):
     assert without_proxy(stated, "head")["NO_PROXY"] == "intern,10.0.0.0/8,localhost,127.0.0.1,::1,head"
 
 
+@pytest.mark.parametrize("stated", [{"no_proxy": "*"}, {"NO_PROXY": " * "}])
+def test_where_no_host_is_asked_through_a_proxy_none_is(stated):
+    assert without_proxy({"http_proxy": DEAD_PROXY, **stated}) == {"no_proxy": "*", "NO_PROXY": "*"}
+
+
 def test_without_a_proxy_nothing_is_set():
     assert without_proxy({"no_proxy": "intern", "http_proxy": ""}) == {}
 
@@ -186,6 +191,13 @@ def test_letters_that_a_locale_lacks_are_written_by_their_numbers(tmp_path, stre
     code = "import sys\nfrom pipeline.command import run_command\nrun_command(lambda _: {}.write('M\u00fc') > 9)"
     answer = _run(tmp_path, code.format(f"sys.{stream}"), **ASCII)
     assert (answer.returncode, getattr(answer, stream)) == (0, b"M\\xfc")
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_bytes_of_a_name_that_are_no_letters_are_written_by_their_numbers(tmp_path, stream):
+    code = f"import sys\nfrom pipeline.command import run_command\nrun_command(lambda _: sys.{stream}.write('a\\udcff') > 9)"
+    answer = _run(tmp_path, code, PYTHONIOENCODING="utf-8:strict")  # as in a locale of UTF-8 that is not C
+    assert (answer.returncode, getattr(answer, stream)) == (0, b"a\\udcff")
 
 
 def test_a_name_that_a_locale_lacks_is_told(tmp_path):
