@@ -143,6 +143,14 @@ def foreign_files(folder: Path) -> list[str]:
     return [name for name in names if name not in own]
 
 
+def evaluated_source(folder: Path) -> str | None:
+    """Return the source whose evaluation a folder holds; None where it holds none, or that of a dataset."""
+    if not (folder / RESULT_JSON).exists():
+        return None
+    source: str | None = json.loads((folder / RESULT_JSON).read_text()).get("source")
+    return source
+
+
 def read_evaluation(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return `result.json` and the rows of `per_class.parquet`."""
     return json.loads((folder / RESULT_JSON).read_text()), pq.read_table(folder / PER_CLASS_PARQUET).to_pylist()

@@ -136,7 +136,7 @@ def evaluate_own(
     evaluation = Evaluation.of_rows(pictures.split, rows[kept])
     check_finite(evaluation, run)
     document = describe(run, step, crops) | {
-        "source": str(pictures.source.root),
+        "source": str(pictures.source.root.resolve()),
         "skipped_classes": pictures.skipped,
         "absent_classes": pictures.absent,
         "rejected": rejects.reasons,

@@ -32,7 +32,7 @@ from typing import Annotated, Any
 import tyro
 
 from cluster.evaluation import Crops
-from cluster.evaluation_files import evaluate_run, foreign_files, read_evaluation
+from cluster.evaluation_files import evaluate_run, evaluated_source, foreign_files, read_evaluation
 from cluster.precision import fitting_precision, fitting_precision_here
 from cluster.preflight import Requirements
 from cluster.run_folder import RunFolder
@@ -71,7 +71,8 @@ class Arguments:
     crops: Crops = "centre"
     """What the model sees of a picture: the centre crop, or ten crops whose probabilities are averaged."""
     out: Path | None = None
-    """Folder to write to. Default: RUN/evaluations/SPLIT-CROPS; of a source, source-NAME-CROPS there."""
+    """Folder to write to. Default: RUN/evaluations/SPLIT-CROPS; of a source, source-NAME-CROPS there, or, with
+    --split, source-NAME-SPLIT-CROPS."""
     workers: int = 1
     """Number of workers; 1 is this process, more run on Ray."""
     cpus_per_worker: float | None = None
@@ -125,9 +126,11 @@ def _evaluate_source(arguments: Arguments, root: Path) -> int:
     run = RunFolder.open((arguments.run or embedded.run_folder()).absolute())
     source = open_source(root, options=ListingOptions(arguments.ignore))
     pictures = own_pictures(source, run, arguments.split, arguments.unknown_classes)
-    name = f"source-{root.resolve().name}-{arguments.crops}"
+    name = "-".join(filter(None, ("source", root.resolve().name, arguments.split, arguments.crops)))
     out = (arguments.out or run.evaluations_path / name).absolute()
     _check_out(out)
+    if arguments.out is None and (other := evaluated_source(out)) not in (None, str(root.resolve())):
+        raise InputError(f"{out} holds the evaluation of {other}; name another folder: --out")
     sys.stdout.write(f"source, layout {source.layout}:\n{textwrap.indent(str(pictures.inventory), '  ')}\n")
     if pictures.skipped:
         num_pictures = sum(pictures.skipped.values())

@@ -233,6 +233,27 @@ def test_the_folder_is_named_after_the_source(run, own):
         job.main(["--source", str(own), "--run", str(run.path)])
 
 
+def test_no_evaluation_of_another_source_or_split_is_replaced(run, own, pictures, tmp_path, monkeypatch):
+    def evaluated(source: Path | str, *options: str) -> dict:
+        assert job.main(["--source", str(source), "--run", str(run.path), *options]) == 0
+        name = "-".join(["source", Path(source).name, *options[1:], "centre"])
+        return json.loads((run.evaluations_path / name / "result.json").read_text())
+
+    for split in ("train", "test"):
+        assert evaluated(pictures, "--split", split)["split"] == split
+    first, second = tmp_path / "first" / "holiday", tmp_path / "second" / "holiday"
+    shutil.copytree(own, first)
+    shutil.copytree(own, second)
+    monkeypatch.chdir(first.parent)
+    for source in ("holiday", first):
+        assert evaluated(source)["source"] == str(first)
+    with pytest.raises(
+        InputError, match=rf"source-holiday-centre holds the evaluation of {first}; name another .*--out"
+    ):
+        evaluated(second)
+    _evaluate(run, second, run.evaluations_path / "source-holiday-centre")  # as asked
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
