@@ -55,7 +55,7 @@ class World:
         torchrun sets OMP_NUM_THREADS=1 for several workers where the user has set nothing, so 1 says nothing there. It
         may also bind each of them to cores of its own (`--numa-binding`).
         """
-        num_workers = int(os.environ["LOCAL_WORLD_SIZE"]) if dist.is_torchelastic_launched() else 1
+        num_workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_torchelastic_launched() else 1
         stated = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # may be a list, for nested regions
         if stated.isdigit() and int(stated) > (num_workers > 1):
             return int(stated)

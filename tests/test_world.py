@@ -31,6 +31,14 @@ def test_a_worker_takes_its_share_of_the_cores(stated, num_local, expected, monk
     assert ALONE.num_threads == expected
 
 
+def test_a_variable_of_torchrun_that_is_left_over_does_no_harm(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "left over")
+    assert ALONE.num_threads == 16
+
+
 def test_a_worker_that_is_bound_to_cores_of_its_own_takes_all_of_them(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16 if pid else 4)))  # of torchrun, and its own
     for name, value in {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "4", "OMP_NUM_THREADS": "1"}.items():
