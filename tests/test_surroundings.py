@@ -195,8 +195,10 @@ def test_letters_that_a_locale_lacks_are_written_by_their_numbers(tmp_path, stre
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_bytes_of_a_name_that_are_no_letters_are_written_by_their_numbers(tmp_path, stream):
-    code = f"import sys\nfrom pipeline.command import run_command\nrun_command(lambda _: sys.{stream}.write('a\\udcff') > 9)"
-    answer = _run(tmp_path, code, PYTHONIOENCODING="utf-8:strict")  # as in a locale of UTF-8 that is not C
+    code = "import sys\nfrom pipeline.command import run_command\nrun_command(lambda _: {}.write('a\\udcff') > 9)"
+    answer = _run(
+        tmp_path, code.format(f"sys.{stream}"), PYTHONIOENCODING="utf-8:strict"
+    )  # as in a locale of UTF-8 that is not C
     assert (answer.returncode, getattr(answer, stream)) == (0, b"a\\udcff")
 
 
