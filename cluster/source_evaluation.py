@@ -193,20 +193,25 @@ def _batches(
     """Yield all pictures that can be decoded, in their order; note the others."""
     encoding = run.encoding
 
-    def square(index: int) -> np.ndarray | str:
+    def read(index: int) -> bytes | np.ndarray:
         file, offset, num_bytes = pictures.places[index]
         try:
-            return square_of(pictures.source.read(file, offset, num_bytes), encoding)
-        except RejectedPicture as error:
-            return str(error)
+            return pictures.source.read(file, offset, num_bytes)
         except OSError as error:
             path = os.path.join(pictures.source.root, file)
             raise InputError(f"{path} can't be read: {error.strerror or error}; leave it out: --ignore") from error
 
+    def square(content: bytes | np.ndarray) -> np.ndarray | str:
+        try:
+            return square_of(content, encoding)
+        except RejectedPicture as error:
+            return str(error)
+
     size, total = BATCH_SIZE // NUM_CROPS[crops], len(pictures.names)
     for first in range(0, total, size):
         indices = range(first, min(first + size, total))
-        squares = dict(zip(indices, threads.map(square, indices), strict=True))
+        # Read by this thread alone: the libraries behind some sources (Parquet) allow no more.
+        squares = dict(zip(indices, threads.map(square, map(read, indices)), strict=True))
         rejects.reasons.update({pictures.names[i]: why for i, why in squares.items() if isinstance(why, str)})
         whole = {index: pixels for index, pixels in squares.items() if not isinstance(pixels, str)}
         if not whole:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,15 @@ def test_of_several_splits_one_has_to_be_named(run, pictures, tmp_path):
     assert (result["split"], result["num_samples"]) == ("train", 16)
     with pytest.raises(InputError, match="has no split 'val'; it has train, test"):
         _evaluate(run, pictures, tmp_path / "out", "--split", "val")
+
+
+def test_a_source_is_read_by_one_thread(run, own, tmp_path, monkeypatch):
+    # Threads that shared a Parquet file crashed, or waited for each other for ever.
+    kind, threads = type(open_source(own)), set()
+    read = kind.read
+    monkeypatch.setattr(kind, "read", lambda *args: threads.add(threading.get_ident()) or read(*args))
+    _evaluate(run, own, tmp_path / "out")
+    assert threads == {threading.get_ident()}
 
 
 @pytest.mark.parametrize("batch_size", [3, 250])
