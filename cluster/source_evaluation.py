@@ -8,6 +8,7 @@ decoded are named and counted.
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -210,8 +211,10 @@ def _batches(
     size, total = BATCH_SIZE // NUM_CROPS[crops], len(pictures.names)
     for first in range(0, total, size):
         indices = range(first, min(first + size, total))
-        # Read by this thread alone: the libraries behind some sources (Parquet) allow no more.
-        squares = dict(zip(indices, threads.map(square, map(read, indices)), strict=True))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as each decoding does, which threads undo for each other
+            # Read by this thread alone: the libraries behind some sources (Parquet) allow no more.
+            squares = dict(zip(indices, threads.map(square, map(read, indices)), strict=True))
         rejects.reasons.update({pictures.names[i]: why for i, why in squares.items() if isinstance(why, str)})
         whole = {index: pixels for index, pixels in squares.items() if not isinstance(pixels, str)}
         if not whole:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cluster import source_evaluation
 from cluster.config import TrainingConfig
 from cluster.evaluation import Crops
 from cluster.evaluation_files import evaluate_run
@@ -199,6 +201,18 @@ def test_a_source_is_read_by_one_thread(run, own, tmp_path, monkeypatch):
     monkeypatch.setattr(kind, "read", lambda *args: threads.add(threading.get_ident()) or read(*args))
     _evaluate(run, own, tmp_path / "out")
     assert threads == {threading.get_ident()}
+
+
+def _warned() -> None:
+    warnings.warn("odd EXIF", stacklevel=1)
+
+
+def test_warnings_of_decoders_reject_no_picture_and_are_shown_again_afterwards(run, own, tmp_path, monkeypatch):
+    before = list(warnings.filters)
+    whole = source_evaluation.square_of
+    monkeypatch.setattr(source_evaluation, "square_of", lambda *args: _warned() or whole(*args))
+    result, _, _ = _evaluate(run, own, tmp_path / "out")
+    assert result["num_samples"] == 2 * NUM_TEST and list(warnings.filters) == before
 
 
 @pytest.mark.parametrize("batch_size", [3, 250])
