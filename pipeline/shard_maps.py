@@ -91,6 +91,10 @@ class ShardMaps:
             self._kept[id(maps), shard] = maps
             return mapped
 
+    def renew_lock(self) -> None:
+        """Make a new lock, in a forked child: the thread that held the old one is not there."""
+        self._lock = threading.RLock()
+
     def _compare(self) -> None:
         self.gives_way = sum(self._wanted.values()) > self._limit
 
@@ -113,6 +117,7 @@ class ShardMaps:
 
 
 SHARD_MAPS = ShardMaps()
+os.register_at_fork(after_in_child=SHARD_MAPS.renew_lock)
 
 
 def open_files_for(num_shards: int) -> int:

@@ -1,10 +1,12 @@
 """Datasets of more shards than a process may keep open, mapped or in its address space."""
 
+import contextlib
 import errno
 import gc
 import mmap
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -52,6 +54,25 @@ def main(argv):
 run_command(main)
 """
 
+FORK = """
+import os, sys, threading
+from pipeline.dataset import Dataset
+from pipeline.shard_maps import SHARD_MAPS
+from pipeline.shard_reader import ShardReader
+reader, held, ended = ShardReader(Dataset.open(sys.argv[1]), "train"), threading.Event(), threading.Event()
+def hold():
+    with SHARD_MAPS._lock:
+        held.set()
+        ended.wait()
+threading.Thread(target=hold).start()
+held.wait()
+if child := os.fork():
+    ended.set()
+    sys.exit(os.waitpid(child, 0)[1])
+reader.read(0)
+os._exit(0)
+"""
+
 
 @pytest.fixture(scope="module")
 def many_shards(tmp_path_factory) -> Dataset:
@@ -77,6 +98,16 @@ def test_two_readers_read_more_shards_than_may_be_open(many_shards, kind, num_ot
     command = [sys.executable, "-c", READ_ALL, str(many_shards.path), kind, str(num_others), str(num_more)]
     answer = subprocess.run(command, capture_output=True, text=True)
     assert (answer.returncode, answer.stdout) == (0, f"{4 * NUM_SHARDS * 16 * 16 * 3}\n"), answer.stderr
+
+
+def test_a_forked_process_reads_although_a_thread_of_its_parent_was_mapping(many_shards):
+    command = [sys.executable, "-c", FORK, str(many_shards.path)]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        try:
+            assert process.wait(60) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # the child would wait for ever
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_a_limit_that_leaves_nothing_is_told_with_the_way_out(many_shards):
