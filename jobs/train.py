@@ -29,6 +29,7 @@ if __name__ == "__main__":
 import argparse
 import contextlib
 import functools
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
@@ -296,7 +297,7 @@ class _Job:
         sys.stdout.write(f"finished: {self._evaluate_hint()}\n")
 
     def _evaluate_hint(self) -> str:
-        return f"python jobs/evaluate.py --data {self.data} --run {self.run_path}"
+        return shlex.join(["python", "jobs/evaluate.py", "--data", str(self.data), "--run", str(self.run_path)])
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[Arguments, TrainingConfig]:

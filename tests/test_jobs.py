@@ -1,6 +1,7 @@
 """The jobs' command lines: wrong input gets one clear line and a status that is not 0, before anything is started."""
 
 import dataclasses
+import shlex
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,13 @@ def trained(raw_dataset, tmp_path_factory) -> RunFolder:
 def test_a_finished_run_says_so(trained, raw_dataset, capsys):
     assert train.main(["--data", str(raw_dataset.path), "--run", str(trained.path), *SHORT_ARGUMENTS]) == 0
     assert "is finished already: python jobs/evaluate.py" in capsys.readouterr().out
+
+
+def test_the_command_that_comes_next_can_be_copied_into_a_shell(trained, raw_dataset, tmp_path, capsys):
+    path = shutil.copytree(trained.path, tmp_path / "a 'run' [1]")
+    assert train.main(["--data", str(raw_dataset.path), "--run", str(path), *SHORT_ARGUMENTS]) == 0
+    command = capsys.readouterr().out.partition(" is finished already: ")[2]
+    assert shlex.split(command)[2:] == ["--data", str(raw_dataset.path), "--run", str(path)]
 
 
 def test_evaluate_ends_with_the_result(trained, raw_dataset, capsys):
