@@ -125,6 +125,8 @@ class Source(Protocol):
     def read(self, file: str, offset: int, num_bytes: int) -> bytes | np.ndarray:
         """Read one sample: an encoded picture's bytes, or uint8 pixels, HWC RGB, where the source stores pixels.
 
+        For one thread at a time: the libraries behind some sources allow no more.
+
         Raises:
             OSError: The file can't be read or is shorter than listed.
         """
