@@ -20,8 +20,8 @@ import psutil
 import tyro
 
 from benchmarks.record import ROOT, Comparison, publish, record_document, run_rounds
-from cluster.json_log import read_entries
-from cluster.local_ray import local_ray
+from cluster.lab.local_ray import local_ray
+from cluster.run.json_log import read_entries
 from pipeline import embedded
 from pipeline.command import run_command
 

@@ -27,9 +27,9 @@ from benchmarks.photographs import describe, list_photographs
 from benchmarks.record import Comparison, publish, record_document, run_rounds
 from pipeline.command import run_command
 from pipeline.dataset import Dataset
-from pipeline.graph import GraphConfig, normalised
+from pipeline.online.graph import GraphConfig, normalised
+from pipeline.online.shard_reader import ShardReader
 from pipeline.shard import main as shard
-from pipeline.shard_reader import ShardReader
 
 _NUM_CORES, _SIZE, _CROP, _MAX_HELD = 2, 256, 224, 2048
 _WARM_UP_BATCHES, _MEAN = 8, [120.0, 115.0, 104.0]

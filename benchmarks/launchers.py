@@ -21,7 +21,7 @@ import tyro
 
 from benchmarks.record import Comparison, publish, record_document, run_rounds
 from benchmarks.training_runs import Launcher, images_per_second, run_training
-from cluster.local_ray import local_ray
+from cluster.lab.local_ray import local_ray
 from pipeline import embedded
 from pipeline.command import run_command
 from pipeline.dataset import Dataset

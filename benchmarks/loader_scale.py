@@ -20,10 +20,10 @@ import tyro
 from benchmarks.record import ROOT, Comparison, publish, record_document, run_rounds
 from pipeline.command import run_command
 from pipeline.dataset import Dataset
-from pipeline.files import sha256_file, write_json, write_table
-from pipeline.manifest import COLOR_JSON, DATASET_JSON, manifest_path
+from pipeline.format.manifest import COLOR_JSON, DATASET_JSON, manifest_path
 from pipeline.shard import main as shard
 from pipeline.synthesize import synthesize
+from pipeline.system.files import sha256_file, write_json, write_table
 
 _QUANTITIES = {
     "seconds_to_first_batch": "from opening the dataset to a batch of 64; without the imports",
@@ -56,8 +56,8 @@ print(json.dumps({"seconds_to_first_batch": seconds, "added_megabytes": added / 
 _ORDER = """
 import json, sys, time
 import numpy as np
-from pipeline.order import permutation
-from pipeline.stream_order import StreamOrder
+from pipeline.online.order import permutation
+from pipeline.online.stream_order import StreamOrder
 num_samples = int(sys.argv[1])
 began = time.perf_counter()
 permutation(0, 1, num_samples)

@@ -23,7 +23,7 @@ from benchmarks.photographs import describe, list_photographs
 from benchmarks.record import ROOT, Comparison, publish, record_document, run_rounds
 from pipeline.command import InputError, run_command
 from pipeline.dataset import Dataset
-from pipeline.shard_reader import ShardReader
+from pipeline.online.shard_reader import ShardReader
 
 _NUM_CORES = 2
 _ENCODINGS = ("jpeg", "raw", "original")

@@ -25,10 +25,10 @@ from nvidia.dali import fn, math, pipeline_def, types
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 
-from pipeline.augmentation import AugmentationConfig, divisor
 from pipeline.dataset import Dataset
 from pipeline.loader import LoaderConfig, TrainLoader
-from pipeline.shard_reader import ShardReader
+from pipeline.online.augmentation import AugmentationConfig, divisor
+from pipeline.online.shard_reader import ShardReader
 
 _NUM_WORKERS = 2
 _SHUFFLE_BUFFER = 1000  # samples; of the peers that cannot shuffle a whole dataset
@@ -42,7 +42,7 @@ def _ours(source: str, batch_size: int, options: dict[str, int]) -> Iterator[Any
 
 
 def _dali(source: str, batch_size: int, options: dict[str, int], noise: bool) -> Iterator[Any]:
-    """DALI's own reader and random numbers, the operators of `pipeline.graph`, its output used without a copy."""
+    """DALI's own reader and random numbers, the operators of our graph, its output used without a copy."""
     dataset = Dataset.open(source)
     shards = _shards(dataset)
     config, basis, size = AugmentationConfig(), dataset.color_basis, dataset.stored_size

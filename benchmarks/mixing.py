@@ -16,8 +16,8 @@ import tyro
 
 from benchmarks.record import Comparison, publish, record_document, run_rounds
 from pipeline.command import run_command
-from pipeline.order import permutation
-from pipeline.stream_order import StreamConfig, StreamOrder
+from pipeline.online.order import permutation
+from pipeline.online.stream_order import StreamConfig, StreamOrder
 
 _NUM_CLASSES, _SHARD_LENGTH = 1000, 1000
 _NUM_STREAMS = (1, 16, 64)

@@ -25,9 +25,9 @@ import tyro
 from benchmarks.photographs import describe, link_photographs, list_photographs
 from benchmarks.record import ROOT, Comparison, publish, record_document, run_rounds
 from pipeline.command import InputError, run_command
-from pipeline.files import sha256_file, write_json, write_table
-from pipeline.manifest import DATASET_JSON, FORMAT_NAME, FORMAT_VERSION, MANIFEST_SCHEMA, manifest_path
+from pipeline.format.manifest import DATASET_JSON, FORMAT_NAME, FORMAT_VERSION, MANIFEST_SCHEMA, manifest_path
 from pipeline.synthesize import synthesize
+from pipeline.system.files import sha256_file, write_json, write_table
 
 _QUANTITIES = {
     "peak_parent_megabytes": "largest resident memory of the command's process, sampled every 50 ms",

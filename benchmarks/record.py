@@ -18,8 +18,8 @@ from typing import Any
 
 import psutil
 
-from pipeline.files import write_json
-from pipeline.processor import this_processor
+from pipeline.system.files import write_json
+from pipeline.system.processor import this_processor
 
 ROOT = Path(__file__).parent.parent
 _RECORDS = Path(__file__).parent / "records"

@@ -23,7 +23,7 @@ import tyro
 from benchmarks.photographs import describe, link_photographs, list_photographs
 from benchmarks.record import ROOT, Comparison, publish, record_document, run_rounds
 from benchmarks.training_runs import images_per_second
-from cluster.run_folder import RunFolder
+from cluster.run.run_folder import RunFolder
 from pipeline.command import InputError, run_command
 from pipeline.dataset import Dataset
 

@@ -114,7 +114,7 @@ def _statistics(photographs: Sequence[Path], rounds: int) -> Values:
     import torch
 
     from benchmarks.picture_steps import crop_and_resize_fast, decode, encode
-    from pipeline.statistics import PixelSums
+    from pipeline.offline.statistics import PixelSums
 
     torch.set_num_threads(1)
 

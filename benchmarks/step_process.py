@@ -17,7 +17,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cluster.precision import forward_context
+from cluster.worker.precision import forward_context
 from model.alexnet import build_model
 from model.dropout import CountedDropout
 from model.lrn import CONVENTIONS, LocalResponseNorm

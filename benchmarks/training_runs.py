@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.record import ROOT
-from cluster.json_log import read_entries
-from cluster.run_folder import RunFolder
+from cluster.run.json_log import read_entries
+from cluster.run.run_folder import RunFolder
 
 Launcher = Literal["alone", "torchrun", "Ray"]
 _NUM_CORES = len(os.sched_getaffinity(0))

@@ -18,8 +18,8 @@ import tyro
 
 from benchmarks.record import ROOT, Comparison, publish, record_document, run_rounds
 from benchmarks.step_process import TORCHVISION, Case
-from cluster.allocator import ALLOCATOR_ENVIRONMENT
-from cluster.precision import bfloat16_emulation
+from cluster.worker.allocator import ALLOCATOR_ENVIRONMENT
+from cluster.worker.precision import bfloat16_emulation
 from model.variants import VARIANTS
 from pipeline.command import run_command
 

@@ -19,7 +19,7 @@ import tyro
 
 from benchmarks.record import Comparison, Values, publish, record_document, run_rounds
 from benchmarks.training_runs import losses, run_training
-from cluster.run_folder import RunFolder
+from cluster.run.run_folder import RunFolder
 from pipeline import embedded
 from pipeline.command import run_command
 from pipeline.dataset import Dataset

@@ -6,205 +6,43 @@ ledgers are equal) and have ended with the same weights; each restart must have 
 be left running. The table says what each event cost. Status 1 where anything is not so.
 """
 
-import dataclasses
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 
-from cluster.drill_report import (
-    Kind,
-    Outage,
-    format_outage,
-    format_table,
-    judge_restarts,
-    judge_weights,
-    plan,
-    weight_difference,
-)
-from cluster.drill_run import DrilledRun, DrillFailed
-from cluster.json_log import read_entries
-from cluster.ledger import compare, prove
-from cluster.ledger_files import LedgerError
-from cluster.local_ray import environment, local_ray
-from cluster.run_folder import RunFolder
+from cluster.lab.drill import DrillConfig, run_drill
 from pipeline import embedded
 from pipeline.command import InputError, run_command
 from pipeline.dataset import Dataset
-from pipeline.files import write_json
-from pipeline.manifest import DATASET_JSON
-from pipeline.shard import main as shard
-
-ROOT = Path(__file__).resolve().parent.parent
-_TRAIN = ROOT / "jobs" / "train.py"
-_MOST_STEPS = 10**9  # the run goes on until it is stopped, however fast the machine is
-_EVALUATION_STEPS = 150
-_CROP_SIZE = 24  # the smallest that the model takes: a step of 12 samples takes about 0.2 s on one core
+from pipeline.format.manifest import DATASET_JSON
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(DrillConfig):
     """Command line of `python -m cluster.drill`."""
 
     data: Path | None = None
-    """Dataset folder. Default: the embedded synthetic mini-ImageNet."""
+    """Dataset folder. Default: the embedded synthetic mini-ImageNet, which `python -m pipeline.shard` makes."""
     out: Path | None = None
     """Folder for the two runs and the report. Default: a new one in the user's cache."""
-    seed: int = 0
-    """Of the moments, and of who is hit."""
-    events: tuple[Kind, ...] = ("worker", "node", "driver", "raylet", "worker", "replaced-node")
-    """What is killed, in this order. `node` is not replaced: the run goes on with one worker, until another node joins
-    later; `replaced-node` and `raylet` are, at once."""
-    global_batch_size: int = 12
-    """Samples of a step."""
-    checkpoint_interval: int = 10
-    """Steps between checkpoints: what a restart may undo at most."""
-    recovery_seconds: float = 120.0
-    """Longest time that the run may take to recover from an event."""
-    minutes: float = 10.0
-    """Longest time of the whole drill."""
-
-    def __post_init__(self) -> None:
-        """Check the fields.
-
-        Raises:
-            ValueError: Names the field, its value and what would be right.
-        """
-        if not self.events:
-            raise ValueError("events=(): must be at least one")
-        for field in ("global_batch_size", "checkpoint_interval"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field}={getattr(self, field)}: must be at least 1")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    began = time.monotonic()
-    data = _data(arguments)
-    dataset = Dataset.open(data)
+    if arguments.data is None and not (embedded.dataset_folder() / DATASET_JSON).exists():
+        raise InputError(
+            "the embedded dataset is not there yet; make it with `python -m pipeline.shard`, or give --data"
+        )
+    dataset = Dataset.open((arguments.data or embedded.dataset_folder()).absolute())
     out = (arguments.out or embedded.cache_folder() / "drills" / time.strftime("%Y%m%d-%H%M%S")).absolute()
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    deadline = began + arguments.minutes * 60
-    reference_path, run_path = out / "undisturbed", out / "run"
-    _say(f"the run that is hit, at moments of seed {arguments.seed}: {run_path}")
-    outages: list[Outage] = []
-    findings: list[str] = []
-    with local_ray(num_cpus=0, working_directory=ROOT) as cluster:
-        recipe = _recipe(arguments, dataset, _MOST_STEPS)
-        command = ["python", str(_TRAIN), "--data", str(data), "--run", str(run_path), "--workers", "1:2", *recipe]
-        run = DrilledRun(cluster, command, run_path, deadline, arguments.recovery_seconds)
-        try:
-            with run.submitted():
-                for planned in plan(arguments.events, arguments.seed):
-                    outages.append(run.hit(planned))
-                    _say(f"  {format_outage(outages[-1])}")
-                num_steps = run.stop()
-        except DrillFailed as error:
-            findings.append(str(error))
-    findings += run.left_running()
-    proof: dict[str, Any] = {}
-    if not findings:
-        _say(f"{time.monotonic() - began:.0f} s; now an undisturbed run of its {num_steps} steps: {reference_path}")
-        options = ["--data", str(data), "--run", str(reference_path), *_recipe(arguments, dataset, num_steps)]
-        _train_alone(options, out / "undisturbed.log", deadline)
-        proof, findings = judge(RunFolder.open(reference_path), RunFolder.open(run_path))
-    seconds = time.monotonic() - began
-    report = {
-        "seed": arguments.seed,
-        "seconds": seconds,
-        "events": [dataclasses.asdict(outage) for outage in outages],
-        "proof": proof,
-        "findings": findings,
-    }
-    write_json(out / "drill.json", report)
-    _say(f"\n{format_table(outages)}\n")
-    for finding in findings:
-        _say(f"finding: {finding}")
-    if not findings:
-        _say(f"proven in {seconds:.0f} s: {proof['ledger']}")
-        _say(f"  final weights: largest difference from the undisturbed run's {proof['largest_weight_difference']:.1e}")
-    return 1 if findings else 0
-
-
-def _data(arguments: Arguments) -> Path:
-    if arguments.data is not None:
-        return arguments.data.absolute()
-    data = embedded.dataset_folder()
-    if not (data / DATASET_JSON).exists():
-        shard([])
-    return data
-
-
-def _recipe(arguments: Arguments, dataset: Dataset, num_steps: int) -> list[str]:
-    """Return the recipe's options: small, exact to float64, augmented; each step the same at any length of the run."""
-    epochs_per_step = arguments.global_batch_size / dataset.num_samples("train")
-    options = {
-        "recipe": "small_demo",
-        "precision": "float64",
-        "augmentation.crop-size": _CROP_SIZE,
-        "optimizer.learning-rate": 0.01,
-        "optimizer.warmup": 0,
-        "optimizer.schedule": "constant",
-        "stuck-after-epochs": 1e9,  # the weights count, not what is learnt
-        "evaluations-per-epoch": 1 / (_EVALUATION_STEPS * epochs_per_step),
-        "num-epochs": num_steps * epochs_per_step,
-        "global-batch-size": arguments.global_batch_size,
-        "checkpoint-interval": arguments.checkpoint_interval,
-    }
-    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
-
-
-def _train_alone(options: list[str], log: Path, deadline: float) -> None:
-    with open(log, "wb") as output:
-        command = [sys.executable, str(_TRAIN), "--launcher", "alone", *options]
-        try:
-            answer = subprocess.run(
-                command,
-                env=environment(),
-                cwd=ROOT,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                check=False,
-                timeout=max(0, deadline - time.monotonic()),
-            )
-        except subprocess.TimeoutExpired:
-            raise InputError(f"the undisturbed run did not end in time; give it more --minutes (see {log})") from None
-    if answer.returncode != 0:
-        raise InputError(f"the undisturbed run failed; see {log}")
-
-
-def judge(reference: RunFolder, run: RunFolder) -> tuple[dict[str, Any], list[str]]:
-    """Return what is proven of a finished run beside an undisturbed one, and what is not, a line each."""
-    findings = judge_restarts(read_entries(run.metrics_path), run.config.checkpoint_interval)
-    proof: dict[str, Any] = {}
-    try:
-        consumed = [prove(folder) for folder in (reference, run)]
-        num_positions = compare(reference, run)
-        if len({consumption.sha256 for consumption in consumed}) > 1:
-            findings.append(f"the two ledgers agree at {num_positions} positions alone: one run is longer")
-        proof["ledger"] = str(consumed[1])
-    except LedgerError as error:
-        findings.append(str(error))
-    states = [folder.checkpoints.load_latest() for folder in (reference, run)]
-    if states[0] is None or states[1] is None:
-        return proof, [*findings, "a run has no checkpoint to compare the weights of"]
-    difference = weight_difference(states[0]["model"], states[1]["model"])
-    proof["largest_weight_difference"] = difference
-    findings += judge_weights(difference)
-    return proof, findings
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    return 1 if run_drill(arguments, dataset, out) else 0
 
 
 if __name__ == "__main__":

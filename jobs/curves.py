@@ -29,8 +29,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from cluster.curves import Curves, read_curves, samples_to_error, smoothed
-from cluster.run_folder import RunFolder
+from cluster.run.curves import Curves, read_curves, samples_to_error, smoothed
+from cluster.run.run_folder import RunFolder
 from jobs.figures import check_figure_path, write_figure
 from pipeline.command import InputError, run_command
 

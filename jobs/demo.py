@@ -18,8 +18,8 @@ from pathlib import Path
 
 import tyro
 
-from cluster.local_ray import DEFAULT_ADDRESS, environment, local_ray
-from cluster.ray_submission import job_server_version
+from cluster.lab.local_ray import DEFAULT_ADDRESS, environment, local_ray
+from cluster.launch.ray_submission import job_server_version
 from pipeline import embedded
 from pipeline.command import InputError, run_command
 

@@ -19,7 +19,7 @@ if __name__ == "__main__":
     from jobs import bootstrap
 
     bootstrap.check_interpreter()
-    from cluster.allocator import restart_with_tuned_allocator
+    from cluster.worker.allocator import restart_with_tuned_allocator
 
     restart_with_tuned_allocator()
 
@@ -31,15 +31,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from cluster.evaluation import Crops
-from cluster.evaluation_files import evaluate_run, evaluated_source, foreign_files, read_evaluation
-from cluster.precision import fitting_precision, fitting_precision_here
-from cluster.preflight import Requirements
-from cluster.run_folder import RunFolder
-from cluster.source_evaluation import UnknownClasses, evaluate_own, named, own_pictures
-from cluster.trained_model import default_device
-from cluster.training import check_images_fit
-from cluster.world import World
+from cluster.launch.node_checks import Requirements
+from cluster.run.run_folder import RunFolder
+from cluster.worker.evaluation import Crops
+from cluster.worker.evaluation_files import evaluate_run, evaluated_source, foreign_files, read_evaluation
+from cluster.worker.precision import fitting_precision, fitting_precision_here
+from cluster.worker.source_evaluation import UnknownClasses, evaluate_own, named, own_pictures
+from cluster.worker.trained_model import default_device
+from cluster.worker.training import check_images_fit
+from cluster.worker.world import World
 from jobs.bootstrap import RAY, check_interpreter
 from pipeline import embedded
 from pipeline.command import InputError, run_command
@@ -168,9 +168,9 @@ def _check_out(out: Path) -> None:
 
 def _launch(work: Callable[..., None], arguments: Arguments, run: RunFolder, requirements: Requirements) -> None:
     check_interpreter(RAY)  # here: one worker alone needs no Ray
-    from cluster.placement import WorkerRange, place_workers
-    from cluster.ray_launch import RayCluster, training_session
-    from cluster.ray_preflight import FitNodes
+    from cluster.launch.placement import WorkerRange, place_workers
+    from cluster.launch.ray_launch import RayCluster, training_session
+    from cluster.launch.ray_node_checks import FitNodes
 
     workers = WorkerRange(arguments.workers, arguments.workers)
     place = functools.partial(place_workers, workers=workers, requested_cpus=arguments.cpus_per_worker)

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from pipeline.command import InputError
-from pipeline.files import atomic_file
-from pipeline.fonts import covering_fonts, drawable, font_families, warn_of_missing_letters
+from pipeline.pictures.fonts import covering_fonts, drawable, font_families, warn_of_missing_letters
+from pipeline.system.files import atomic_file
 
 _DOTS_PER_INCH = 150
 

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     from jobs.bootstrap import check_interpreter
 
     check_interpreter()
-    from cluster.allocator import restart_with_tuned_allocator
+    from cluster.worker.allocator import restart_with_tuned_allocator
 
     restart_with_tuned_allocator()
 
@@ -27,15 +27,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from cluster.evaluation import Crops
-from cluster.prediction import Prediction, predict
-from cluster.run_folder import RunFolder
-from cluster.trained_model import default_device
+from cluster.run.run_folder import RunFolder
+from cluster.worker.evaluation import Crops
+from cluster.worker.prediction import Prediction, predict
+from cluster.worker.trained_model import default_device
 from jobs.figures import check_figure_path, write_figure
 from jobs.prediction_figure import draw_pages
 from pipeline import embedded
 from pipeline.command import InputError, run_command
-from pipeline.files import write_json
+from pipeline.system.files import write_json
 
 
 @dataclass(frozen=True, kw_only=True)

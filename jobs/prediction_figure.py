@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cluster.prediction import Prediction
+from cluster.worker.prediction import Prediction
 
 PICTURES_PER_PAGE = 30
 _NUM_COLUMNS = 3

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 
 import tyro
 
-from cluster.local_ray import DEFAULT_ADDRESS, STOP_SECONDS
-from cluster.ray_submission import Upload, client_version, job_server_version, measure_upload, needed_variables
+from cluster.lab.local_ray import DEFAULT_ADDRESS, STOP_SECONDS
+from cluster.launch.ray_submission import Upload, client_version, job_server_version, measure_upload, needed_variables
 from pipeline.command import InputError, run_command
 
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # in Ray's order; each goes before `--address`

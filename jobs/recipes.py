@@ -9,11 +9,11 @@ Each names its source, the error to expect, and its cost: the samples that it re
 from collections.abc import Callable
 from dataclasses import replace
 
-from cluster.config import TrainingConfig
+from cluster.run.config import TrainingConfig
 from model.alexnet import ModelConfig
 from model.optim import OptimizerConfig
-from pipeline.augmentation import AugmentationConfig
 from pipeline.command import InputError
+from pipeline.online.augmentation import AugmentationConfig
 
 _AS_STORED = AugmentationConfig(crop_fraction=1.0, flip=False, color_noise_sigma=0)
 

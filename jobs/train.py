@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
     bootstrap.check_interpreter()
     if "TORCHELASTIC_RUN_ID" in os.environ or any(word.startswith("--launcher") for word in sys.argv):
-        from cluster.allocator import restart_with_tuned_allocator
+        from cluster.worker.allocator import restart_with_tuned_allocator
 
         restart_with_tuned_allocator()  # this process computes; on Ray its workers do
 
@@ -36,25 +36,25 @@ from typing import Annotated, Literal
 
 import tyro
 
-from cluster.config import Precision, TrainingConfig
-from cluster.emulation import Emulation
-from cluster.footprint import training_requirements
-from cluster.json_log import JsonLog
-from cluster.metrics import Follower
-from cluster.micro_batches import check_micro_batch_size
-from cluster.placement import Strategy, WorkerRange, place_workers
-from cluster.precision import choose_precision, emulations_of_all
-from cluster.run_folder import RunFolder, open_launches, stop_request_of
-from cluster.supervisor import supervise
-from cluster.torch_launch import here, is_under_torchrun
-from cluster.training import check_fits, train
-from cluster.world import World
+from cluster.launch.footprint import training_requirements
+from cluster.launch.placement import Strategy, WorkerRange, place_workers
+from cluster.launch.supervisor import supervise
+from cluster.launch.torch_launch import here, is_under_torchrun
+from cluster.run.config import Precision, TrainingConfig
+from cluster.run.json_log import JsonLog
+from cluster.run.run_folder import RunFolder, open_launches, stop_request_of
+from cluster.run.run_log import Follower
+from cluster.worker.emulation import Emulation
+from cluster.worker.micro_batches import check_micro_batch_size
+from cluster.worker.precision import choose_precision, emulations_of_all
+from cluster.worker.training import check_fits, train
+from cluster.worker.world import World
 from jobs.bootstrap import RAY, check_interpreter
 from jobs.recipes import get_recipe
 from pipeline import embedded
 from pipeline.command import InputError, run_command
 from pipeline.dataset import Dataset
-from pipeline.manifest import DATASET_JSON
+from pipeline.format.manifest import DATASET_JSON
 from pipeline.paths import shared_path
 from pipeline.shard import main as shard
 
@@ -111,8 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train_on_ray(arguments: Arguments, config: TrainingConfig, workers: WorkerRange | None) -> None:
     check_interpreter(RAY)  # here: the other launchers need no Ray
-    from cluster.ray_launch import RayCluster, training_session
-    from cluster.ray_preflight import FitNodes
+    from cluster.launch.ray_launch import RayCluster, training_session
+    from cluster.launch.ray_node_checks import FitNodes
 
     job = _Job.prepare(arguments, config, 1 if workers is None else workers.least)
     if job.is_finished():
@@ -169,7 +169,7 @@ def _train_here(arguments: Arguments, config: TrainingConfig, launcher: Literal[
 
 def _allowed(workers: WorkerRange | None, config: TrainingConfig, arguments: Arguments) -> WorkerRange:
     """Return how many workers the run may have at any time; without a wish, as many as the cluster holds now."""
-    from cluster.ray_preflight import settled_nodes
+    from cluster.launch.ray_node_checks import settled_nodes
 
     num_groups = config.global_batch_size // config.model.group_size  # more workers would have nothing to do
     if workers is None:

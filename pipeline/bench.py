@@ -23,13 +23,13 @@ import numpy as np
 import simplejpeg
 import tyro
 
-from pipeline.augmentation import AugmentationConfig, AugmentationParameters, divisor, draw_parameters
 from pipeline.command import InputError, run_command
 from pipeline.dataset import Dataset
-from pipeline.files import write_json
-from pipeline.order import SampleOrder
-from pipeline.processor import this_processor
-from pipeline.shard_reader import ShardReader
+from pipeline.online.augmentation import AugmentationConfig, AugmentationParameters, divisor, draw_parameters
+from pipeline.online.order import SampleOrder
+from pipeline.online.shard_reader import ShardReader
+from pipeline.system.files import write_json
+from pipeline.system.processor import this_processor
 
 Step = Callable[[], object]
 STAGES = ("read", "parameters", "decode", "augment")
@@ -37,7 +37,7 @@ FULL, JPEG_LIBRARY, MEMORY_COPY = "full", "JPEG library", "memory copy"
 _OF_ONE_CORE = {"read", "parameters"}
 _SEED = 0
 _HELD_PICTURES = 512  # at least; more than fit into a processor's cache, so that each stage finds its input in memory
-_LOOKAHEAD = 4  # batches, as of `pipeline.feed`
+_LOOKAHEAD = 4  # batches, as of `pipeline.online.feed`
 _WARM_UP_STEPS = 4  # the batches that are under way in DALI, and some
 
 
@@ -152,9 +152,9 @@ class _Stages:
     def steps(self) -> Iterator[tuple[str, Step]]:
         """Yield name and step of each stage; it is prepared when it is asked for, and must be used before the next."""
         # Here, so that --help works without DALI, and a missing DALI is the command's one-line error.
-        from pipeline.graph import GraphConfig
         from pipeline.loader import LoaderConfig, TrainLoader
-        from pipeline.stage_graphs import build_augment_graph, build_decode_graph
+        from pipeline.online.graph import GraphConfig
+        from pipeline.online.stage_graphs import build_augment_graph, build_decode_graph
 
         reads = self._reads()
         yield "read", reads.__next__

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.color import ColorBasis
 from pipeline.command import InputError
-from pipeline.manifest import (
+from pipeline.format.color import ColorBasis
+from pipeline.format.manifest import (
     CLASSES_PARQUET,
     COLOR_JSON,
     DATASET_JSON,
@@ -23,8 +23,8 @@ from pipeline.manifest import (
     MEAN_IMAGE_NPY,
     manifest_path,
 )
-from pipeline.os_errors import is_out_of_reach, mending
 from pipeline.paths import lies_inside
+from pipeline.system.os_errors import is_out_of_reach, mending
 
 
 class Dataset:

@@ -19,9 +19,9 @@ from typing import IO, Annotated
 import tyro
 
 from pipeline.command import InputError, run_command
-from pipeline.files import atomic_file
 from pipeline.progress import progress_bar
 from pipeline.sources.numbered_classes import CLASS_NAMES
+from pipeline.system.files import atomic_file
 
 _TIMEOUT_SECONDS = 30
 _CHUNK_BYTES = 1 << 18

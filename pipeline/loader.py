@@ -19,21 +19,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline.augmentation import (
+from pipeline.command import InputError
+from pipeline.dataset import Dataset
+from pipeline.format.color import ColorBasis
+from pipeline.online.augmentation import (
     AugmentationConfig,
     AugmentationParameters,
     center_parameters,
     divisor,
     draw_parameters,
 )
-from pipeline.color import ColorBasis
-from pipeline.command import InputError
-from pipeline.dataset import Dataset
-from pipeline.feed import BatchThread, Draw, Feed
-from pipeline.graph import Decode, Device, GraphConfig, Layout, OutputType
-from pipeline.order import SampleOrder, rank_slice
-from pipeline.shard_reader import OnBadSample, ShardReader
-from pipeline.stream_order import StreamConfig, StreamOrder
+from pipeline.online.feed import BatchThread, Draw, Feed
+from pipeline.online.graph import Decode, Device, GraphConfig, Layout, OutputType
+from pipeline.online.order import SampleOrder, rank_slice
+from pipeline.online.shard_reader import OnBadSample, ShardReader
+from pipeline.online.stream_order import StreamConfig, StreamOrder
 
 
 @dataclass(frozen=True)
@@ -316,7 +316,7 @@ class EvalLoader(_Loader):
             augmentation: Its crop and normalisation.
             color_basis: Of the training set of the model that is evaluated; by default this dataset's own.
             mean_image_HWC: Likewise.
-            ten_crops: Images are (N, 10, 3, H, W): corners and centre, then mirrored (`pipeline.reference.TEN_CROPS`).
+            ten_crops: Images are (N, 10, 3, H, W): corners and centre, then mirrored (`TEN_CROPS`).
             config: See `TrainLoader`.
         """
         self._positions = rank_slice(0, dataset.num_samples(split), rank, world_size)

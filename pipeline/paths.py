@@ -4,6 +4,9 @@ from pathlib import Path
 
 from pipeline.command import InputError
 
+CHECKOUT = Path(__file__).resolve().parent.parent
+"""The folder that holds the project's packages."""
+
 # Where Ray unpacks an uploaded working directory: a copy that is removed with the session.
 _UPLOAD_FOLDER = "runtime_resources"
 

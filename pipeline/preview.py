@@ -15,17 +15,17 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from pipeline.augmentation import AugmentationConfig, AugmentationParameters, center_parameters, draw_parameters
-from pipeline.color import ColorBasis, ColorNoiseConvention
 from pipeline.command import InputError, run_command
-from pipeline.contact_sheet import Cell, Row, draw_sheet, fit
 from pipeline.dataset import Dataset
-from pipeline.decode import decode_picture
-from pipeline.encode import EncodingConfig, store_picture
-from pipeline.files import atomic_file
-from pipeline.order import SampleOrder
-from pipeline.reference import augment
-from pipeline.shard_reader import ShardReader
+from pipeline.format.color import ColorBasis, ColorNoiseConvention
+from pipeline.online.augmentation import AugmentationConfig, AugmentationParameters, center_parameters, draw_parameters
+from pipeline.online.order import SampleOrder
+from pipeline.online.reference import augment
+from pipeline.online.shard_reader import ShardReader
+from pipeline.pictures.contact_sheet import Cell, Row, draw_sheet, fit
+from pipeline.pictures.decode import decode_picture
+from pipeline.pictures.encode import EncodingConfig, store_picture
+from pipeline.system.files import atomic_file
 
 NOISE_SIGMAS = (-3, -2, -1, 0, 1, 2, 3)
 _STORED_SIDE, _CROP_SIDE, _NOISE_SIDE = 256, 224, 112  # of the cells, in pixels of the sheet

@@ -21,14 +21,14 @@ import tyro
 
 from pipeline import embedded
 from pipeline.command import InputError, run_command
-from pipeline.decode import Damaged
-from pipeline.encode import Crop, Encoding, EncodingConfig
-from pipeline.estimate import estimate
-from pipeline.manifest import DATASET_JSON, REJECTS_PARQUET
+from pipeline.format.manifest import DATASET_JSON, REJECTS_PARQUET
+from pipeline.offline.estimate import estimate
+from pipeline.offline.shard_plan import ShardingConfig
+from pipeline.offline.shard_task import Executor
+from pipeline.offline.sharding import reject_counts, shard_dataset
 from pipeline.paths import shared_path
-from pipeline.shard_plan import ShardingConfig
-from pipeline.shard_task import Executor
-from pipeline.sharding import reject_counts, shard_dataset
+from pipeline.pictures.decode import Damaged
+from pipeline.pictures.encode import Crop, Encoding, EncodingConfig
 from pipeline.sources.base import ListingOptions, Source
 from pipeline.sources.detect import open_source
 from pipeline.sources.devkit import DEVKIT_ARCHIVE

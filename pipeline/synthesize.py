@@ -21,15 +21,15 @@ import tyro
 from PIL import ExifTags, Image
 
 from pipeline.command import InputError, run_command
-from pipeline.files import atomic_file
-from pipeline.order import permutation
-from pipeline.ordered_map import ordered_map
+from pipeline.offline.ordered_map import ordered_map
+from pipeline.online.order import permutation
+from pipeline.online.random_streams import picture_stream
 from pipeline.progress import progress_bar
-from pipeline.random_streams import picture_stream
 from pipeline.sources.devkit import DEVKIT_ARCHIVE
 from pipeline.sources.official import TRAIN_ARCHIVE, VAL_ARCHIVE
-from pipeline.synthetic_devkit import add_member, class_wnid, devkit_archive
-from pipeline.synthetic_pictures import NUM_CLASSES, draw_picture
+from pipeline.synthetic.synthetic_devkit import add_member, class_wnid, devkit_archive
+from pipeline.synthetic.synthetic_pictures import NUM_CLASSES, draw_picture
+from pipeline.system.files import atomic_file
 
 Oddity = Literal["cmyk", "png_as_jpeg", "grey", "exif_rotated", "truncated"]
 _PICTURES_A_PROCESS = 250  # fewer are drawn sooner than another process starts

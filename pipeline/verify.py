@@ -21,12 +21,12 @@ import xxhash
 
 from pipeline.command import InputError, run_command
 from pipeline.dataset import Dataset
-from pipeline.decode import RejectedPicture, decode_picture
-from pipeline.files import sha256_file
-from pipeline.manifest import DATASET_JSON, INVENTORY_JSON, NPY_HEADER_BYTES, manifest_path
-from pipeline.ordered_map import ordered_map
+from pipeline.format.manifest import DATASET_JSON, INVENTORY_JSON, NPY_HEADER_BYTES, manifest_path
+from pipeline.offline.ordered_map import ordered_map
+from pipeline.offline.shard_writer import index_line, index_text
+from pipeline.pictures.decode import RejectedPicture, decode_picture
 from pipeline.progress import progress_bar
-from pipeline.shard_writer import index_line, index_text
+from pipeline.system.files import sha256_file
 
 
 @dataclass(frozen=True, kw_only=True)

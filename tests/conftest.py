@@ -7,9 +7,9 @@ import pytest
 from coded_source import CodedSource
 
 from pipeline.dataset import Dataset
-from pipeline.encode import EncodingConfig
-from pipeline.shard_plan import ShardingConfig
-from pipeline.sharding import shard_dataset
+from pipeline.offline.shard_plan import ShardingConfig
+from pipeline.offline.sharding import shard_dataset
+from pipeline.pictures.encode import EncodingConfig
 
 # A shell that runs the tests in the background lets them ignore Ctrl-C, which the tested commands would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
-from pipeline.manifest import DATASET_JSON, INVENTORY_JSON
+from pipeline.format.manifest import DATASET_JSON, INVENTORY_JSON
 from pipeline.sources.base import DEFAULT_OPTIONS, SAMPLE_SCHEMA, SPLITS, ClassEntry, Listing, ListingOptions, Members
 from pipeline.sources.byte_range import read_byte_range
 from pipeline.sources.file_names import check_parts, check_words, split_words

@@ -1,0 +1,1 @@
+"""Clusters of this machine's own, and what is done to them."""

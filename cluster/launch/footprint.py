@@ -1,0 +1,50 @@
+"""What a run will take of disk and memory, from its recipe alone."""
+
+from pathlib import Path
+
+from cluster.launch.node_checks import Requirements
+from cluster.run.config import TrainingConfig
+from model.alexnet import AlexNet
+from pipeline.dataset import Dataset
+
+
+def training_requirements(config: TrainingConfig, dataset: Dataset, run_path: Path) -> Requirements:
+    """Return what a run needs of every node.
+
+    On disk: the checkpoints that are kept, the best, and one that is being written; less what a run that goes on has
+    there already. In memory: weights, gradient, the optimiser's state, and a checkpoint that is being written;
+    activations and libraries come on top.
+
+    Args:
+        config: The recipe.
+        dataset: To train on.
+        run_path: Absolute.
+    """
+    weights, checkpoint = (
+        num_weight_bytes(config, dataset.num_classes),
+        num_checkpoint_bytes(config, dataset.num_classes),
+    )
+    written = sum(path.stat().st_size for path in (run_path / "checkpoints").glob("*.pt"))
+    return Requirements(
+        dataset_path=dataset.path,
+        dataset_sha256=dataset.sha256,
+        folder=run_path,
+        num_bytes=max(checkpoint, (config.num_checkpoints + 2) * checkpoint - written),
+        worker_bytes=weights + 2 * checkpoint,
+        replaces_bad_samples=config.on_bad_sample == "skip-and-count",
+        may_be_bfloat16=config.may_be_bfloat16,
+        num_shards=dataset.num_shards,
+    )
+
+
+def num_weight_bytes(config: TrainingConfig, num_classes: int) -> int:
+    """Return the size of a model's parameters and buffers."""
+    model = AlexNet(config.model, num_classes=num_classes, seed=config.seed)  # on the meta device: takes no memory
+    num_values = sum(tensor.numel() for tensor in model.state_dict().values())
+    return num_values * (8 if config.precision == "float64" else 4)
+
+
+def num_checkpoint_bytes(config: TrainingConfig, num_classes: int) -> int:
+    """Return the size of a checkpoint, but for some kilobytes: weights and the optimiser's state."""
+    num_buffers = 2 if config.optimizer.name == "adam" else 1  # of the weights' size, each
+    return num_weight_bytes(config, num_classes) * (1 + num_buffers)

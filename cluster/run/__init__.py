@@ -1,0 +1,1 @@
+"""A run on disk: its recipe, folder, logs, checkpoints and ledger."""

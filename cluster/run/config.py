@@ -1,0 +1,149 @@
+"""What is trained: the recipe's type. Recipes themselves are functions in `jobs/recipes.py`."""
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from model.alexnet import ModelConfig
+from model.optim import OptimizerConfig
+from pipeline.online.augmentation import AugmentationConfig
+from pipeline.online.shard_reader import OnBadSample
+from pipeline.online.stream_order import StreamConfig
+
+Precision = Literal["auto", "float32", "bfloat16", "float64"]
+# Fields that may change at a resume: how a run is operated, not what it computes where nothing is damaged.
+_OPERATION = ("on_bad_sample", "stuck_after_epochs", "checkpoint_interval", "num_checkpoints")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """A recipe: everything that decides the numbers of a run, little about its operation, nothing about where it runs.
+
+    Attributes:
+        name: Of the recipe.
+        model: The network.
+        optimizer: The update and its learning rate.
+        augmentation: From stored picture to input.
+        streams: Shards read one after another, for slow disks.
+        decode: Where JPEGs are decoded: `cpu`, the same bits with and without a GPU; `mixed`, by the GPU too. None:
+            `mixed` where there is one.
+        on_bad_sample: A training sample whose bytes have changed is an `error`, or replaced and counted.
+        synthetic_data: Train on noise of the right shape, which costs nothing to make: what a step takes is computation
+            alone. Nothing is learnt.
+        global_batch_size: Samples of a step over all workers.
+        num_epochs: Length of the run; may be a fraction.
+        precision: `float32`, `bfloat16` (autocast; weights stay float32), `float64`, or `auto`: bfloat16 where all
+            devices of the run compute in it natively, else float32. It is resolved as a run begins, and recorded so.
+        stuck_after_epochs: A run whose loss after so many epochs is still that of a guess, to within 1 %, is stopped;
+            at least 1.
+        seed: Of weights, order, augmentation and dropout.
+        early_stop_patience: Evaluations in a row without a better top-1 on `val` after which the run ends; None: it
+            goes on.
+        evaluations_per_epoch: How often `val` is read; below 1, an evaluation lies several epochs apart.
+        checkpoint_interval: At most so many steps are computed again after a loss. A checkpoint is begun twice as
+            often, since it is written while training goes on, and is whole before the next one is begun.
+        num_checkpoints: Checkpoints kept beside the best.
+    """
+
+    name: str
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    streams: StreamConfig = field(default_factory=StreamConfig)
+    decode: Literal["cpu", "mixed"] | None = None
+    on_bad_sample: OnBadSample = "error"
+    synthetic_data: bool = False
+    global_batch_size: int
+    num_epochs: float
+    precision: Precision = "auto"
+    stuck_after_epochs: float = 1.0
+    seed: int = 0
+    early_stop_patience: int | None = None
+    evaluations_per_epoch: float = 1.0
+    checkpoint_interval: int = 500
+    num_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            ValueError: Names the field, its value and what would be right.
+        """
+        if self.global_batch_size < 1:
+            raise ValueError(f"global_batch_size={self.global_batch_size}: must be at least 1")
+        if self.global_batch_size % self.model.group_size:
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size}: must be a multiple of model.batch_norm_group, "
+                f"{self.model.group_size}"
+            )
+        if not self.num_epochs > 0:
+            raise ValueError(f"num_epochs={self.num_epochs}: must be above 0")
+        if self.on_bad_sample not in get_args(OnBadSample):
+            raise ValueError(f"on_bad_sample={self.on_bad_sample!r}: must be one of {', '.join(get_args(OnBadSample))}")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"precision={self.precision!r}: must be one of {', '.join(get_args(Precision))}")
+        if not self.stuck_after_epochs >= 1:
+            raise ValueError(f"stuck_after_epochs={self.stuck_after_epochs}: must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed}: must be 0 to 2**63 - 1")
+        if self.early_stop_patience is not None and self.early_stop_patience < 1:
+            raise ValueError(f"early_stop_patience={self.early_stop_patience}: must be at least 1, or none")
+        if not self.evaluations_per_epoch > 0:
+            raise ValueError(f"evaluations_per_epoch={self.evaluations_per_epoch}: must be above 0")
+        if self.checkpoint_interval < 1 or self.num_checkpoints < 1:
+            raise ValueError("checkpoint_interval and num_checkpoints: must be at least 1")
+
+    def total_steps(self, num_samples: int) -> int:
+        """Return the run's length in steps on a training set of `num_samples`."""
+        return max(1, round(self.num_epochs * num_samples / self.global_batch_size))
+
+    @property
+    def may_be_bfloat16(self) -> bool:
+        """True where devices must be asked whether they emulate bfloat16."""
+        return self.precision in ("auto", "bfloat16")
+
+    @property
+    def steps_between_checkpoints(self) -> int:
+        """Steps from the beginning of a checkpoint to that of the next."""
+        return max(1, self.checkpoint_interval // 2)
+
+    def evaluation_interval(self, num_samples: int) -> int:
+        """Return the steps between two evaluations."""
+        return max(1, round(num_samples / self.global_batch_size / self.evaluations_per_epoch))
+
+    def identity(self) -> "TrainingConfig":
+        """Return the recipe with what may change at a resume at its default: equal ones compute the same numbers.
+
+        How often `val` is read belongs to the identity only where the rate or the end depends on it.
+        """
+        operation = list(_OPERATION)
+        if self.optimizer.schedule != "plateau" and self.early_stop_patience is None:
+            operation.append("evaluations_per_epoch")
+        fields = dataclasses.fields(self)
+        defaults: dict[str, Any] = {field.name: field.default for field in fields if field.name in operation}
+        return dataclasses.replace(self, **defaults)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the recipe as JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "TrainingConfig":
+        """Rebuild a recipe from `to_json`.
+
+        Raises:
+            ValueError, TypeError, KeyError: It was written by another version.
+        """
+        return typing.cast(TrainingConfig, _rebuild(cls, document))
+
+
+def _rebuild(kind: Any, document: dict[str, Any]) -> Any:
+    types = typing.get_type_hints(kind)
+    values = {}
+    for name, value in document.items():
+        if dataclasses.is_dataclass(types[name]):
+            values[name] = _rebuild(types[name], value)
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)

@@ -1,0 +1,87 @@
+"""A run's numbers over its steps, read from its log: what counts after all that was rolled back."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cluster.run.json_log import read_entries
+from cluster.run.run_folder import RunFolder
+from pipeline.command import InputError
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Training and validation of one run.
+
+    The log has each step's loss, and the training error as a mean over the steps of a line (20, fewer at the start): a
+    step has its line's. Training numbers are of augmented pictures and, where the model has dropout, with it.
+
+    Attributes:
+        num_samples: Of the training set.
+        global_batch_size: Samples of a step.
+        samples_seen: After each logged step, int64, ascending.
+        losses: Of the step, float64.
+        top1_errors: Of the step, fractions, float64.
+        val_samples_seen: At each evaluation, int64, ascending.
+        val_losses: Likewise, float64.
+        val_top1_errors: Likewise, fractions, float64.
+    """
+
+    num_samples: int
+    global_batch_size: int
+    samples_seen: np.ndarray
+    losses: np.ndarray
+    top1_errors: np.ndarray
+    val_samples_seen: np.ndarray
+    val_losses: np.ndarray
+    val_top1_errors: np.ndarray
+
+
+def read_curves(run: RunFolder) -> Curves:
+    """Read a run's log.
+
+    Raises:
+        InputError: It has no step.
+    """
+    entries = read_entries(run.metrics_path) if run.metrics_path.exists() else []
+    steps: dict[int, tuple[float, float]] = {}
+    evaluations: dict[int, tuple[float, float]] = {}
+    for entry in entries:
+        match entry["kind"]:
+            case "step":
+                first = entry["step"] - len(entry["losses"]) + 1
+                steps |= {first + i: (loss, 1 - entry["top1"]) for i, loss in enumerate(entry["losses"])}
+            case "evaluation":
+                evaluations[entry["step"]] = entry["loss"], 1 - entry["top1"]
+            case "resume":
+                steps, evaluations = _up_to(entry["step"], steps), _up_to(entry["step"], evaluations)
+    if not steps:
+        raise InputError(f"{run.path} has logged no step yet; train it first: jobs/train.py")
+    last = next(entry for entry in reversed(entries) if entry["kind"] == "step")
+    batch_size = run.config.global_batch_size
+    num_samples = round(last["samples_seen"] / last["epoch"])
+    return Curves(num_samples, batch_size, *_columns(steps, batch_size), *_columns(evaluations, batch_size))
+
+
+def smoothed(samples_seen: np.ndarray, values: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the samples seen and the mean of the last `window` values, from the first full window on."""
+    return samples_seen[window - 1 :], np.convolve(values, np.full(window, 1 / window), mode="valid")
+
+
+def samples_to_error(curves: Curves, error: float, window: int) -> int | None:
+    """Return the samples seen when the smoothed training error is first at most `error`, or None if it never is."""
+    samples_seen, errors = smoothed(curves.samples_seen, curves.top1_errors, window)
+    reached = np.flatnonzero(errors <= error + 1e-9)  # means are rounded
+    return int(samples_seen[reached[0]]) if len(reached) else None
+
+
+def _up_to(step: int, values: dict[int, Any]) -> dict[int, Any]:
+    return {key: value for key, value in values.items() if key <= step}
+
+
+def _columns(values: dict[int, tuple[float, float]], batch_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return samples seen, losses and errors in the order of the steps."""
+    steps = sorted(values)
+    losses, errors = (np.array([values[step][i] for step in steps], dtype=np.float64) for i in (0, 1))
+    return np.array(steps, dtype=np.int64) * batch_size, losses, errors

@@ -1,0 +1,369 @@
+"""A run's folder is its identity: the same command resumes it, a recipe that computes something else is refused.
+
+RUN/
+  launches.jsonl    one line each time workers are launched, lost or asked to stop, see supervisor.py
+  mean_image.npy    mean picture of the training set, where the recipe subtracts it
+  config.json       recipe, dataset (classes and form of its pictures too), colour statistics, versions, git commit;
+                    written before all that follows, again only where a resume changes how the run is operated
+  metrics.jsonl     one line per logged step, evaluation or event
+  stop-request      a stop flag for the workers, see stopping.py
+  checkpoints/      see checkpoint.py
+  ledger/           which samples each step consumed, see ledger_files.py
+  result.json       written when the run is finished
+  evaluations/      a folder for each split and kind of crops that was evaluated, see evaluation_files.py
+
+So a run's model can be given new pictures without its dataset.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import platform
+import subprocess
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cluster.run.checkpoint import CheckpointStore
+from cluster.run.config import Precision, TrainingConfig
+from cluster.run.json_log import JsonLog
+from cluster.run.ledger_files import Ledger
+from cluster.run.stop_request import StopRequest
+from pipeline.command import InputError
+from pipeline.dataset import Dataset
+from pipeline.format.color import ColorBasis
+from pipeline.format.manifest import COLOR_JSON
+from pipeline.paths import CHECKOUT
+from pipeline.pictures.encode import EncodingConfig
+from pipeline.system.files import atomic_file, is_temporary, write_json
+
+_CONFIG_JSON = "config.json"
+_MEAN_IMAGE = "mean_image.npy"
+_FORMAT_VERSION = 2  # of config.json; 1 had no number
+_LAUNCHES = "launches.jsonl"
+_STOP_REQUEST = "stop-request"
+_BEFORE_CONFIG = {_LAUNCHES, _MEAN_IMAGE, _STOP_REQUEST}
+_DISTRIBUTIONS = ("alexnet-at-scale", "torch", "ray", "numpy", "pyarrow")
+
+
+class RunFolder:
+    """A run's folder with its configuration read.
+
+    Attributes:
+        path: Absolute.
+        config: The recipe.
+        document: The parsed `config.json`.
+    """
+
+    def __init__(self, path: Path, document: dict[str, Any]) -> None:
+        """Take the folder and its parsed `config.json`.
+
+        Raises:
+            InputError: It was written by another version.
+        """
+        self.path, self.document = path, document
+        version = document.get("format_version", 1) if isinstance(document, dict) else None
+        if not isinstance(version, int):
+            raise InputError(f"{path / _CONFIG_JSON} was not written by this program; choose another run folder")
+        if version > _FORMAT_VERSION:
+            raise InputError(
+                f"{path / _CONFIG_JSON} has format version {version}, this program reads up to {_FORMAT_VERSION}; "
+                "update this program, or choose another run folder"
+            )
+        try:
+            self.config = TrainingConfig.from_json(document["recipe"])  # a field that is absent has its default
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{path / _CONFIG_JSON} does not hold a recipe of this version ({error}); choose another run folder"
+            ) from error
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """Open an existing run.
+
+        Raises:
+            InputError: There is none.
+        """
+        try:
+            document = json.loads((path / _CONFIG_JSON).read_text())
+        except FileNotFoundError as error:
+            raise InputError(f"{path} holds no run ({_CONFIG_JSON} is missing); train first: jobs/train.py") from error
+        except ValueError as error:
+            raise InputError(f"{path / _CONFIG_JSON} is not JSON; choose another run folder") from error
+        return cls(path.absolute(), document)
+
+    @classmethod
+    def resume(cls, path: Path, config: TrainingConfig, dataset: Dataset) -> "RunFolder | None":
+        """Open the run of a recipe on a dataset, or return None where the folder is free for it.
+
+        Raises:
+            InputError: The folder holds another run, or something else.
+        """
+        if (path / _CONFIG_JSON).exists():
+            run = cls.open(path)
+            run._check_same(config, dataset)
+            return run
+        if path.exists() and not _is_a_beginning(path):
+            raise InputError(f"{path} is in use but holds no run; choose another run folder")
+        return None
+
+    @classmethod
+    def create(cls, path: Path, config: TrainingConfig, dataset: Dataset) -> "RunFolder":
+        """Begin a run: write its `config.json`.
+
+        Args:
+            path: Of the folder; created if needed.
+            config: The recipe, its precision resolved.
+            dataset: To train on.
+        """
+        if config.precision == "auto":
+            raise ValueError("precision='auto': must be resolved before a run begins")
+        document = {
+            "format_version": _FORMAT_VERSION,
+            "recipe": config.to_json(),
+            "dataset": _describe(dataset),
+            "color": json.loads((dataset.path / COLOR_JSON).read_text()),
+            "versions": _versions(),
+            **_checkout(),
+        }
+        if config.augmentation.subtract == "mean_image":
+            with atomic_file(path / _MEAN_IMAGE) as file:
+                np.save(file, dataset.mean_image_HWC)
+        write_json(path / _CONFIG_JSON, document)
+        return cls.open(path)
+
+    @property
+    def digest(self) -> int:
+        """A number of 28 bits by which workers see whether they have read the same `config.json`."""
+        return zlib.crc32(json.dumps(self.document).encode()) >> 4
+
+    @property
+    def metrics_path(self) -> Path:
+        """The log of the run's numbers."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def launches_path(self) -> Path:
+        """The log of the run's launches."""
+        return self.path / _LAUNCHES
+
+    @property
+    def stop_request(self) -> StopRequest:
+        """The flag by which the launching process asks the workers to stop."""
+        return stop_request_of(self.path)
+
+    @property
+    def checkpoints(self) -> CheckpointStore:
+        """The run's checkpoints."""
+        return CheckpointStore(self.path / "checkpoints", self.config.num_checkpoints)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Which samples each step consumed."""
+        return Ledger(self.path / "ledger")
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples of the training set."""
+        return int(self._of_dataset("num_samples"))
+
+    @property
+    def color_basis(self) -> ColorBasis:
+        """Colour statistics of the training set, which every input of this model is normalised with."""
+        return ColorBasis.from_json(self.document["color"])
+
+    @property
+    def mean_image_HWC(self) -> np.ndarray | None:
+        """Mean picture of the training set, where the recipe subtracts it."""
+        if self.config.augmentation.subtract != "mean_image":
+            return None
+        return np.asarray(np.load(self.path / _MEAN_IMAGE))
+
+    @property
+    def wnids(self) -> list[str]:
+        """Identifiers of the classes that the model tells apart, by class_index."""
+        return list(self.document["dataset"]["wnids"])
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes for people, by class_index."""
+        return list(self._of_dataset("class_names"))
+
+    @property
+    def encoding(self) -> EncodingConfig:
+        """The form in which the dataset stores its pictures."""
+        return EncodingConfig(**self._of_dataset("encoding"))
+
+    def _of_dataset(self, name: str) -> Any:
+        described = self.document["dataset"]
+        return described[name] if name in described else self._reopened_dataset[name]
+
+    @functools.cached_property
+    def _reopened_dataset(self) -> dict[str, Any]:
+        """What a run that was begun by an older version has not noted."""
+        return _describe(Dataset.open(self.document["dataset"]["path"]))
+
+    @property
+    def evaluations_path(self) -> Path:
+        """The folder of the run's evaluations."""
+        return self.path / "evaluations"
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The finished run's result, or None while it is not finished."""
+        path = self.path / "result.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Mark the run as finished."""
+        write_json(self.path / "result.json", result)
+
+    def changes_to(self, config: TrainingConfig) -> dict[str, list[Any]]:
+        """Return in which fields a recipe of the same identity differs: name -> recorded value, and the recipe's."""
+        return {
+            name: list(values) for name, values in _differences(self.config, self._of_this_precision(config)).items()
+        }
+
+    def operate_as(self, config: TrainingConfig) -> None:
+        """Record how the run is operated from now on.
+
+        Args:
+            config: Of the same identity.
+        """
+        self.config = self._of_this_precision(config)
+        self.document = self.document | {"format_version": _FORMAT_VERSION, "recipe": self.config.to_json()}
+        write_json(self.path / _CONFIG_JSON, self.document)
+
+    def in_precision(self, precision: Precision) -> "RunFolder":
+        """Return the run as one that computes in another precision; nothing is written."""
+        recipe = self.document["recipe"] | {"precision": precision}
+        return RunFolder(self.path, self.document | {"recipe": recipe})
+
+    def check_classes(self, dataset: Dataset) -> None:
+        """Check that a dataset has the classes that this run was trained for.
+
+        Raises:
+            InputError: It has others.
+        """
+        trained = self.wnids
+        if dataset.wnids != trained:
+            what = "other classes" if len(trained) == dataset.num_classes else f"{dataset.num_classes} classes"
+            raise InputError(
+                f"{self.path} was trained on {len(trained)} classes, {dataset.path} has {what}; "
+                f"use the dataset of the run: --data {self.document['dataset']['path']}; pictures of some of its "
+                "classes are evaluated with jobs/evaluate.py --source FOLDER"
+            )
+
+    def _check_same(self, config: TrainingConfig, dataset: Dataset) -> None:
+        changed = _differences(self.config.identity(), self._of_this_precision(config).identity())
+        if changed:
+            shown = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in list(changed.items())[:3])
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise InputError(f"{self.path} holds a run of another recipe ({shown}{more}); choose another --run")
+        self.check_classes(dataset)
+        if self.document["dataset"]["sha256"] != dataset.sha256:
+            raise InputError(
+                f"{self.path} holds a run on another dataset ({self.document['dataset']['path']}); choose another --run"
+            )
+
+    def _of_this_precision(self, config: TrainingConfig) -> TrainingConfig:
+        """Return a recipe with the precision that this run has, where it leaves the choice."""
+        return dataclasses.replace(config, precision=self.config.precision) if config.precision == "auto" else config
+
+
+def open_launches(path: Path) -> JsonLog:
+    """Open the log of launches of the run in `path`, which may be new; holding it open locks the run.
+
+    Raises:
+        InputError: Another command has it open.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    return JsonLog(path / _LAUNCHES)
+
+
+def stop_request_of(path: Path) -> StopRequest:
+    """Return the stop flag for the workers of the run in `path`, which may be new."""
+    return StopRequest(path / _STOP_REQUEST)
+
+
+def _is_a_beginning(path: Path) -> bool:
+    """Return whether a folder is empty, or holds no more than a run that was killed before its `config.json` lay there.
+
+    Such a run has begun with the log of its launches; without it the other files are somebody else's.
+    """
+    if not path.is_dir():
+        return False
+    children = [child for child in path.iterdir() if not (child.is_file() and is_temporary(child.name))]
+    if not children:
+        return True
+    are_own = all(child.is_file() and child.name in _BEFORE_CONFIG for child in children)
+    return are_own and (path / _LAUNCHES).exists()
+
+
+def _describe(dataset: Dataset) -> dict[str, Any]:
+    """Return what `config.json` says of the dataset: its identity and size, its classes, the form of its pictures."""
+    encoding = dataset.document["encoding"]
+    return {
+        "path": str(dataset.path),
+        "sha256": dataset.sha256,
+        "num_samples": dataset.num_samples("train"),
+        "wnids": dataset.wnids,
+        "class_names": dataset.class_names,
+        "encoding": {
+            "encoding": encoding["name"],
+            "size": dataset.stored_size,
+            "crop": encoding.get("crop", "centre"),
+            "quality": encoding["quality"],
+            "damaged": encoding.get("damaged", "reject"),
+        },
+    }
+
+
+def _differences(before: TrainingConfig, now: TrainingConfig) -> dict[str, tuple[Any, Any]]:
+    """Return the dotted names of fields that differ, in their order, with both values."""
+    first, second = _flatten(before.to_json()), _flatten(now.to_json())
+    return {name: (first[name], second[name]) for name in first if first[name] != second[name]}
+
+
+def _flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in document.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # run from a checkout, or without Ray
+            versions[name] = importlib.metadata.version(name)
+    dali = [d for d in importlib.metadata.distributions() if (d.name or "").startswith("nvidia-dali-cuda")]
+    return versions | {d.name: d.version for d in dali}
+
+
+def _checkout() -> dict[str, Any]:
+    """Return the checkout's commit and whether files that git tracks had changes since.
+
+    Both are None where the code runs from elsewhere (an upload, an installed package).
+    """
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": commit, "git_has_changes": None if commit is None or changes is None else bool(changes)}
+
+
+def _git(*arguments: str) -> str | None:
+    """Return what git says of the checkout, or None where there is none or git fails."""
+    try:
+        answer = subprocess.run(
+            ["git", "--no-optional-locks", *arguments],
+            cwd=CHECKOUT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None

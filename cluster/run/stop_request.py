@@ -1,0 +1,32 @@
+"""A stop flag of a run, by which its driver asks the workers to stop at a checkpoint."""
+
+from pathlib import Path
+
+
+class StopRequest:
+    """A stop flag for the workers of a run, stored in a file that all see; the process that launches them writes it.
+
+    It is written in place: a file that is opened anew shows its latest content on network file systems too, where a
+    file that newly appears may stay unseen for half a minute.
+
+    Args:
+        path: Of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def clear(self) -> None:
+        """Let the workers run."""
+        self._path.write_text("go on\n")
+
+    def make(self) -> None:
+        """Ask the workers to stop."""
+        self._path.write_text("stop\n")
+
+    def is_made(self) -> bool:
+        """Return whether they were asked to."""
+        try:
+            return self._path.read_text() == "stop\n"
+        except OSError:  # nobody has written it yet
+            return False

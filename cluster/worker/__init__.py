@@ -1,0 +1,1 @@
+"""One worker: the training loop, evaluation and prediction."""

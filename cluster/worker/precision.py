@@ -1,0 +1,174 @@
+"""What a recipe's `precision` means, and which one fits the hardware.
+
+`bfloat16` is autocast: weights and inputs stay float32. `auto` is bfloat16 where every device of a run computes in it
+natively, else float32. A GPU does from compute capability 8 on. A CPU does if it has the instructions and the libraries
+use them, which a short trial tells: their own flags know nothing of what limits them (a container's DNNL_MAX_CPU_ISA).
+"""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from cluster.run.config import Precision
+from cluster.worker.emulation import Emulation, Trial, is_old
+from cluster.worker.world import World
+from pipeline.system.processor import this_processor
+
+_BATCH_SIZE, _CHANNELS, _SIDE, _UNITS = 8, 64, 26, 512  # of the trial; emulated, a round of it takes some 0.1 s
+_LEAST_ROUNDS, _TRIAL_SECONDS = 3, 0.5
+
+
+def input_dtype(precision: Precision) -> torch.dtype:
+    """Return the dtype of weights and images."""
+    return torch.float64 if precision == "float64" else torch.float32
+
+
+def forward_context(precision: Precision, device: torch.device) -> AbstractContextManager[torch.autocast | None]:
+    """Return the context in which the model runs forward.
+
+    Raises:
+        ValueError: The precision is not resolved.
+    """
+    if precision == "auto":
+        raise ValueError("precision='auto': must be resolved before a model runs")
+    if precision == "bfloat16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The precision of a run, and why.
+
+    Attributes:
+        precision: Resolved.
+        reason: Why it is not bfloat16 although the recipe leaves the choice, or empty.
+        warnings: Lines for a person.
+    """
+
+    precision: Precision
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def choose_precision(requested: Precision, recorded: Precision | None, emulations: Sequence[Emulation]) -> Choice:
+    """Return a run's precision.
+
+    Args:
+        requested: By the recipe.
+        recorded: By the run that is resumed, which keeps it; None: it begins.
+        emulations: Devices that may get a worker and would emulate bfloat16.
+    """
+    if requested == "auto" and recorded is None:
+        if not emulations:
+            return Choice("bfloat16")
+        return Choice("float32", str(max(emulations, key=lambda emulation: emulation.slowdown or 0)))
+    precision = recorded if requested == "auto" and recorded is not None else requested
+    if precision != "bfloat16":
+        return Choice(precision)
+    way_out = "use --precision float32, or auto"
+    if recorded:
+        way_out = "resume it on machines that compute in it natively, or begin another --run with --precision float32"
+    return Choice(precision, warnings=tuple(f"{emulation}; {way_out}" for emulation in emulations))
+
+
+def fitting_precision(recorded: Precision, emulations: Sequence[Emulation]) -> Precision:
+    """Return the precision in which to use a trained model: the run's, or float32 where that would be emulated.
+
+    Says so on standard output where it is not the run's.
+
+    Args:
+        recorded: By the run.
+        emulations: On the devices that are to be used.
+    """
+    if recorded != "bfloat16" or not emulations:
+        return recorded
+    sys.stdout.write(f"{emulations[0]}: computing in float32, the run was trained in bfloat16\n")
+    sys.stdout.flush()
+    return "float32"
+
+
+def fitting_precision_here(recorded: Precision, device: torch.device) -> Precision:
+    """Return `fitting_precision` on this process's device, which is tried only if that matters."""
+    emulation = bfloat16_emulation(device) if recorded == "bfloat16" else None
+    return fitting_precision(recorded, [] if emulation is None else [emulation])
+
+
+def bfloat16_emulation(device: torch.device) -> Emulation | None:
+    """Return how this process's device emulates bfloat16, or None where it computes in it natively."""
+    if device.type == "cuda":
+        capability = "{}.{}".format(*torch.cuda.get_device_capability(device))
+        cause = f"as GPUs of compute capability {capability} do"
+        return Emulation("this machine's GPU", cause=cause) if is_old(capability) else None
+    return try_processor().emulation
+
+
+def try_processor() -> Trial:
+    """Try this machine's CPU."""
+    processor, slowdown = this_processor(), bfloat16_slowdown()
+    is_native = processor.has_bfloat16 and slowdown <= 1
+    return Trial(processor, None if is_native else Emulation("this machine's CPU", max(1.0, slowdown)))
+
+
+def emulations_of_all(world: World) -> list[Emulation]:
+    """Return the workers whose devices emulate bfloat16; every worker calls it, and gets the same answer."""
+    own = bfloat16_emulation(world.device)
+    known_R2 = torch.zeros(world.world_size, 2, dtype=torch.float64)
+    if own is not None:
+        known_R2[world.rank] = torch.tensor([1.0, own.slowdown or 0.0])
+    return [
+        Emulation("this machine" if world.world_size == 1 else f"worker {rank}", slowdown or None)
+        for rank, (emulates, slowdown) in enumerate(world.sum(known_R2).tolist())
+        if emulates
+    ]
+
+
+def bfloat16_slowdown() -> float:
+    """Return the time of bfloat16 to that of float32 on this CPU: the larger of a convolution's and a product's.
+
+    Both are like the nets'; the convolution runs forward and backward. Other processes can make a step slower, never
+    faster: the shortest times count, of one thread, and where bfloat16 is the slower one it gets half a second of
+    further chances.
+    """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        steps = [(_convolution(dtype), _product(dtype)) for dtype in (torch.float32, torch.bfloat16)]
+        for step in steps[0] + steps[1]:
+            step()  # the first one chooses kernels
+        shortest = [[math.inf, math.inf], [math.inf, math.inf]]  # by dtype, then by step
+        began, num_rounds = time.perf_counter(), 0
+        while True:
+            for times, of_dtype in zip(shortest, steps, strict=True):
+                times[:] = [min(before, _seconds(step)) for before, step in zip(times, of_dtype, strict=True)]
+            num_rounds += 1
+            slowdown = max(bfloat16 / float32 for float32, bfloat16 in zip(*shortest, strict=True))
+            is_over = slowdown <= 1 or time.perf_counter() - began > _TRIAL_SECONDS
+            if num_rounds >= _LEAST_ROUNDS and is_over:
+                return slowdown
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def _seconds(step: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
+def _convolution(dtype: torch.dtype) -> Callable[[], object]:
+    layout = torch.channels_last
+    images = torch.ones(_BATCH_SIZE, _CHANNELS, _SIDE, _SIDE, dtype=dtype).to(memory_format=layout)
+    weights = torch.ones(_CHANNELS, _CHANNELS, 3, 3, dtype=dtype).to(memory_format=layout).requires_grad_()
+    return lambda: functional.conv2d(images, weights, padding=1).sum().backward()
+
+
+def _product(dtype: torch.dtype) -> Callable[[], object]:
+    matrix = torch.ones(_UNITS, _UNITS, dtype=dtype)
+    return lambda: matrix @ matrix

@@ -1,0 +1,96 @@
+"""A run's model on pictures that are in no dataset."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cluster.run.run_folder import RunFolder
+from cluster.worker.evaluation import BATCH_SIZE, NUM_CROPS, Crops, log_probabilities
+from cluster.worker.precision import fitting_precision_here
+from cluster.worker.trained_model import load_model
+from pipeline.command import InputError
+from pipeline.pictures.encode import EncodingConfig
+from pipeline.pictures.picture_files import evaluation_images, read_square
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says of a picture.
+
+    Attributes:
+        path: Of the picture.
+        square_HWC: The picture before it was cropped, uint8 RGB.
+        class_indices: Of the first five classes, or of all where there are fewer.
+        probabilities: Of these.
+        true_class_index: Of the class whose wnid or name is that of the file's folder, or None.
+    """
+
+    path: Path
+    square_HWC: np.ndarray
+    class_indices: list[int]
+    probabilities: list[float]
+    true_class_index: int | None
+
+
+def predict(
+    paths: Sequence[Path],
+    run: RunFolder,
+    crops: Crops,
+    device: torch.device,
+    refused: dict[Path, str] | None = None,
+) -> Iterator[Prediction]:
+    """Yield a prediction for each picture file, in their order.
+
+    The model computes in the run's precision, or in float32, which is then said, where this device would emulate that.
+    Of equal probabilities the lower class index ranks first.
+
+    Args:
+        paths: Of the files.
+        run: Of the model.
+        crops: What the model sees of a picture.
+        device: To compute on.
+        refused: Gets the files that are no pictures, and why; they are left out. None: the first is an error.
+
+    Raises:
+        InputError: The run has no checkpoint, or a file is not a picture.
+    """
+    run = run.in_precision(fitting_precision_here(run.config.precision, device))
+    model, _ = load_model(run, device)
+    classes_by_folder = classes_by_folder_name(run.wnids, run.class_names)
+    batch_size, encoding = BATCH_SIZE // NUM_CROPS[crops], run.encoding
+    for first in range(0, len(paths), batch_size):
+        read = [(path, _read(path, encoding, refused)) for path in paths[first : first + batch_size]]
+        chunk, squares = [path for path, s in read if s is not None], [s for _, s in read if s is not None]
+        if not squares:
+            continue
+        images = evaluation_images(
+            squares, run.config.augmentation, run.color_basis, run.mean_image_HWC, ten_crops=crops == "ten"
+        )
+        scores = log_probabilities(model, torch.from_numpy(images).to(device), run.config, device)
+        if not scores.isfinite().all():
+            raise InputError(f"the model of {run.path} gives NaN or infinity: its training diverged")
+        ordered, indices = scores.exp().sort(dim=1, descending=True, stable=True)
+        for path, square_HWC, probabilities, classes in zip(
+            chunk, squares, ordered[:, :5].tolist(), indices[:, :5].tolist(), strict=True
+        ):
+            true_class = classes_by_folder.get(path.absolute().parent.name)
+            yield Prediction(path, square_HWC, classes, probabilities, true_class)
+
+
+def _read(path: Path, encoding: EncodingConfig, refused: dict[Path, str] | None) -> np.ndarray | None:
+    try:
+        return read_square(path, encoding)
+    except InputError as error:
+        if refused is None:
+            raise
+        refused[path] = str(error)
+        return None
+
+
+def classes_by_folder_name(wnids: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    """Return class indices by what a class's folder may be called; a name that two classes share says nothing."""
+    by_name: dict[str, int] = {name: index for index, name in enumerate(names) if names.count(name) == 1}
+    return by_name | {wnid: index for index, wnid in enumerate(wnids)}

@@ -1,0 +1,231 @@
+"""Evaluate a run on pictures of one's own: class folders, or any source that the offline stage reads, not sharded.
+
+    source -> listing -> the run's classes -> pictures as the run's dataset stores them -> crops -> model -> rows
+
+The pictures get their form from `pipeline/pictures/picture_files.py`, whose header says how near that is to a
+dataset's. Nothing is passed over in silence: classes that the run does not know are refused, or counted on request;
+pictures that can't be decoded are named and counted.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from cluster.run.run_folder import RunFolder
+from cluster.worker.evaluation import BATCH_SIZE, NUM_CROPS, Crops, Evaluation, empty_rows, fill, log_probabilities
+from cluster.worker.evaluation_files import check_finite, describe, per_class_table, write_evaluation
+from cluster.worker.prediction import classes_by_folder_name
+from cluster.worker.trained_model import load_model
+from pipeline.command import InputError
+from pipeline.loader import Batch
+from pipeline.pictures.decode import RejectedPicture
+from pipeline.pictures.picture_files import evaluation_images, square_of
+from pipeline.sources.base import ClassEntry, Listing, Source
+from pipeline.sources.inventory import Inventory, take_inventory
+
+UnknownClasses = Literal["refuse", "skip"]
+_NAMED = 5  # classes or pictures that a line names
+
+
+@dataclass(frozen=True)
+class OwnPictures:
+    """Pictures of a source, by the classes of a run.
+
+    Attributes:
+        source: To read them from.
+        split: Of the source.
+        inventory: What lies in the source.
+        names: Of the pictures, for people, in the source's order.
+        places: File, offset and length of each.
+        labels_N: The run's class index of each, int64.
+        skipped: Classes that the run does not know, by the source's names, with their numbers of pictures.
+        absent: wnids of the run's classes without a picture.
+    """
+
+    source: Source
+    split: str
+    inventory: Inventory
+    names: list[str]
+    places: list[tuple[str, int, int]]
+    labels_N: np.ndarray
+    skipped: dict[str, int]
+    absent: list[str]
+
+
+@dataclass
+class Rejects:
+    """Pictures that can't be decoded: name -> why."""
+
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Name the first."""
+        return named([f"{name} ({reason})" for name, reason in self.reasons.items()])
+
+
+def own_pictures(source: Source, run: RunFolder, split: str | None, unknown: UnknownClasses) -> OwnPictures:
+    """List a source's pictures by the classes of a run.
+
+    Args:
+        source: To list.
+        run: Whose classes count, by wnid or, where that says which, by name.
+        split: Of the source; None where there is one alone.
+        unknown: `skip` leaves out the classes that the run does not know.
+
+    Raises:
+        InputError: The source has several splits, or classes that the run does not know, or two for one of the run's.
+    """
+    listing = source.list_samples()
+    inventory = take_inventory(source, listing)
+    split = _chosen(listing, source, split)
+    table = listing.splits[split]
+    class_index_N = table["class_index"].to_numpy()
+    counts = np.bincount(class_index_N, minlength=len(listing.classes))
+    present = {index: entry for index, entry in enumerate(listing.classes) if counts[index]}
+    known = _matched(present, source, run)
+    skipped = {entry.wnid: int(counts[index]) for index, entry in present.items() if index not in known}
+    if skipped and (unknown == "refuse" or not known):
+        way_out = "" if not known else ", or leave them out: --unknown-classes skip"
+        raise InputError(
+            f"{run.path} was not trained on {len(skipped)} of the classes of {source.root}: {named(list(skipped))}; "
+            f"rename the folders to its {len(run.wnids)} wnids or names ({named(run.wnids)}){way_out}"
+        )
+    kept = np.isin(class_index_N, list(known))
+    lookup = np.array([known.get(index, -1) for index in range(len(listing.classes))], dtype=np.int64)
+    labels_N = lookup[class_index_N[kept]]
+    rows = table.filter(kept)
+    columns = (rows[name].to_pylist() for name in ("file", "offset", "num_bytes"))
+    found = set(known.values())
+    return OwnPictures(
+        source=source,
+        split=split,
+        inventory=inventory,
+        names=rows["source"].to_pylist(),
+        places=list(zip(*columns, strict=True)),
+        labels_N=labels_N,
+        skipped=skipped,
+        absent=[wnid for index, wnid in enumerate(run.wnids) if index not in found],
+    )
+
+
+def evaluate_own(
+    pictures: OwnPictures, run: RunFolder, crops: Crops, out: Path, device: torch.device, num_threads: int
+) -> Rejects:
+    """Evaluate a run's model on them, write the files of `evaluation_files.py`, return what was rejected.
+
+    Of the classes, those with a picture have a row.
+
+    Raises:
+        InputError: There is no checkpoint, a file can't be read, no picture can be decoded, or the model gives NaN.
+    """
+    torch.set_num_threads(num_threads)
+    model, step = load_model(run, device)
+    rows, rejects = empty_rows(len(pictures.names)), Rejects()
+    with ThreadPoolExecutor(num_threads) as threads:
+        for batch in _batches(pictures, run, crops, device, threads, rejects):
+            fill(rows, batch, log_probabilities(model, batch.images, run.config, device))
+    kept = [index for index, name in enumerate(pictures.names) if name not in rejects.reasons]
+    if not kept:
+        raise InputError(f"no picture of {pictures.source.root} can be decoded: {rejects}; name another --source")
+    evaluation = Evaluation.of_rows(pictures.split, rows[kept])
+    check_finite(evaluation, run)
+    document = describe(run, step, crops) | {
+        "source": str(pictures.source.root.resolve()),
+        "skipped_classes": pictures.skipped,
+        "absent_classes": pictures.absent,
+        "rejected": rejects.reasons,
+    }
+    per_class = per_class_table(evaluation, run)
+    per_class = per_class.filter(np.asarray(per_class["num_samples"]) > 0)
+    write_evaluation(out, evaluation, [pictures.names[index] for index in kept], per_class, document)
+    return rejects
+
+
+def named(names: list[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def _chosen(listing: Listing, source: Source, split: str | None) -> str:
+    if split is None and len(listing.splits) == 1:
+        return next(iter(listing.splits))
+    if split is None:
+        names = ", ".join(listing.splits)
+        raise InputError(f"{source.root} has the splits {names}; name one: --split {list(listing.splits)[-1]}")
+    if split not in listing.splits:
+        raise InputError(f"{source.root} has no split {split!r}; it has {', '.join(listing.splits)}")
+    return split
+
+
+def _matched(present: dict[int, ClassEntry], source: Source, run: RunFolder) -> dict[int, int]:
+    """Return the run's class index by the source's, of the classes that the run knows."""
+    by_name = classes_by_folder_name(run.wnids, run.class_names)
+    known: dict[int, int] = {}
+    owner: dict[int, str] = {}
+    for index, entry in present.items():
+        class_index = by_name.get(entry.wnid, by_name.get(entry.name))
+        if class_index is None:
+            continue
+        if class_index in owner:
+            raise InputError(
+                f"{source.root} has the classes {owner[class_index]} and {entry.wnid}, which both mean "
+                f"{run.wnids[class_index]}; bring them into one folder, or leave one out: --ignore"
+            )
+        known[index], owner[class_index] = class_index, entry.wnid
+    return known
+
+
+def _batches(
+    pictures: OwnPictures,
+    run: RunFolder,
+    crops: Crops,
+    device: torch.device,
+    threads: ThreadPoolExecutor,
+    rejects: Rejects,
+) -> Iterator[Batch]:
+    """Yield all pictures that can be decoded, in their order; note the others."""
+    encoding = run.encoding
+
+    def read(index: int) -> bytes | np.ndarray:
+        file, offset, num_bytes = pictures.places[index]
+        try:
+            return pictures.source.read(file, offset, num_bytes)
+        except OSError as error:
+            path = os.path.join(pictures.source.root, file)
+            raise InputError(f"{path} can't be read: {error.strerror or error}; leave it out: --ignore") from error
+
+    def square(content: bytes | np.ndarray) -> np.ndarray | str:
+        try:
+            return square_of(content, encoding)
+        except RejectedPicture as error:
+            return str(error)
+
+    size, total = BATCH_SIZE // NUM_CROPS[crops], len(pictures.names)
+    for first in range(0, total, size):
+        indices = range(first, min(first + size, total))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as each decoding does, which threads undo for each other
+            # Read by this thread alone: the libraries behind some sources (Parquet) allow no more.
+            squares = dict(zip(indices, threads.map(square, map(read, indices)), strict=True))
+        rejects.reasons.update({pictures.names[i]: why for i, why in squares.items() if isinstance(why, str)})
+        whole = {index: pixels for index, pixels in squares.items() if not isinstance(pixels, str)}
+        if not whole:
+            continue
+        images = evaluation_images(
+            list(whole.values()),
+            run.config.augmentation,
+            run.color_basis,
+            run.mean_image_HWC,
+            ten_crops=crops == "ten",
+        )
+        ids = torch.tensor(list(whole))
+        labels = torch.from_numpy(pictures.labels_N)[ids]
+        yield Batch(torch.from_numpy(images).to(device), labels.to(device), ids, ids)

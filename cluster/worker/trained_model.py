@@ -1,0 +1,35 @@
+"""The model of a run, for whoever uses it after training."""
+
+import dataclasses
+
+import torch
+from torch import nn
+
+from cluster.run.run_folder import RunFolder
+from cluster.worker.precision import input_dtype
+from model.alexnet import build_model
+from pipeline.command import InputError
+
+
+def load_model(run: RunFolder, device: torch.device) -> tuple[nn.Module, int]:
+    """Return a run's model in evaluation mode and the step that it is from.
+
+    It is the best by `val`, or the last where there was no `val`.
+
+    Raises:
+        InputError: The run has no whole checkpoint.
+    """
+    state = run.checkpoints.load_best() or run.checkpoints.load_latest()
+    if state is None:
+        raise InputError(f"{run.path} has no checkpoint yet; train it first: jobs/train.py")
+    config = run.config
+    model = build_model(**dataclasses.asdict(config.model), num_classes=len(run.wnids), seed=config.seed)
+    model.load_state_dict(state["model"])
+    model.to(device, input_dtype(config.precision))
+    model.to(memory_format=torch.channels_last)
+    return model.eval(), state["step"]
+
+
+def default_device() -> torch.device:
+    """Return the first GPU, or the CPU where there is none."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,0 +1,1 @@
+"""The dataset folder: what its files are called and hold."""

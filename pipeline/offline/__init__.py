@@ -1,0 +1,1 @@
+"""The offline stage: from a source to shards, manifests and statistics."""

@@ -1,0 +1,273 @@
+"""From a source to a dataset folder: plan, write the shards in parallel, merge, publish.
+
+One output shard is one task, described by its rows of a seeded global shuffle, so the bytes do not depend on the number
+of workers. A finished shard leaves a record in `OUT/.partial/`; the same command run again skips it:
+
+    source -> listing, inventory -> plan (tasks) -> workers: tar + idx + record -> merge: manifest, statistics,
+                                    shard_plan.py   shard_task.py                  dataset.json
+
+`dataset.json` is written last; then `.partial` is removed, and neither time, host, worker count nor lock stays.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.command import InputError
+from pipeline.format.manifest import (
+    CLASSES_PARQUET,
+    CLASSES_SCHEMA,
+    COLOR_JSON,
+    DATASET_JSON,
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    HISTOGRAMS_PARQUET,
+    INVENTORY_JSON,
+    MANIFEST_SCHEMA,
+    MEAN_IMAGE_NPY,
+    REJECTS_PARQUET,
+    manifest_path,
+)
+from pipeline.offline.histograms import histograms
+from pipeline.offline.ordered_map import load_ahead
+from pipeline.offline.shard_plan import ShardingConfig, plan_shards, plan_splits
+from pipeline.offline.shard_task import (
+    PLAN_JSON,
+    RECORD_ENDING,
+    Executor,
+    ShardRecord,
+    ShardTask,
+    run_tasks,
+    unfinished_tasks,
+)
+from pipeline.offline.statistics import PixelSums, color_document
+from pipeline.progress import progress_bar
+from pipeline.sources.base import Listing, Source
+from pipeline.sources.inventory import Inventory, take_inventory
+from pipeline.system.files import atomic_file, is_temporary, sha256_file, write_json, write_table
+
+_PARTIAL = ".partial"
+_LOCK = "lock"
+
+
+def shard_dataset(
+    source: Source,
+    out: Path,
+    config: ShardingConfig,
+    num_workers: int | None = None,
+    executor: Executor = "local",
+    announce: Callable[[Inventory], None] | None = None,
+) -> dict[str, Any]:
+    """Write a dataset folder and return its `dataset.json`.
+
+    Args:
+        source: Where the pictures come from.
+        out: The folder to write; created, or resumed after an interrupted run of the same plan.
+        config: What the dataset will be.
+        num_workers: Processes, or Ray tasks at once; by default as many as there are CPUs. Does not change the bytes.
+        executor: `local` processes, or `ray`: tasks of a running cluster, whose nodes see source and folder under the
+            same absolute paths. Does not change the bytes.
+        announce: Called with the source's inventory before the work begins.
+
+    Raises:
+        InputError: The source is ambiguous, the folder holds something else, another run is writing it, or too many
+            pictures were rejected.
+    """
+    finished, partial = out / DATASET_JSON, out / _PARTIAL
+    if finished.exists() and not partial.exists():
+        raise InputError(_finished(out))
+    if out.exists() and not finished.exists() and not _is_free(out):
+        raise InputError(f"{out} exists, is not empty and holds no interrupted run; choose another folder")
+    if executor == "local" and num_workers != 1:
+        load_ahead(run_tasks.__module__, *config.encoding.modules)  # while the source is listed
+    listing = source.list_samples()
+    inventory = take_inventory(source, listing)
+    splits = plan_splits(listing, config)
+    if announce is not None:
+        announce(inventory)
+    partial.mkdir(parents=True, exist_ok=True)
+    with _exclusive(partial):
+        if finished.exists() and not (partial / PLAN_JSON).exists():
+            _remove(partial)  # made by this run: another one ended while this one listed the source
+            raise InputError(_finished(out))
+        _check_plan(partial, _plan_document(source, listing, splits, config))
+        if finished.exists():  # by a run that was killed as it tidied up
+            _remove(partial)
+            return dict(json.loads(finished.read_bytes()))
+        tasks = plan_shards(listing, splits, config)
+        waiting = unfinished_tasks(tasks, out, partial)
+        num_waiting = sum(task.rows.num_rows for task in waiting)
+        num_done, num_bytes = len(tasks) - len(waiting), 0
+        total = sum(task.rows.num_rows for task in tasks)
+        with progress_bar(total, "sharding", "img", initial=total - num_waiting) as bar:
+            for task, shard_bytes in run_tasks(waiting, source, config.encoding, out, partial, executor, num_workers):
+                num_done, num_bytes = num_done + 1, num_bytes + shard_bytes
+                megabytes_per_second = num_bytes / 1e6 / max(bar.format_dict["elapsed"], 1e-3)
+                bar.set_postfix_str(f"{megabytes_per_second:.1f} MB/s, {num_done}/{len(tasks)} shards", refresh=False)
+                bar.update(task.rows.num_rows)
+        document = _publish(out, partial, inventory, listing, splits, config, tasks)
+        _remove(partial)
+    return document
+
+
+def _remove(partial: Path) -> None:
+    """Remove what a run keeps until it has ended; the plan after the records, so that a kill leaves what can go on."""
+    if (partial / PLAN_JSON).exists():
+        for path in partial.glob(f"*{RECORD_ENDING}"):
+            path.unlink()
+    for name in (PLAN_JSON, _LOCK):
+        (partial / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it holds what somebody else put there
+        partial.rmdir()
+
+
+def _is_free(out: Path) -> bool:
+    """Return whether a folder holds nothing but what an interrupted run has left; its plan is compared later."""
+    partial = out / _PARTIAL
+    if not out.is_dir():
+        return False
+    if (partial / PLAN_JSON).exists():
+        return True
+    lies_there = [*(path for path in out.iterdir() if path != partial), *partial.glob("*")]
+    return all(path.name == _LOCK or is_temporary(path.name) for path in lies_there)
+
+
+def _finished(out: Path) -> str:
+    return f"{out} already holds a finished dataset; remove it, or choose another folder"
+
+
+@contextlib.contextmanager
+def _exclusive(partial: Path) -> Iterator[None]:
+    """Hold the folder's lock; the kernel releases it when the process dies, however it dies."""
+    with open(partial / _LOCK, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another run is writing {partial.parent}; wait for it, or stop it first") from error
+        yield
+
+
+def _plan_document(
+    source: Source, listing: Listing, splits: dict[str, pa.Table], config: ShardingConfig
+) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for table in splits.values():
+        for column in table.combine_chunks().columns:
+            for chunk in column.chunks:
+                for buffer in filter(None, chunk.buffers()):
+                    digest.update(buffer)
+    return {
+        "format_version": FORMAT_VERSION,
+        "layout": source.layout,
+        "classes": [asdict(entry) for entry in listing.classes],
+        "rows": {split: table.num_rows for split, table in splits.items()},
+        "rows_sha256": digest.hexdigest(),
+        **config.document(),
+    }
+
+
+def _check_plan(partial: Path, plan: dict[str, Any]) -> None:
+    """Write the plan, or check that an interrupted run had the same one."""
+    path = partial / PLAN_JSON
+    if not path.exists():
+        write_json(path, plan)
+        return
+    try:
+        before = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is not the plan of an interrupted run; choose another folder") from error
+    changed = sorted(name for name in plan.keys() | before.keys() if plan.get(name) != before.get(name))
+    if changed:
+        raise InputError(
+            f"{partial.parent} holds an interrupted run with other {', '.join(changed)}; "
+            f"run it again as before, or remove the folder"
+        )
+
+
+def _publish(
+    out: Path,
+    partial: Path,
+    inventory: Inventory,
+    listing: Listing,
+    splits: dict[str, pa.Table],
+    config: ShardingConfig,
+    tasks: list[ShardTask],
+) -> dict[str, Any]:
+    """Merge the shards' records into manifests, statistics and `dataset.json`."""
+    records = [ShardRecord.load(partial, task.name) for task in tasks]
+    num_planned = sum(table.num_rows for table in splits.values())
+    rejects = pa.concat_tables([record.rejects for record in records])
+    num_stored = sum(record.manifest.num_rows for record in records)
+    if num_stored + rejects.num_rows != num_planned:
+        raise RuntimeError(f"{num_planned} samples in, but {num_stored} stored and {rejects.num_rows} rejected")
+    if rejects.num_rows > config.max_rejects * num_planned:
+        raise InputError(_too_many_rejects(rejects, num_planned, config.max_rejects))
+    files = {name: asdict(written) for record in records for name, written in record.files.items()}
+
+    def add_file(name: str) -> None:
+        files[name] = {"num_bytes": (out / name).stat().st_size, "sha256": sha256_file(out / name)}
+
+    counts, stored = {}, {}
+    for split in splits:
+        parts = [(task, record) for task, record in zip(tasks, records, strict=True) if task.split == split]
+        stored[split] = pa.concat_tables([record.manifest for _, record in parts])
+        if stored[split].num_rows == 0:
+            raise InputError(f"every picture of {split} was rejected: {reject_counts(rejects)}")
+        write_table(out / manifest_path(split), stored[split].select(MANIFEST_SCHEMA.names))
+        add_file(manifest_path(split))
+        num_shards = sum(record.manifest.num_rows > 0 for _, record in parts)
+        counts[split] = {"num_samples": stored[split].num_rows, "num_shards": num_shards}
+    class_rows = [{"class_index": i, "wnid": c.wnid, "name": c.name} for i, c in enumerate(listing.classes)]
+    write_table(out / CLASSES_PARQUET, pa.Table.from_pylist(class_rows, schema=CLASSES_SCHEMA))
+    write_table(out / REJECTS_PARQUET, rejects)
+    write_table(out / HISTOGRAMS_PARQUET, histograms(stored))
+    # Not among the files that dataset.json names: what lies beside the pictures leaves the dataset the same one.
+    write_json(out / INVENTORY_JSON, inventory.document())
+    sums = PixelSums()
+    for task in tasks:
+        if task.split == "train":
+            sums += ShardRecord.load_sums(partial, task.name)
+    manifest_sha256 = files[manifest_path("train")]["sha256"]
+    write_json(out / COLOR_JSON, color_document(sums, config.encoding.resize_rule, manifest_sha256))
+    mean_image = sums.mean_image_HWC()
+    if mean_image is not None:
+        with atomic_file(out / MEAN_IMAGE_NPY) as file:
+            np.save(file, mean_image)
+        add_file(MEAN_IMAGE_NPY)
+    for name in (CLASSES_PARQUET, REJECTS_PARQUET, COLOR_JSON, HISTOGRAMS_PARQUET):
+        add_file(name)
+    document = {
+        "format": FORMAT_NAME,
+        "format_version": FORMAT_VERSION,
+        "source_layout": inventory.layout,
+        **config.document(),
+        "num_classes": len(listing.classes),
+        "splits": counts,
+        "num_rejects": rejects.num_rows,
+        "files": dict(sorted(files.items())),
+    }
+    write_json(out / DATASET_JSON, document)
+    return document
+
+
+def reject_counts(rejects: pa.Table) -> str:
+    """Say how many pictures were rejected for which reason."""
+    counted = rejects.group_by("reason").aggregate([("reason", "count")]).sort_by("reason").to_pylist()
+    return ", ".join(f"{row['reason_count']} {row['reason']}" for row in counted)
+
+
+def _too_many_rejects(rejects: pa.Table, num_planned: int, max_rejects: float) -> str:
+    first = rejects.slice(0, 1).to_pylist()[0]
+    return (
+        f"{rejects.num_rows} of {num_planned} pictures were rejected ({reject_counts(rejects)}; "
+        f"first: {first['source']}: {first['detail']}), more than --max-rejects {max_rejects:g}; "
+        f"raise the limit, or repair the source and remove the folder"
+    )

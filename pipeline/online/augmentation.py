@@ -1,0 +1,163 @@
+"""Random crop, flip and colour noise: counted, not drawn.
+
+The parameters of a sample are a pure function of (seed, epoch, sample id): the words of Philox4x32-10 under the key
+`seed` at the counter (sample id, epoch, stream). Whoever asks, on whichever worker, before or after a restart, gets
+the same parameters. `graph.py` and `reference.py` only apply them.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from pipeline.format.color import ColorBasis, ColorNoiseConvention
+from pipeline.online.philox import philox4x32, seed_key, split_words
+from pipeline.online.random_streams import CounterStream
+
+_ALPHA_RESOLUTION = 2.0**16
+Subtract = Literal["mean", "mean_image"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    """What happens to a stored picture on its way to the model.
+
+    Attributes:
+        crop_size: Side of the random (training) or centre (evaluation) crop in pixels; None: by `crop_fraction`.
+        crop_fraction: Part of the stored side, rounded down to an even number of pixels; the paper's 224 of 256 by
+            default.
+        flip: Mirror left-right with probability 1/2.
+        color_noise_sigma: Standard deviation of the colour noise's coefficients; 0 switches it off. The paper: 0.1.
+        color_noise_convention: See `pipeline.format.color`.
+        subtract: What the pixels become free of: the training set's mean colour (`mean`), or its mean picture, cut like
+            the crop (`mean_image`; the paper's). Both are in the dataset's statistics.
+        divide_by_std: Divide by the training set's standard deviation after subtracting its mean.
+    """
+
+    crop_size: int | None = None
+    crop_fraction: float = 7 / 8
+    flip: bool = True
+    color_noise_sigma: float = 0.1
+    color_noise_convention: ColorNoiseConvention = "fb"
+    subtract: Subtract = "mean"
+    divide_by_std: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            ValueError: Names the field, its value and what would be right.
+        """
+        if self.crop_size is not None and self.crop_size < 1:
+            raise ValueError(f"crop_size is {self.crop_size}; it must be at least 1, or None for a fraction")
+        if not 0 < self.crop_fraction <= 1:
+            raise ValueError(f"crop_fraction is {self.crop_fraction}; it must be above 0 and at most 1")
+        if self.color_noise_sigma < 0:
+            raise ValueError(f"color_noise_sigma is {self.color_noise_sigma}; it must not be negative")
+        known = get_args(ColorNoiseConvention)
+        if self.color_noise_convention not in known:
+            raise ValueError(f"color_noise_convention is {self.color_noise_convention!r}; known: {', '.join(known)}")
+        if self.subtract not in get_args(Subtract):
+            raise ValueError(f"subtract is {self.subtract!r}; known: {', '.join(get_args(Subtract))}")
+
+    def crop_of(self, stored_size: int) -> int:
+        """Return the crop's side for pictures stored at `stored_size` pixels.
+
+        Raises:
+            ValueError: The crop is larger than the stored pictures.
+        """
+        crop = self.crop_size if self.crop_size is not None else max(1, int(stored_size * self.crop_fraction) // 2 * 2)
+        if crop > stored_size:
+            raise ValueError(
+                f"crop_size is {crop}, but the pictures are stored at {stored_size}; at most {stored_size} fits"
+            )
+        return crop
+
+
+@dataclass(frozen=True)
+class AugmentationParameters:
+    """One row per sample.
+
+    Attributes:
+        crop_x_N: Offset of the crop from the left, int64, in [0, stored_size - crop_size].
+        crop_y_N: Offset from the top, likewise.
+        mirror_N: int32, 1 where the crop is mirrored left-right.
+        mean_N3: What is subtracted from the pixels, in grey levels, float32 (N, 3): the training set's mean (where its
+            mean picture is subtracted too: nothing) less the sample's colour noise, so that normalising and jittering
+            are one operation.
+    """
+
+    crop_x_N: np.ndarray
+    crop_y_N: np.ndarray
+    mirror_N: np.ndarray
+    mean_N3: np.ndarray
+
+
+def draw_parameters(
+    config: AugmentationConfig,
+    basis: ColorBasis,
+    stored_size: int,
+    seed: int,
+    epochs_N: np.ndarray,
+    sample_ids_N: np.ndarray,
+) -> AugmentationParameters:
+    """Return the training parameters of each (epoch, sample id); shapes in `AugmentationParameters`."""
+    words_N4 = _words(seed, epochs_N, sample_ids_N, CounterStream.GEOMETRY)
+    num_offsets = np.uint64(stored_size - config.crop_of(stored_size) + 1)
+    # A word times the number of offsets, upper half: uniform to within num_offsets / 2**32.
+    crop_x_N, crop_y_N = ((words_N4[:, i] * num_offsets >> np.uint64(32)).astype(np.int64) for i in (0, 1))
+    mirror_N = (words_N4[:, 2] >> np.uint64(31)).astype(np.int32) * np.int32(config.flip)
+    noise_N3 = np.zeros((len(sample_ids_N), 3))
+    if config.color_noise_sigma > 0:
+        alpha_N3 = _normals(_words(seed, epochs_N, sample_ids_N, CounterStream.COLOR)) * config.color_noise_sigma
+        # Transcendental functions differ by an ulp between processors; rounded, the coefficients are the same
+        # everywhere.
+        alpha_N3 = np.round(alpha_N3 * _ALPHA_RESOLUTION) / _ALPHA_RESOLUTION
+        noise_N3 = basis.noise(alpha_N3, config.color_noise_convention)
+    mean_N3 = (_mean(config, basis) - noise_N3).astype(np.float32)
+    return AugmentationParameters(crop_x_N, crop_y_N, mirror_N, mean_N3)
+
+
+def center_parameters(
+    config: AugmentationConfig, basis: ColorBasis, stored_size: int, num_samples: int
+) -> AugmentationParameters:
+    """Return the evaluation parameters: centre crop, no flip, no noise."""
+    offset = (stored_size - config.crop_of(stored_size)) // 2
+    offsets_N = np.full(num_samples, offset, dtype=np.int64)
+    mean_N3 = np.tile(_mean(config, basis).astype(np.float32), (num_samples, 1))
+    return AugmentationParameters(offsets_N, offsets_N, np.zeros(num_samples, dtype=np.int32), mean_N3)
+
+
+def divisor(config: AugmentationConfig, basis: ColorBasis) -> np.ndarray:
+    """Return what the mean-free pixels are divided by: float32 (3,), in grey levels; ones where nothing is."""
+    if not config.divide_by_std:
+        return np.ones(3, dtype=np.float32)
+    # A channel without any variation (a one-colour training set) stays as it is.
+    std_3 = basis.std_3 * basis.pixel_scale
+    return np.where(std_3 > 0, std_3, 1.0).astype(np.float32)
+
+
+def _mean(config: AugmentationConfig, basis: ColorBasis) -> np.ndarray:
+    return basis.mean_3 * basis.pixel_scale if config.subtract == "mean" else np.zeros(3)
+
+
+def _words(seed: int, epochs_N: np.ndarray, sample_ids_N: np.ndarray, stream: CounterStream) -> np.ndarray:
+    low_N, high_N = split_words(sample_ids_N)
+    epochs_low_N, _ = split_words(epochs_N)
+    counters_N4 = np.stack([low_N, high_N, epochs_low_N, np.full_like(low_N, stream)], axis=1)
+    return philox4x32(counters_N4, seed_key(seed)).astype(np.uint64)
+
+
+def _normals(words_N4: np.ndarray) -> np.ndarray:
+    """Turn four uniform words into three standard normals (Box and Muller 1958); float64 (N, 3)."""
+    uniform_N4 = (words_N4 + 0.5) / 2.0**32  # strictly inside (0, 1), so the logarithm is finite
+    radius_N2 = np.sqrt(-2.0 * np.log(uniform_N4[:, 0::2]))
+    angle_N2 = 2.0 * np.pi * uniform_N4[:, 1::2]
+    return np.stack(
+        [
+            radius_N2[:, 0] * np.cos(angle_N2[:, 0]),
+            radius_N2[:, 0] * np.sin(angle_N2[:, 0]),
+            radius_N2[:, 1] * np.cos(angle_N2[:, 1]),
+        ],
+        axis=1,
+    )

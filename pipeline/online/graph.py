@@ -1,0 +1,235 @@
+"""The DALI graph: bytes and parameters in, normalised images out. One graph for the CPU and the GPU.
+
+    feed (Python, order and parameters) -> decode -> [resize] -> crop + mirror + normalise + transpose
+
+The graph draws nothing by itself: crop, mirror and colour noise arrive as arguments. The colour noise is part of the
+per-sample `mean`, so normalising and jittering are one kernel. `device` and `decode` are the only differences between
+the back ends, in the four marked lines; and which kernel normalises, DALI's or, on a CPU, `crop_kernel.py`.
+"""
+
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.online.crop_kernel import run_function, set_up_function, settings
+from pipeline.online.reference import TEN_CROPS
+
+try:
+    from nvidia.dali import fn, math, pipeline_def, types
+    from nvidia.dali.pipeline import Pipeline
+    from nvidia.dali.plugin.numba import NumbaFunction
+except TypeError as error:  # DALI adds to docstrings
+    if sys.flags.optimize < 2:
+        raise
+    from pipeline.command import InputError
+
+    raise InputError("NVIDIA DALI can't be loaded without docstrings: leave out -OO, unset PYTHONOPTIMIZE") from error
+except ModuleNotFoundError as error:
+    from pipeline.command import InputError
+
+    raise InputError(
+        "NVIDIA DALI is not installed: pip install 'alexnet-at-scale[cuda13]' (or [cuda12]; both run without a GPU)"
+    ) from error
+
+Device = Literal["cpu", "gpu"]
+Decode = Literal["cpu", "mixed"]
+OutputType = Literal["float32", "float16"]
+Layout = Literal["NCHW", "NHWC"]
+Normalizer = Literal["kernel", "operator"]
+_TYPES = {"float32": types.FLOAT, "float16": types.FLOAT16}
+_EXPECTED_WARNINGS = (
+    "The external source node",  # ten crops have no use for the crop and the mirror that are fed
+    # By a process's first pipeline on a GPU. Debayering and remapping need that library, no operator of ours does.
+    r"nvidia-dali-cuda\d+ is no longer shipped with CUDA runtime.* NPP is typically",
+)
+Feed = Callable[[], tuple[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphConfig:
+    """What a graph is built for.
+
+    Attributes:
+        raw: Pixels are stored, not JPEGs.
+        whole: Whole pictures are stored, which are brought to squares of the stored size; else they are that already.
+        stored_size: Side of the square that crops are cut from, in pixels.
+        crop_size: Side of the output in pixels.
+        divisor_3: What mean-free pixels are divided by, float32 (3,), in grey levels.
+        mean_image_HWC: Subtracted beforehand, cut like the crop: float32 (stored_size, stored_size, 3), in grey levels.
+        ten_crops: Each picture gives `pipeline.online.reference.TEN_CROPS`, whatever crop and mirror it is fed with.
+        output_type: Of the output.
+        layout: Of the output in memory.
+        max_batch_size: Largest number of samples that the feed gives at once.
+        device: `cpu` or `gpu`: what crops, mirrors and normalises.
+        decode: What decodes JPEGs: `cpu`, or `mixed`: CPU and GPU of a graph for the GPU.
+        normalizer: What crops, mirrors and normalises: DALI's `operator`, or on a CPU the `kernel` of
+            `crop_kernel.py`, which takes a third of the time. The bits are the same.
+        device_id: Of the GPU; ignored for `cpu`.
+        num_threads: DALI's worker threads.
+        prefetch_batches: Batches prepared ahead of the one in use.
+    """
+
+    raw: bool
+    whole: bool
+    stored_size: int
+    crop_size: int
+    divisor_3: np.ndarray
+    mean_image_HWC: np.ndarray | None
+    ten_crops: bool
+    output_type: OutputType
+    layout: Layout
+    max_batch_size: int
+    device: Device
+    decode: Decode
+    normalizer: Normalizer
+    device_id: int
+    num_threads: int
+    prefetch_batches: int
+
+
+def build_graph(feed: Feed, config: GraphConfig) -> Pipeline:
+    """Define the pipeline and build it, which needs the device; see `define_graph`."""
+    return built(define_graph(feed, config))
+
+
+def built(pipeline: Pipeline) -> Pipeline:
+    """Build a pipeline and return it, without the warnings that DALI is expected to give."""
+    with warnings.catch_warnings():
+        for message in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        pipeline.build()
+    return pipeline
+
+
+def define_graph(feed: Feed, config: GraphConfig) -> Pipeline:
+    """Define the pipeline.
+
+    Args:
+        feed: Called once a batch; returns what the graph is fed with: a list of N arrays (uint8: a JPEG's bytes, or
+            pixels HWC), then arrays of N rows: crop_x and crop_y (float32, in [0, 1] of the free range), mirror
+            (int32), mean (float32, (N, 3), in grey levels). The arrays are not copied: they must live until the
+            batch is done. Raises StopIteration at the end.
+        config: See there.
+
+    Returns:
+        A pipeline with one output: (N, 3, crop_size, crop_size), or with ten crops (N, 10, ...), of the type and
+        layout asked for.
+    """
+    gpu = config.device == "gpu"
+
+    @pipeline_def(
+        batch_size=config.max_batch_size,
+        num_threads=config.num_threads,
+        device_id=config.device_id if gpu else None,  # differs by device
+        prefetch_queue_depth=config.prefetch_batches,
+        exec_dynamic=True,  # outputs own their memory: a batch lives as long as anyone holds it
+    )
+    def graph() -> Any:
+        content, crop_x, crop_y, mirror, mean = fn.external_source(
+            source=feed,
+            num_outputs=5,
+            batch=True,
+            no_copy=True,
+            layout=["HWC" if config.raw else "", "", "", "", ""],
+            dtype=[types.UINT8, types.FLOAT, types.FLOAT, types.INT32, types.FLOAT],
+            ndim=[3 if config.raw else 1, 0, 0, 0, 1],
+        )
+        return normalised(decoded(content, config), crop_x, crop_y, mirror, mean, config)
+
+    return graph()
+
+
+def decoded(content: Any, config: GraphConfig) -> Any:
+    """Define the first half: bytes, or raw pixels, to uint8 pixels HWC of the stored size on the graph's device."""
+    # All decoder flags that change pixels are pinned; oriented files were turned upright by the offline stage.
+    pixels = content
+    if not config.raw:
+        pixels = fn.decoders.image(
+            content,
+            device=config.decode,  # differs by device
+            output_type=types.RGB,
+            use_fast_idct=False,
+            jpeg_fancy_upsampling=True,
+            adjust_orientation=False,
+        )
+    if config.device == "gpu" and (config.raw or config.decode == "cpu"):
+        pixels = pixels.gpu()  # differs by device
+    if not config.whole:
+        return pixels
+    # The offline stage's rule: the centred square of the shorter side, antialiased.
+    height_width = fn.cast(fn.peek_image_shape(content, adjust_orientation=False), dtype=types.FLOAT)[0:2]
+    short = fn.reductions.min(height_width)
+    margins = math.floor((height_width - short) / 2)
+    return fn.resize(
+        pixels,
+        size=(config.stored_size, config.stored_size),
+        roi_start=margins,
+        roi_end=margins + short,
+        interp_type=types.INTERP_CUBIC,
+        antialias=True,
+    )
+
+
+def normalised(pixels: Any, crop_x: Any, crop_y: Any, mirror: Any, mean: Any, config: GraphConfig) -> Any:
+    """Define the second half: crop, mirror, normalise and lay out, in one kernel; of ten crops, each."""
+    if config.normalizer == "kernel":
+        return _by_kernel(pixels, crop_x, crop_y, mirror, mean, config)
+    if config.mean_image_HWC is not None:
+        mean_image = types.Constant(
+            config.mean_image_HWC,
+            layout="HWC",
+            device=config.device,  # differs by device
+        )
+        pixels = fn.cast(pixels, dtype=types.FLOAT) - mean_image
+    if not config.ten_crops:
+        return _by_operator(pixels, crop_x, crop_y, mirror, mean, config)
+    free = max(1, config.stored_size - config.crop_size)
+    halves = [free * half // 2 / free for half in range(3)]
+    crops = (_by_operator(pixels, halves[x], halves[y], mirrored, mean, config) for x, y, mirrored in TEN_CROPS)
+    return fn.stack(*crops)
+
+
+def _by_operator(pixels: Any, crop_x: Any, crop_y: Any, mirror: Any, mean: Any, config: GraphConfig) -> Any:
+    return fn.crop_mirror_normalize(
+        pixels,
+        crop=(config.crop_size, config.crop_size),
+        crop_pos_x=crop_x,
+        crop_pos_y=crop_y,
+        mirror=mirror,
+        mean=mean,
+        std=config.divisor_3.tolist(),
+        dtype=_TYPES[config.output_type],
+        output_layout=config.layout[1:],
+    )
+
+
+class _CompiledFunction(NumbaFunction):
+    """DALI's `numba_function`, which would compile at each graph's start, of C functions that are compiled already."""
+
+    def _get_run_fn_cpu(self, run_fn: Any, *_: Any) -> int:
+        return int(run_fn.address)
+
+    def _get_setup_fn_cpu(self, setup_fn: Any) -> int:
+        return int(setup_fn.address)
+
+
+def _by_kernel(pixels: Any, crop_x: Any, crop_y: Any, mirror: Any, mean: Any, config: GraphConfig) -> Any:
+    crops = TEN_CROPS if config.ten_crops else ()
+    side, channels_last = config.crop_size, config.layout == "NHWC"
+    shape = (side, side, 3) if channels_last else (3, side, side)
+    output_shape = (len(crops), *shape) if crops else shape
+    normalise = _CompiledFunction(
+        run_fn=run_function(),
+        setup_fn=set_up_function(*output_shape),
+        in_types=[types.UINT8, types.FLOAT, types.FLOAT, types.INT32, types.FLOAT, types.FLOAT],
+        ins_ndim=[3, 0, 0, 0, 1, 1],
+        out_types=[types.FLOAT],
+        outs_ndim=[len(output_shape)],
+    )
+    shared = types.Constant(settings(config.divisor_3, channels_last, crops, config.mean_image_HWC))
+    images = normalise(pixels, crop_x, crop_y, mirror, mean, shared)
+    return images if config.output_type == "float32" else fn.cast(images, dtype=_TYPES[config.output_type])

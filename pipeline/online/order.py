@@ -1,0 +1,99 @@
+"""The order of training samples: a pure function of (seed, number of samples), with no world size in it.
+
+Training reads an endless stream of positions. Position p belongs to epoch p // num_samples and is sample
+`permutation(seed, epoch)[p % num_samples]`. The global batch of step k holds positions [k*G, (k+1)*G); a rank takes its
+part of it at the moment of use:
+
+    positions   0 1 2 3 4 5 6 7 8 9 | 10 11 12 ...      G = 10
+    world 1     0 0 0 0 0 0 0 0 0 0 |
+    world 2     0 0 0 0 0 1 1 1 1 1 |
+    world 3     0 0 0 1 1 1 2 2 2 2 |                   uneven, never padded, never dropped
+
+so that the only state of a run is the number of samples seen. `stream_order.py` has another order, with the same
+property, for shards that are best read one after another.
+"""
+
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+_MAX_CACHED_EPOCHS = 3
+
+
+def permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
+    """Return the order in which one epoch reads its samples.
+
+    The samples are sorted by 64-bit keys, the raw output of NumPy's Philox bit generator under the key (seed,
+    epoch): raw bit streams are stable between NumPy releases, `Generator.permutation` is not (NEP 19). Equal keys
+    keep the samples' order.
+
+    Args:
+        seed: Of the run, 0 <= seed < 2**64.
+        epoch: 0, 1, 2, ... below 2**32; or, for an order that no epoch reads, an `OrderStream`.
+        num_samples: Of the split.
+
+    Returns:
+        int64 sample ids, shape (num_samples,).
+    """
+    keys = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(num_samples)
+    return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
+
+
+def rank_slice(
+    first_position: int, global_batch_size: int, rank: int, world_size: int, group_size: int = 1
+) -> tuple[int, int]:
+    """Return the half-open range of positions that a rank reads of the global batch that begins at `first_position`.
+
+    The ranges of all ranks join to [first_position, first_position + G) without gap or overlap. They are whole groups
+    of `group_size` positions, which divides G, and differ by one group at most.
+    """
+    num_groups = global_batch_size // group_size
+    return (
+        first_position + rank * num_groups // world_size * group_size,
+        first_position + (rank + 1) * num_groups // world_size * group_size,
+    )
+
+
+class SampleOrder:
+    """Maps positions of the endless stream to sample ids.
+
+    An epoch's order is computed by a thread, as soon as the epoch before it is in use.
+    """
+
+    def __init__(self, num_samples: int, seed: int) -> None:
+        """Take the two numbers that define the order; see `permutation` for their ranges."""
+        if num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples}; an order needs at least one sample")
+        self.num_samples = num_samples
+        self.seed = seed
+        self._epochs: OrderedDict[int, Future[np.ndarray]] = OrderedDict()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="order")
+
+    def sample_ids(self, positions: np.ndarray) -> np.ndarray:
+        """Return the int64 sample id of each position; same shape as `positions`, which may straddle epochs."""
+        epochs, places = np.divmod(positions, self.num_samples)
+        ids = np.empty(positions.shape, dtype=np.int64)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            ids[chosen] = self._epoch(int(epoch))[places[chosen]]
+        return ids
+
+    def rank_positions(
+        self, first_position: int, global_batch_size: int, rank: int, world_size: int, group_size: int = 1
+    ) -> np.ndarray:
+        """Return the int64 positions that a rank reads of the global batch that begins at `first_position`."""
+        first, end = rank_slice(first_position, global_batch_size, rank, world_size, group_size)
+        return np.arange(first, end, dtype=np.int64)
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        return permutation(self.seed, epoch, self.num_samples)
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        for number in (epoch, epoch + 1):
+            if number not in self._epochs:
+                self._epochs[number] = self._thread.submit(self._epoch_order, number)
+            self._epochs.move_to_end(number)
+        while len(self._epochs) > _MAX_CACHED_EPOCHS:
+            self._epochs.popitem(last=False)
+        return self._epochs[epoch].result()

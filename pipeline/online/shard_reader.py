@@ -1,0 +1,155 @@
+"""Samples by their ids: memory-mapped shards behind the manifest's columns."""
+
+import functools
+import mmap
+import os
+import weakref
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from pipeline.command import InputError
+from pipeline.dataset import Dataset
+from pipeline.format.manifest import NPY_HEADER_BYTES
+from pipeline.online.shard_maps import SHARD_MAPS, MappedShard
+from pipeline.system.os_errors import is_out_of_reach, limit_of, mending
+
+OnBadSample = Literal["error", "skip-and-count"]
+
+
+class ChangedSample(InputError):
+    """A sample whose bytes are not those that were written."""
+
+
+class ShardReader:
+    """Reads the pictures of one split; each read is checked against the manifest's hash.
+
+    Attributes:
+        num_samples: Of the split.
+        class_indices: int64 (num_samples,), by sample id.
+        on_bad_sample: With `error`, a shard that is missing, or is shorter or longer than it was, is refused when it is
+            first used. Else only those of its samples that are not whole raise `ChangedSample`.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, on_bad_sample: OnBadSample = "error") -> None:
+        """Read the manifest's columns; shards are mapped when first used."""
+        self._dataset, self._split, self._folder, self.on_bad_sample = dataset, split, dataset.path, on_bad_sample
+        self._raw = dataset.member == "npy"
+        columns = ["shard", "offset", "num_bytes", "class_index", "hash", *(["width", "height"] if self._raw else [])]
+        table = dataset.manifest(split, columns)
+        self.num_samples = table.num_rows
+        shards = table["shard"].combine_chunks().dictionary_encode()
+        self._shard_names: list[str] = shards.dictionary.to_pylist()
+        self._shard_indices = shards.indices.to_numpy()
+        self._offsets = table["offset"].to_numpy()
+        self._lengths = table["num_bytes"].to_numpy()
+        self._hashes = table["hash"].to_numpy()
+        if self._raw:
+            self._sizes = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], axis=1)
+        self.class_indices = table["class_index"].to_numpy().astype(np.int64)
+        del table, shards
+        pa.default_memory_pool().release_unused()  # else the names of a million shards would stay
+        self._maps: dict[int, MappedShard] = {}
+        SHARD_MAPS.join(self._maps, [dataset.num_bytes(name) for name in self._shard_names])
+        weakref.finalize(self, SHARD_MAPS.leave, self._maps)
+
+    def read(self, sample_id: int) -> np.ndarray:
+        """Return one picture: uint8, a JPEG's bytes (num_bytes,) or pixels (H, W, 3).
+
+        It is a view into the mapped shard, or a copy where a map must not outlive its turn (`shard_maps.py`).
+
+        Raises:
+            InputError: The shard can't be read, or is not as long as it was.
+            ChangedSample: The bytes are not those that were written.
+        """
+        shard = int(self._shard_indices[sample_id])
+        _, content = self._maps.get(shard) or self._map(shard)
+        first, length = int(self._offsets[sample_id]), int(self._lengths[sample_id])
+        data = content[first : first + length]
+        if xxhash.xxh3_64_intdigest(data.data) != int(self._hashes[sample_id]):
+            raise ChangedSample(
+                f"sample {self._keys[sample_id].as_py()} of {self._folder / self._shard_names[shard]} has changed "
+                f"since it was written; restore the file, or shard again"
+            )
+        if SHARD_MAPS.gives_way:
+            data = data.copy()
+        if self._raw:
+            height, width = self._sizes[sample_id]
+            return data[NPY_HEADER_BYTES:].reshape(height, width, 3)
+        return data
+
+    def prefetch(self, sample_ids: np.ndarray) -> None:
+        """Ask the kernel to read these samples' bytes ahead; returns at once."""
+        for shard, first, length in zip(
+            self._shard_indices[sample_ids].tolist(),
+            self._offsets[sample_ids].tolist(),
+            self._lengths[sample_ids].tolist(),
+            strict=True,
+        ):
+            mapped, content = self._maps.get(shard) or self._map(shard)
+            start, end = first // mmap.PAGESIZE * mmap.PAGESIZE, first + length
+            if mapped is not None and 0 <= start < end <= len(content):
+                mapped.madvise(mmap.MADV_WILLNEED, start, end - start)
+
+    def num_samples_gone(self, sample_id: int) -> int:
+        """Return how many samples to skip from one that can't be read: 1, or the rest of its shard if that is gone."""
+        if len(self._map(int(self._shard_indices[sample_id])).content):
+            return 1
+        end = np.searchsorted(self._shard_ends, sample_id, side="right")
+        return int(self._shard_ends[end]) - sample_id
+
+    def shard_lengths(self) -> list[int]:
+        """Return the number of samples of each shard, in the order of their sample ids."""
+        return np.bincount(self._shard_indices).tolist()
+
+    @functools.cached_property
+    def _shard_ends(self) -> np.ndarray:
+        """Sample ids before which the shard changes, and the number of samples."""
+        return np.append(np.flatnonzero(np.diff(self._shard_indices)) + 1, self.num_samples)
+
+    @functools.cached_property
+    def _keys(self) -> pa.ChunkedArray:
+        """Of all samples; read when the first is to be named."""
+        return self._dataset.manifest(self._split, ["key"])["key"]
+
+    def _map(self, shard: int) -> MappedShard:
+        if (mapped := self._maps.get(shard)) is not None:
+            return mapped
+        try:
+            return SHARD_MAPS.keep(self._maps, shard, functools.partial(self._open, shard))
+        except OSError as error:
+            path = self._folder / self._shard_names[shard]
+            if limit := limit_of(error):
+                raise InputError(f"shard {path} can't be mapped: {error.strerror}; {limit}") from error
+            if is_out_of_reach(error):
+                raise
+            raise InputError(f"shard {path} can't be read: {error.strerror}; {mending(error)}") from error
+
+    def _open(self, shard: int) -> MappedShard:
+        """Map a shard. Where bad samples are skipped, a missing one counts as empty.
+
+        Raises:
+            InputError: It is not as long as it was, and bad samples are not skipped.
+            OSError: It can't be read.
+        """
+        name, skips = self._shard_names[shard], self.on_bad_sample == "skip-and-count"
+        path, expected = self._folder / name, self._dataset.num_bytes(name)
+        try:
+            with open(path, "rb") as file:
+                found = os.fstat(file.fileno()).st_size
+                if found != expected and not skips:
+                    raise InputError(
+                        f"shard {path} has {found} bytes, {expected} when it was written; restore it, or shard again"
+                    )
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if found else None
+        except FileNotFoundError:
+            if not skips:
+                raise
+            mapped = None
+        if mapped is None:
+            return MappedShard(None, np.empty(0, dtype=np.uint8))
+        mapped.madvise(mmap.MADV_RANDOM)  # what is read next is known: the kernel need not guess
+        # Views of an array, unlike those of a memoryview, are nothing that the garbage collector has to follow.
+        return MappedShard(mapped, np.frombuffer(mapped, dtype=np.uint8))

@@ -1,0 +1,1 @@
+"""Synthetic pictures, and the ImageNet archives that are made of them."""

@@ -1,0 +1,144 @@
+"""How Ray is entered: one of this process's own is locked with a private token, a running one keeps its own rules.
+
+No variable is set before a session begins, and a session leaves none behind.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from pipeline.command import InputError, raise_terminated
+from pipeline.system.ray_token import private_token
+from pipeline.system.surroundings import folder_for_sockets, holds_sockets, variables_set, without_proxy
+
+# Nothing is reported to anyone. Ray Train's print patch would double every line, and its watcher of preemptions costs
+# a launch a second. Ray reads these when it needs them, not as it is imported.
+_DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+# A local Ray starts no workers that nobody has asked for, and its workers have the priority of any other process. It
+# collects no metrics, does not look for new log files ten times a second, and keeps no history of tasks and of its
+# node's load: only a dashboard would show them, and on two cores they cost the workers time.
+_LOCAL_DEFAULTS = {
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_enable_metrics_collection": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": "60",
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "RAY_task_events_report_interval_ms": "0",
+}
+_ALSO_CHANGED = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS", "TMPDIR")
+_CONNECT_SECONDS = 10.0
+_SOCKET_BYTES = 80  # ray-USER/session_DATE_TIME_PID/sockets/plasma_store, with a number at its end
+_SIGN_OF_A_REFUSAL = "InvalidAuthToken"  # in Ray's messages where it keeps the exception of its own for itself
+_OWN_TOKEN = private_token()["RAY_AUTH_TOKEN"]  # one for this process: Ray keeps the first one that it has read
+
+
+@contextlib.contextmanager
+def ray_session(address: str) -> Iterator[None]:
+    """Enter Ray, and leave it at the end.
+
+    Args:
+        address: `local` starts a Ray of this process's own, without a dashboard; `auto` joins the running cluster: that
+            of a submitted job (RAY_ADDRESS), else this machine's.
+
+    Raises:
+        InputError: No cluster answers, or it does not let this process in.
+    """
+    defaults = _DEFAULTS | _LOCAL_DEFAULTS if address == "local" else _DEFAULTS
+    defaults = {name: value for name, value in defaults.items() if name not in os.environ}
+    with variables_set(defaults | without_proxy(os.environ), *_ALSO_CHANGED):
+        if address == "local":
+            _start_local()
+        else:
+            _join(address)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, raise_terminated)  # Ray has put its own in place, which aborts the process
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def has_cluster() -> bool:
+    """Return whether RAY_ADDRESS names a cluster to join; empty or `local` it does not."""
+    return os.environ.get("RAY_ADDRESS", "").strip() not in ("", "local")
+
+
+def _start_local() -> None:
+    # Ray has read a stated mode as it was imported. Without one, a new local Ray turns to the token that it finds.
+    os.environ.pop("RAY_AUTH_MODE", None)
+    os.environ["RAY_AUTH_TOKEN"] = _OWN_TOKEN
+    # It would say so each time, and how to do without.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    os.environ.pop("RAY_ADDRESS", None)  # empty, or `local`: processes that Ray starts would look for a cluster there
+    options = _temporary_folder()
+    if options:  # Ray's processes have sockets of their own there
+        os.environ["TMPDIR"] = str(Path(options["_temp_dir"]).parent)
+    _init("local", include_dashboard=False, **options)
+
+
+def _join(address: str) -> None:
+    cluster = os.environ.get("RAY_ADDRESS", "").strip()
+    if not cluster:
+        os.environ.pop("RAY_ADDRESS", None)  # empty
+    _check_address(cluster)
+    try:
+        host, _, port = cluster.removeprefix("ray://").rpartition(":")
+        if host:  # a dead address is told here at once; Ray would try for minutes
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+        _init(address)
+    except (OSError, ValueError, ray.exceptions.AuthenticationError) as error:
+        at = f"at RAY_ADDRESS={cluster}" if cluster else "here"
+        if isinstance(error, ray.exceptions.AuthenticationError) or _SIGN_OF_A_REFUSAL in str(error.__cause__):
+            raise InputError(
+                f"the Ray cluster {at} wants a token that this process does not give; set RAY_AUTH_MODE=token and copy "
+                "~/.ray/auth_token from the cluster's head"
+            ) from error
+        next_step = "start it, or unset the variable" if cluster else "run `ray start --head`"
+        raise InputError(f"no Ray cluster answers {at}; {next_step}") from error
+
+
+def _check_address(address: str) -> None:
+    """Raise InputError where RAY_ADDRESS can't be the address of a running cluster.
+
+    Empty counts as unset, `auto` as this machine's.
+    """
+    if address in ("", "auto"):
+        return
+    if address.startswith(("http://", "https://")):
+        raise InputError(
+            f"RAY_ADDRESS={address} is the address of a job server, which takes jobs: `ray job submit --address "
+            f"{address} --working-dir . -- python ...`; to join the cluster from here, set RAY_ADDRESS=HOST:6379, or "
+            "`auto` on one of its nodes"
+        )
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not (port.isdigit() and 0 < int(port) < 65536):
+        raise InputError(
+            f"RAY_ADDRESS={address} is not an address of a running cluster; set HOST:6379, or `auto` on one of its "
+            "nodes, or unset it"
+        )
+
+
+def _temporary_folder() -> dict[str, str]:
+    """Return an option that says where a local Ray keeps logs and sockets, where Ray's own choice would not do."""
+    chosen = Path(os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp")))
+    if chosen.is_absolute() and holds_sockets(chosen, _SOCKET_BYTES):
+        return {}
+    return {"_temp_dir": str(folder_for_sockets(_SOCKET_BYTES) / f"ray-{os.getuid()}")}
+
+
+def _init(address: str, **options: Any) -> None:
+    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **options)

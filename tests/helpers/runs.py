@@ -1,0 +1,44 @@
+"""Runs of the worker loop, for tests: a small recipe, the recipes' stored sizes, and what stands in a run's log."""
+
+import json
+
+import torch
+
+from cluster.run.config import TrainingConfig
+from cluster.run.run_folder import RunFolder
+from cluster.worker.world import World
+from jobs.recipes import RECIPES
+from model.alexnet import ModelConfig
+from model.optim import OptimizerConfig
+from pipeline.embedded import STORED_SIZE
+from pipeline.online.augmentation import AugmentationConfig
+
+ALONE = World(0, 1, torch.device("cpu"))
+CONFIG = TrainingConfig(
+    name="test",
+    model=ModelConfig(name="alexnet_small"),
+    optimizer=OptimizerConfig(learning_rate=0.01, warmup=0.2, schedule="cosine"),
+    augmentation=AugmentationConfig(crop_size=28),
+    global_batch_size=12,
+    num_epochs=3,  # 10 steps of 12 over 41 samples, with batches that straddle epochs
+    precision="float64",
+    checkpoint_interval=4,
+)
+IMAGENET_SIZE = 256
+STORED_SIZES = dict.fromkeys(RECIPES, IMAGENET_SIZE) | {  # side of the stored pictures, by recipe
+    "small_demo": 28,
+    "synthetic_demo": STORED_SIZE,
+    "mnist_tutorial": 28,
+    "cifar_tutorial": 32,
+}
+
+
+def entries(run: RunFolder, kind: str) -> list[dict]:
+    """Return the log's entries of a kind."""
+    lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def losses(run: RunFolder) -> list[float]:
+    """Return each step's loss."""
+    return [loss for line in entries(run, "step") for loss in line["losses"]]

@@ -1,0 +1,57 @@
+"""Workers of torch.distributed, for tests: processes that train or evaluate a run together on this machine.
+
+Each is `python worker_process.py RANK WORLD_SIZE PORT train|train-stopped|evaluate ARGUMENT...`.
+"""
+
+import dataclasses
+import itertools
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from cluster.worker import evaluation
+from cluster.worker.evaluation_files import evaluate_run
+from cluster.worker.training import train
+from cluster.worker.world import World
+from pipeline.paths import CHECKOUT
+
+
+def run_workers(world_size: int, *arguments: str | Path) -> None:
+    """Run that many workers to their end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(CHECKOUT)}
+    commands = [
+        [sys.executable, __file__, *map(str, (rank, world_size, port, *arguments))] for rank in range(world_size)
+    ]
+    workers = [subprocess.Popen(command, env=environment) for command in commands]
+    assert [worker.wait(timeout=120) for worker in workers] == [0] * world_size
+
+
+def main() -> None:
+    rank, world_size, port = (int(argument) for argument in sys.argv[1:4])
+    task, dataset, run, *rest = sys.argv[4:]
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    world = World(rank, world_size, torch.device("cpu"))
+    if task == "train-stopped":  # of three steps and an evaluation of batches of 2, the last worker wants to end it
+        evaluation.BATCH_SIZE = 2
+        questions = itertools.count(1)
+        if rank == world_size - 1:
+            world = dataclasses.replace(world, wants_to_stop=lambda: next(questions) > 4)
+    if task.startswith("train"):
+        micro_batch_size = int(rest[0]) if rest else None
+        train(Path(dataset), Path(run), world, micro_batch_size)
+    else:
+        split, crops, out = rest
+        evaluate_run(Path(dataset), Path(run), split, crops, Path(out), world)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

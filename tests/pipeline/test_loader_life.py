@@ -1,0 +1,107 @@
+"""How loaders end: nobody holds them, their process ends, or it is killed; and nothing of them is left."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from pipeline.loader import LoaderConfig, TrainLoader
+from pipeline.online import feed
+
+
+def test_a_loader_that_nobody_holds_ends_its_thread(raw_dataset):
+    before = set(threading.enumerate())
+    loader = TrainLoader(raw_dataset, global_batch_size=8)
+    next(loader)
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "loader" and thread not in before]
+    del loader
+    gc.collect()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
+UNCLOSED = """
+import sys
+from pipeline.dataset import Dataset
+from pipeline.loader import TrainLoader
+loader = TrainLoader(Dataset.open(sys.argv[1]), global_batch_size=8)
+next(loader)
+if sys.argv[2] == "raise":
+    raise KeyboardInterrupt
+"""
+
+
+@pytest.mark.parametrize(("how", "status"), [("end", 0), ("raise", -signal.SIGINT)])
+def test_a_process_ends_though_its_loader_was_not_closed(raw_dataset, how, status):
+    command = [sys.executable, "-c", UNCLOSED, str(raw_dataset.path), how]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert answer.returncode == status, answer.stderr
+
+
+TWO_LOADERS = """
+import sys
+from pipeline.dataset import Dataset
+from pipeline.loader import EvalLoader, TrainLoader
+dataset = Dataset.open(sys.argv[1])
+loaders = TrainLoader(dataset, global_batch_size=8), EvalLoader(dataset, "val", batch_size=4)
+for loader in loaders:
+    next(loader)
+print("running", flush=True)
+while True:
+    next(loaders[0])
+"""
+
+
+def test_nothing_is_left_of_loaders_whose_process_is_killed(raw_dataset, tmp_path):
+    def shared_memory():
+        return {path.name for path in Path("/dev/shm").iterdir()}
+
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    before = shared_memory()
+    process = subprocess.Popen(
+        [sys.executable, "-c", TWO_LOADERS, str(raw_dataset.path)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"TMPDIR": str(temporary)},
+        start_new_session=True,
+    )
+    with process:
+        assert process.stdout.readline() == b"running\n"
+        while_it_ran = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert psutil.wait_procs(while_it_ran, timeout=10)[1] == []
+    in_session = [each for each in psutil.process_iter() if _session(each.pid) == process.pid]
+    assert in_session == []
+    assert shared_memory() - before == set()
+    assert list(temporary.iterdir()) == []
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
+
+
+@pytest.mark.parametrize(("device", "chosen"), [("gpu", [("loader", 3)]), ("cpu", [])])
+def test_the_thread_works_on_the_loaders_gpu(raw_dataset, monkeypatch, device, chosen):
+    calls = []
+
+    def build(fed, config):
+        assert calls == chosen  # before anything is built
+        raise StopIteration
+
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: calls.append((threading.current_thread().name, index)))
+    monkeypatch.setattr(feed, "build_graph", build)
+    loader = TrainLoader(raw_dataset, global_batch_size=8, config=LoaderConfig(device=device, device_id=3))
+    with pytest.raises(StopIteration):
+        next(loader)
+    assert calls == chosen

@@ -1,0 +1,81 @@
+"""The arrows of the architecture, checked in a fresh process: what a module loads is what it really needs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.paths import CHECKOUT
+
+LIGHT = ["order", "augmentation", "reference", "color", "manifest", "philox", "random_streams"]
+PROBE = "import sys, importlib; importlib.import_module(sys.argv[1]); sys.stdout.write(' '.join(sys.modules))"
+
+
+def _loaded(module: str) -> set[str]:
+    answer = subprocess.run(
+        [sys.executable, "-c", PROBE, module], capture_output=True, text=True, check=True, cwd=CHECKOUT
+    )
+    return set(answer.stdout.split())
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_the_specification_loads_neither_torch_nor_dali_nor_ray(name):
+    assert not {"torch", "nvidia.dali", "ray"} & _loaded(f"pipeline.{name}")
+
+
+def test_the_ledgers_files_need_neither_torch_nor_ray():
+    assert not {"torch", "nvidia.dali", "ray"} & _loaded("cluster.run.ledger_files")
+
+
+@pytest.mark.parametrize(
+    "module", ["pipeline.loader", "model.alexnet", "cluster.worker.training", "cluster.launch.node_checks"]
+)
+def test_only_the_launcher_loads_ray(module):
+    assert "ray" not in _loaded(module)
+
+
+def test_what_looks_at_a_node_is_light():
+    assert not {"torch", "nvidia.dali", "pyarrow"} & _loaded("cluster.launch.ray_node_checks")
+
+
+IMPORT_ALL = """
+import os, pkgutil, sys, cv2, nvidia.dali, ray.train, torch  # what libraries set is theirs
+before = dict(os.environ)
+import pipeline, model, cluster, jobs
+from pipeline.paths import CHECKOUT
+for package in (pipeline, model, cluster, jobs):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        __import__(module.name)
+names = before.keys() | os.environ.keys()
+sys.stdout.write(" ".join(name for name in names if before.get(name) != os.environ.get(name)))
+"""
+
+
+def test_no_module_sets_a_variable_of_the_environment_as_it_is_imported():
+    answer = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL], capture_output=True, text=True, check=True, cwd=CHECKOUT
+    )
+    assert answer.stdout == ""
+
+
+def test_pipeline_and_model_do_not_load_each_other():
+    assert not any(name.split(".")[0] == "pipeline" for name in _loaded("model.alexnet"))
+    assert not any(name.split(".")[0] == "model" for name in _loaded("pipeline.loader"))
+
+
+def test_import_contracts_hold():
+    answer = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-cache"], capture_output=True, text=True, cwd=CHECKOUT
+    )
+    assert answer.returncode == 0, answer.stdout
+
+
+def test_no_file_is_longer_than_400_lines():
+    files = [
+        path
+        for folder in ("pipeline", "model", "cluster", "jobs", "tests")
+        for path in (CHECKOUT / folder).rglob("*.py")
+    ]
+    assert len(files) > 40
+    assert [str(path) for path in files if len(path.read_text().splitlines()) > 400] == []

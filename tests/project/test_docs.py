@@ -1,0 +1,98 @@
+"""The documents tell the truth: commands have help and stand in the README, links and paths lead somewhere."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.paths import CHECKOUT
+
+FOLDERS = ("pipeline", "model", "cluster", "jobs", "tests", "docs", "benchmarks", "examples")
+DOCUMENTS = [*CHECKOUT.glob("*.md"), *(path for folder in FOLDERS for path in (CHECKOUT / folder).rglob("*.md"))]
+COMMANDS = sorted(
+    path
+    for folder in ("pipeline", "cluster", "jobs")
+    for path in (CHECKOUT / folder).glob("*.py")
+    if "run_command(main)" in path.read_text()
+)
+FORMAT = CHECKOUT / "docs" / "dataset_format.md"
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(CHECKOUT))
+
+
+def _module(path: Path) -> str:
+    return ".".join(path.relative_to(CHECKOUT).with_suffix("").parts)
+
+
+def test_the_commands_and_documents_are_found():
+    assert {"pipeline/shard.py", "jobs/train.py"} <= {_name(path) for path in COMMANDS}
+    assert {"README.md", "CHANGELOG.md", "docs/architecture.md"} <= {_name(path) for path in DOCUMENTS}
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=_name)
+def test_a_command_has_help(path):
+    # Without a cache folder, a command that goes to work instead of showing its help fails at once.
+    environment = os.environ | {"XDG_CACHE_HOME": os.devnull, "COLUMNS": "200"}
+    answer = subprocess.run(
+        [sys.executable, "-m", _module(path), "--help"], cwd=CHECKOUT, env=environment, capture_output=True, text=True
+    )
+    assert answer.returncode == 0, answer.stderr
+    first_line = path.read_text().partition('"""')[2].partition("\n")[0]
+    assert first_line in " ".join(answer.stdout.split())
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=_name)
+def test_a_command_stands_in_the_readme(path):
+    forms = [f"python -m {_module(path)}"] + [f"python {_name(path)}"] * (path.parent.name == "jobs")
+    readme = (CHECKOUT / "README.md").read_text()
+    assert any(re.search(rf"{re.escape(form)}(?![\w.])", readme) for form in forms), f"README.md lacks {forms[-1]}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+def test_relative_links_lead_somewhere(document):
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", document.read_text(), flags=re.DOTALL)
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", prose) if not re.match(r"[a-z]+:", target)]
+    for target in targets:
+        name, _, anchor = target.partition("#")
+        linked = document.parent / name if name else document
+        assert linked.exists(), f"{_name(document)} links {target}"
+        if anchor:
+            headings = re.findall(r"^#+ +(.+)$", linked.read_text(), flags=re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings], target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+def test_paths_and_modules_in_code_exist(document):
+    code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", document.read_text(), flags=re.DOTALL))
+    paths = re.findall(rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)})/[\w./-]*\w", code)
+    modules = re.findall(rf"(?:python -m|from|import) ((?:{'|'.join(FOLDERS)})[.\w]+)", code)
+    paths += [module.replace(".", "/") + ".py" for module in modules]
+    assert [path for path in paths if not (CHECKOUT / path).exists()] == []
+
+
+def test_documents_that_the_code_names_exist():
+    sources = [path for folder in FOLDERS for path in (CHECKOUT / folder).rglob("*.py")]
+    named = {path for source in sources for path in re.findall(r"docs/[\w/-]+\.md", source.read_text())}
+    assert named
+    assert [path for path in named if not (CHECKOUT / path).exists()] == []
+
+
+@pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", FORMAT.read_text(), flags=re.DOTALL))
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_formats_examples_run(example, jpeg_dataset, raw_dataset, tmp_path, monkeypatch):
+    (tmp_path / "DATASET").symlink_to(jpeg_dataset.path)
+    (tmp_path / "RAW_DATASET").symlink_to(raw_dataset.path)
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(compile(example, FORMAT, "exec"), found)
+    if "row" in found:
+        assert found["row"]["key"] == jpeg_dataset.manifest("train")["key"].to_pylist()[-1]
+    elif "labels" in found:
+        assert found["labels"] == jpeg_dataset.manifest("train")["class_index"].to_pylist()[:8]
+    else:
+        assert found["pixels"].shape == (32, 32, 3)
