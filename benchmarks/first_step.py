@@ -14,14 +14,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psutil
 import tyro
 
 from benchmarks.record import ROOT, Comparison, publish, record_document, run_rounds
 from cluster.lab.local_ray import local_ray
-from cluster.run.json_log import read_entries
+from cluster.run.run_log import (
+    LAUNCHES_JSONL,
+    METRICS_JSONL,
+    Launched,
+    Line,
+    LineT,
+    Started,
+    Steps,
+    only,
+    read_launches,
+    read_metrics,
+)
 from pipeline import embedded
 from pipeline.command import run_command
 
@@ -89,7 +100,7 @@ def _measure(command: Sequence[str], folder: Path, environment: Mapping[str, str
     )
     try:
         driver = _wait_for(partial(_driver_of, run), process)
-        first = _wait_for(partial(_entry, run / "metrics.jsonl", "step"), process)
+        first = _wait_for(lambda: _first(Steps, read_metrics(run / METRICS_JSONL)), process)
         # The kernel's times of start have an origin of their own, good to a second: only their difference counts.
         driver_began = began + driver.create_time() - psutil.Process(process.pid).create_time()
         driver.terminate()  # it stops at a checkpoint
@@ -97,9 +108,9 @@ def _measure(command: Sequence[str], folder: Path, environment: Mapping[str, str
     finally:
         process.kill()
         process.wait()
-    launched = _wait_for(partial(_entry, run / "launches.jsonl", "launch"), process)
-    started = _wait_for(partial(_entry, run / "metrics.jsonl", "start"), process)
-    times = [began, driver_began, launched["time"], started["time"], first["time"]]
+    launched = _wait_for(lambda: _first(Launched, read_launches(run / LAUNCHES_JSONL)), process)
+    started = _wait_for(lambda: _first(Started, read_metrics(run / METRICS_JSONL)), process)
+    times = [began, driver_began, launched.time, started.time, first.time]
     parts = [after - before for before, after in itertools.pairwise(times)]
     return dict(zip(_QUANTITIES, [*parts, times[-1] - times[0]], strict=True))
 
@@ -122,10 +133,9 @@ def _driver_of(run: Path) -> psutil.Process | None:
     return None
 
 
-def _entry(log: Path, kind: str) -> dict[str, Any] | None:
-    """Return a log's first entry of a kind."""
-    entries = read_entries(log) if log.exists() else []
-    return next((entry for entry in entries if entry["kind"] == kind), None)
+def _first(line_type: type[LineT], lines: list[Line]) -> LineT | None:
+    """Return a log's first line of a kind."""
+    return next(iter(only(line_type, lines)), None)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.record import ROOT
-from cluster.run.json_log import read_entries
 from cluster.run.run_folder import RunFolder
+from cluster.run.run_log import Steps, only, read_metrics
 
 Launcher = Literal["alone", "torchrun", "Ray"]
 _NUM_CORES = len(os.sched_getaffinity(0))
@@ -32,11 +32,11 @@ def run_training(launcher: Launcher, num_workers: int, run: Path, options: Seque
 
 def losses(run: RunFolder) -> list[float]:
     """Return each step's loss."""
-    return [loss for entry in read_entries(run.metrics_path) if entry["kind"] == "step" for loss in entry["losses"]]
+    return [loss for line in only(Steps, read_metrics(run.metrics_path)) for loss in line.losses]
 
 
 def images_per_second(run: RunFolder, first_step: int) -> float:
     """Return the speed from the log's line of `first_step` to its last line of a step."""
-    steps = [entry for entry in read_entries(run.metrics_path) if entry["kind"] == "step"]
-    begin = next(entry for entry in steps if entry["step"] == first_step)
-    return float((steps[-1]["samples_seen"] - begin["samples_seen"]) / (steps[-1]["time"] - begin["time"]))
+    lines = only(Steps, read_metrics(run.metrics_path))
+    begin = next(line for line in lines if line.step == first_step)
+    return (lines[-1].samples_seen - begin.samples_seen) / (lines[-1].time - begin.time)

@@ -41,9 +41,9 @@ from cluster.launch.placement import Strategy, WorkerRange, place_workers
 from cluster.launch.supervisor import supervise
 from cluster.launch.torch_launch import here, is_under_torchrun
 from cluster.run.config import Precision, TrainingConfig
-from cluster.run.json_log import JsonLog
+from cluster.run.follower import Follower
 from cluster.run.run_folder import RunFolder, open_launches, stop_request_of
-from cluster.run.run_log import Follower
+from cluster.run.run_log import Changed, Launched, RunLog
 from cluster.worker.emulation import Emulation
 from cluster.worker.micro_batches import check_micro_batch_size
 from cluster.worker.precision import choose_precision, emulations_of_all
@@ -160,7 +160,7 @@ def _train_here(arguments: Arguments, config: TrainingConfig, launcher: Literal[
             return
         with job.begun() as (run, log):
             world.wait_for_all()
-            log.write("launch", num_workers=world.world_size)
+            log.write(Launched(num_workers=world.world_size))
             train(job.data, job.run_path, world, arguments.micro_batch_size)
         if run.result is None:
             signals.raise_first()
@@ -265,7 +265,7 @@ class _Job:
         sys.stdout.flush()
 
     @contextlib.contextmanager
-    def begun(self) -> Iterator[tuple[RunFolder, JsonLog]]:
+    def begun(self) -> Iterator[tuple[RunFolder, RunLog]]:
         """Take the run for this command alone, create its folder if it is new, and show its log as it grows.
 
         Yields:
@@ -277,7 +277,7 @@ class _Job:
             if run is None:
                 run = RunFolder.create(self.run_path, self.config, self.dataset)
             elif changes := run.changes_to(self.requested):
-                log.write("change", **changes)
+                log.write(Changed(changes=changes))
                 run.operate_as(self.requested)
                 sys.stdout.writelines(f"{name} {old} -> {new} from here on\n" for name, (old, new) in changes.items())
             with Follower(run.metrics_path, self.total_steps, self._advice()):

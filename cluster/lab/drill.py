@@ -23,10 +23,10 @@ from cluster.lab.drill_report import (
 )
 from cluster.lab.drill_run import DrilledRun, DrillFailed
 from cluster.lab.local_ray import environment, local_ray
-from cluster.run.json_log import read_entries
 from cluster.run.ledger_files import LedgerError
 from cluster.run.ledger_proof import compare, prove
 from cluster.run.run_folder import RunFolder
+from cluster.run.run_log import read_metrics
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.paths import CHECKOUT
@@ -163,7 +163,7 @@ def _train_alone(options: list[str], log: Path, deadline: float) -> None:
 
 def judge(reference: RunFolder, run: RunFolder) -> tuple[dict[str, Any], list[str]]:
     """Return what is proven of a finished run beside an undisturbed one, and what is not, a line each."""
-    findings = judge_restarts(read_entries(run.metrics_path), run.config.checkpoint_interval)
+    findings = judge_restarts(read_metrics(run.metrics_path), run.config.checkpoint_interval)
     proof: dict[str, Any] = {}
     try:
         consumed = [prove(folder) for folder in (reference, run)]

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
+
+from cluster.run.run_log import Evaluated, Line, Resumed, Started, Stopped, only
 
 Kind = Literal["worker", "node", "replaced-node", "raylet", "driver"]
 Event = Literal["worker", "node", "join", "replaced-node", "raylet", "driver"]
@@ -116,17 +118,17 @@ def format_table(outages: Sequence[Outage]) -> str:
     return "\n".join(lines)
 
 
-def judge_restarts(entries: Sequence[Mapping[str, Any]], checkpoint_interval: int) -> list[str]:
+def judge_restarts(lines: Sequence[Line], checkpoint_interval: int) -> list[str]:
     """Return what is wrong with a run's restarts, a line each.
 
     Args:
-        entries: Of the run's `metrics.jsonl`.
+        lines: Of the run's `metrics.jsonl`.
         checkpoint_interval: Most steps that a restart may undo; checkpoints are begun twice as often.
     """
     # Where checkpoints were written: each interval, at each evaluation's best, and where the workers were stopped.
-    stops = {entry["step"] for entry in entries if entry["kind"] in ("stop", "evaluation")}
-    starts = [entry["step"] for entry in entries if entry["kind"] == "start"]
-    undone = [(entry["step"], entry["num_rolled_back"]) for entry in entries if entry["kind"] == "resume"]
+    stops = {line.step for line in lines if isinstance(line, Stopped | Evaluated)}
+    starts = [line.step for line in only(Started, lines)]
+    undone = [(line.step, line.num_rolled_back) for line in only(Resumed, lines)]
     findings = []
     if not starts or starts[0] != 0:
         findings.append("the run did not begin at step 0")

@@ -5,14 +5,26 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from cluster.lab.drill_report import Outage, PlannedEvent
 from cluster.lab.local_ray import LocalRay, Node, is_alive
-from cluster.run.json_log import read_entries
 from cluster.run.run_folder import RunFolder
+from cluster.run.run_log import (
+    LAUNCHES_JSONL,
+    METRICS_JSONL,
+    Line,
+    Lost,
+    Resizing,
+    Resumed,
+    Started,
+    Steps,
+    Stopped,
+    only,
+    read_launches,
+    read_metrics,
+)
 
 NUM_WORKERS = 2  # one a node
 _POLL_SECONDS = 0.2
@@ -66,8 +78,8 @@ class DrilledRun:
             DrillFailed: The run ended before, or did not recover.
         """
         self._wait_for_moment(planned)
-        before = self._entries("metrics")
-        num_workers = _starts(before)[-1]["world_size"]
+        before = self._metrics()
+        num_workers = only(Started, before)[-1].world_size
         if planned.event == "join":
             self._nodes.append(self._cluster.add_node(1))
         happened = time.time()
@@ -75,23 +87,23 @@ class DrilledRun:
         all_workers = len(self._nodes)
 
         def is_recovered() -> bool:
-            starts = [entry for entry in _starts(self._entries("metrics")) if entry["time"] > happened]
-            return bool(starts) and starts[-1]["world_size"] == all_workers and self._steps_since(starts[-1]["time"])
+            starts = [start for start in only(Started, self._metrics()) if start.time > happened]
+            return bool(starts) and starts[-1].world_size == all_workers and self._steps_since(starts[-1].time)
 
         self._wait(is_recovered, f"a step by {all_workers} worker(s) after the event `{planned.event}`")
-        new = [entry for entry in self._entries("metrics") if entry["time"] > happened]
-        starts = _starts(new)
-        num_undone = sum(entry["num_rolled_back"] for entry in new if entry["kind"] == "resume")
+        new = [line for line in self._metrics() if line.time > happened]
+        starts = only(Started, new)
+        num_undone = sum(resume.num_rolled_back for resume in only(Resumed, new))
         return Outage(
             event=planned.event,
-            step=_lines(before)[-1]["step"],
+            step=only(Steps, before)[-1].step,
             at_seconds=happened - self._began,
             noticed_seconds=noticed - happened,
-            first_step_seconds=self._first_step_time(starts[0]["time"]) - happened,
-            all_workers_seconds=self._first_step_time(starts[-1]["time"]) - happened,
-            resumed_steps=tuple(entry["step"] for entry in starts),
+            first_step_seconds=self._first_step_time(starts[0].time) - happened,
+            all_workers_seconds=self._first_step_time(starts[-1].time) - happened,
+            resumed_steps=tuple(start.step for start in starts),
             num_recomputed_steps=num_undone,
-            num_workers=(num_workers, *(entry["world_size"] for entry in starts)),
+            num_workers=(num_workers, *(start.world_size for start in starts)),
         )
 
     def stop(self) -> int:
@@ -107,10 +119,10 @@ class DrilledRun:
             command, env=self._cluster.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
         )
         self._wait(lambda: job.poll() is not None, "the stopped job to end", is_job_needed=False)
-        last = self._entries("metrics")[-1]
-        if last["kind"] != "stop" or self._run().checkpoints.latest_step() != last["step"]:
+        last = self._metrics()[-1]
+        if not isinstance(last, Stopped) or self._run().checkpoints.latest_step() != last.step:
             raise DrillFailed(f"the stopped run did not end at a checkpoint: {self._last_words()}")
-        return int(last["step"])
+        return last.step
 
     def left_running(self) -> list[str]:
         """Return what still runs of all that was seen, some time after the cluster was stopped; a line each."""
@@ -142,19 +154,19 @@ class DrilledRun:
         """Wait until the workers have written a checkpoint since they were started, and a part of an interval more."""
 
         def has_new_checkpoint() -> bool:
-            starts = _starts(self._entries("metrics"))
-            return bool(starts) and self._run().checkpoints.latest_step() > starts[-1]["step"]
+            starts = only(Started, self._metrics())
+            return bool(starts) and self._run().checkpoints.latest_step() > starts[-1].step
 
         self._wait(has_new_checkpoint, "a checkpoint")
         recipe = self._run().config
-        lines = _lines(self._entries("metrics"))
-        interval = recipe.checkpoint_interval * recipe.global_batch_size / lines[-1]["images_per_second"]
+        pace = only(Steps, self._metrics())[-1].images_per_second
+        interval = recipe.checkpoint_interval * recipe.global_batch_size / pace
         time.sleep(planned.fraction * interval)
 
     def _do(self, planned: PlannedEvent, happened: float) -> float:
         """Let an event happen; return when it was noticed, in Unix time."""
         if planned.event == "join":
-            return self._launcher_notices("resize", happened)
+            return self._launcher_notices(Resizing, happened)
         if planned.event == "driver":
             return self._kill_driver()
         if planned.event == "worker":
@@ -168,7 +180,7 @@ class DrilledRun:
                 node.kill()
             if planned.event != "node":
                 self._nodes.append(self._cluster.add_node(1))
-        return self._launcher_notices("lost", happened)
+        return self._launcher_notices(Lost, happened)
 
     def _kill_driver(self) -> float:
         (driver,) = [p for p in self._cluster.head.processes() if _command_line(p)[1:2] == self._command[1:2]]
@@ -180,11 +192,12 @@ class DrilledRun:
         self._submit()
         return noticed
 
-    def _launcher_notices(self, kind: str, happened: float) -> float:
+    def _launcher_notices(self, line_type: type[Line], happened: float) -> float:
         def noticed() -> list[float]:
-            return [e["time"] for e in self._entries("launches") if e["kind"] == kind and e["time"] > happened]
+            lines = only(line_type, read_launches(self._run_path / LAUNCHES_JSONL))
+            return [line.time for line in lines if line.time > happened]
 
-        self._wait(lambda: bool(noticed()), f"the launcher to write `{kind}`")
+        self._wait(lambda: bool(noticed()), f"the launcher to write `{line_type.kind}`")
         return noticed()[0]
 
     def _wait(
@@ -215,23 +228,14 @@ class DrilledRun:
     def _run(self) -> RunFolder:
         return RunFolder.open(self._run_path)
 
-    def _entries(self, log: str) -> list[dict[str, Any]]:
-        path = self._run_path / f"{log}.jsonl"
-        return read_entries(path) if path.exists() else []
+    def _metrics(self) -> list[Line]:
+        return read_metrics(self._run_path / METRICS_JSONL)
 
     def _steps_since(self, moment: float) -> bool:
-        return any(entry["time"] > moment for entry in _lines(self._entries("metrics")))
+        return any(line.time > moment for line in only(Steps, self._metrics()))
 
     def _first_step_time(self, start: float) -> float:
-        return float(next(entry["time"] for entry in _lines(self._entries("metrics")) if entry["time"] > start))
-
-
-def _starts(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [entry for entry in entries if entry["kind"] == "start"]
-
-
-def _lines(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [entry for entry in entries if entry["kind"] == "step"]
+        return next(line.time for line in only(Steps, self._metrics()) if line.time > start)
 
 
 def _workers(node: Node) -> list[psutil.Process]:

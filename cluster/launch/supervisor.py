@@ -3,14 +3,7 @@
 Workers that were lost are launched again, as many as the cluster then holds; where it comes to hold more of them, the
 workers stop at a checkpoint and more are launched. Only lost processes are retried, and what the operating system may
 do better the next time: an exception of ours ends the run at once. What was lost, and when, stands in the run's
-`launches.jsonl`:
-
-    {"kind": "launch", "num_workers": 2}
-    {"kind": "lost", "cause": "..", "step": 500}      to go on from the checkpoint of step 500
-    {"kind": "change", "checkpoint_interval": [500, 100]}      operated otherwise from here on: before, now
-    {"kind": "resize", "num_workers": 3}              asked to stop, to be launched again with so many
-    {"kind": "stop"}                                  asked to stop by a signal
-    {"kind": "finish"}
+`launches.jsonl` (`cluster/run/run_log.py`).
 
 Knows nothing of Ray. Ray Train's own retries and elasticity are not used: see docs/decisions.
 """
@@ -21,8 +14,8 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from cluster.launch.placement import Place, Placement
-from cluster.run.json_log import JsonLog
 from cluster.run.run_folder import RunFolder
+from cluster.run.run_log import Finished, Launched, Line, Lost, Resizing, RunLog, Stopping
 from pipeline.command import InputError, Terminated
 from pipeline.system.os_errors import as_input_error, described, way_out
 
@@ -71,7 +64,7 @@ class Cluster(Protocol):
         """Launch the workers, which go on with the run from its latest checkpoint."""
 
 
-def supervise(run: RunFolder, log: JsonLog, cluster: Cluster, place: Place, most_workers: int) -> None:
+def supervise(run: RunFolder, log: RunLog, cluster: Cluster, place: Place, most_workers: int) -> None:
     """Train a run to its end.
 
     Args:
@@ -93,7 +86,7 @@ def supervise(run: RunFolder, log: JsonLog, cluster: Cluster, place: Place, most
             num_failures = 0
         except WorkersLost as lost:
             step = _latest_step(run)
-            _note(log, "lost", cause=str(lost), step=step)
+            _note(log, Lost(cause=str(lost), step=step))
             num_failures = 1 if step > before else num_failures + 1
             if num_failures > MAX_RESTARTS:
                 raise InputError(
@@ -106,26 +99,26 @@ def supervise(run: RunFolder, log: JsonLog, cluster: Cluster, place: Place, most
                 raise
         if not _is_finished(run):
             placement = _wait_for_place(cluster, place)
-    _note(log, "finish")
+    _note(log, Finished())
 
 
 def _launch(
-    run: RunFolder, cluster: Cluster, place: Place, placement: Placement, most_workers: int, log: JsonLog
+    run: RunFolder, cluster: Cluster, place: Place, placement: Placement, most_workers: int, log: RunLog
 ) -> None:
     """Launch workers and wait until they end: with the run, or at a checkpoint because there may be more of them."""
     _insist(run.stop_request.clear)
     metrics_size = _size(run)
-    _note(log, "launch", num_workers=placement.num_workers)
+    _note(log, Launched(num_workers=placement.num_workers))
     launch = cluster.start(placement)
     growth = _Growth(cluster, place, placement.num_workers, most_workers)
     try:
         while not launch.wait(_POLL_SECONDS):
             if not run.stop_request.is_made() and growth.is_due(has_begun=_size(run) > metrics_size):
-                _note(log, "resize", num_workers=growth.num_workers)
+                _note(log, Resizing(num_workers=growth.num_workers))
                 _say(f"the cluster holds {growth.num_workers} workers now: stopping at a checkpoint to take them in")
                 _insist(run.stop_request.make)
     except (KeyboardInterrupt, Terminated):
-        _note(log, "stop")
+        _note(log, Stopping())
         if _size(run) > metrics_size:  # else no worker has begun, and there is nothing to save
             _say("stopping the workers at a checkpoint; once more ends them at once")
             _insist(run.stop_request.make)
@@ -211,14 +204,14 @@ def _size(run: RunFolder) -> int:
     return _insist(lambda: run.metrics_path.stat().st_size if run.metrics_path.exists() else 0)
 
 
-def _note(log: JsonLog, kind: str, **values: object) -> None:
+def _note(log: RunLog, line: Line) -> None:
     """Write a line to the run's log of launches, which the run can do without for a while."""
     try:
-        log.write(kind, **values)
+        log.write(line)
     except OSError as error:
         if way_out(error):
             raise as_input_error(error) from error
-        _say(f"launches.jsonl lacks `{kind}`: {described(error)}")
+        _say(f"launches.jsonl lacks `{line.kind}`: {described(error)}")
 
 
 def _insist(call: Callable[[], Result]) -> Result:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from cluster.run.json_log import read_entries
 from cluster.run.run_folder import RunFolder
+from cluster.run.run_log import Evaluated, Resumed, Steps, only, read_metrics
 from pipeline.command import InputError
 
 
@@ -44,23 +44,23 @@ def read_curves(run: RunFolder) -> Curves:
     Raises:
         InputError: It has no step.
     """
-    entries = read_entries(run.metrics_path) if run.metrics_path.exists() else []
+    lines = read_metrics(run.metrics_path)
     steps: dict[int, tuple[float, float]] = {}
     evaluations: dict[int, tuple[float, float]] = {}
-    for entry in entries:
-        match entry["kind"]:
-            case "step":
-                first = entry["step"] - len(entry["losses"]) + 1
-                steps |= {first + i: (loss, 1 - entry["top1"]) for i, loss in enumerate(entry["losses"])}
-            case "evaluation":
-                evaluations[entry["step"]] = entry["loss"], 1 - entry["top1"]
-            case "resume":
-                steps, evaluations = _up_to(entry["step"], steps), _up_to(entry["step"], evaluations)
+    for line in lines:
+        match line:
+            case Steps():
+                first = line.step - len(line.losses) + 1
+                steps |= {first + i: (loss, 1 - line.top1) for i, loss in enumerate(line.losses)}
+            case Evaluated():
+                evaluations[line.step] = line.loss, 1 - line.top1
+            case Resumed():
+                steps, evaluations = _up_to(line.step, steps), _up_to(line.step, evaluations)
     if not steps:
         raise InputError(f"{run.path} has logged no step yet; train it first: jobs/train.py")
-    last = next(entry for entry in reversed(entries) if entry["kind"] == "step")
+    last = only(Steps, lines)[-1]
     batch_size = run.config.global_batch_size
-    num_samples = round(last["samples_seen"] / last["epoch"])
+    num_samples = round(last.samples_seen / last.epoch)
     return Curves(num_samples, batch_size, *_columns(steps, batch_size), *_columns(evaluations, batch_size))
 
 

@@ -1,6 +1,5 @@
 """A log of one JSON line per entry, which one process writes and others may read meanwhile."""
 
-import contextlib
 import fcntl
 import json
 import time
@@ -57,15 +56,6 @@ class JsonLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def read_entries(path: Path) -> list[dict[str, Any]]:
-    """Return a log's entries in their order; a line that a kill has torn is passed over."""
-    entries = []
-    for line in path.read_bytes().splitlines():
-        with contextlib.suppress(ValueError):
-            entries.append(json.loads(line))
-    return entries
 
 
 def _is_locked(file: IO[bytes]) -> bool:

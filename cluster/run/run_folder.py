@@ -1,11 +1,11 @@
 """A run's folder is its identity: the same command resumes it, a recipe that computes something else is refused.
 
 RUN/
-  launches.jsonl    one line each time workers are launched, lost or asked to stop, see supervisor.py
+  launches.jsonl    one line each time workers are launched, lost or asked to stop, see run_log.py
   mean_image.npy    mean picture of the training set, where the recipe subtracts it
   config.json       recipe, dataset (classes and form of its pictures too), colour statistics, versions, git commit;
                     written before all that follows, again only where a resume changes how the run is operated
-  metrics.jsonl     one line per logged step, evaluation or event
+  metrics.jsonl     one line per logged step, evaluation or event, see run_log.py
   stop-request      a stop flag for the workers, see stopping.py
   checkpoints/      see checkpoint.py
   ledger/           which samples each step consumed, see ledger_files.py
@@ -30,8 +30,8 @@ import numpy as np
 
 from cluster.run.checkpoint import CheckpointStore
 from cluster.run.config import Precision, TrainingConfig
-from cluster.run.json_log import JsonLog
 from cluster.run.ledger_files import Ledger
+from cluster.run.run_log import LAUNCHES_JSONL, METRICS_JSONL, RunLog
 from cluster.run.stop_request import StopRequest
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
@@ -44,9 +44,8 @@ from pipeline.system.files import atomic_file, is_temporary, write_json
 _CONFIG_JSON = "config.json"
 _MEAN_IMAGE = "mean_image.npy"
 _FORMAT_VERSION = 2  # of config.json; 1 had no number
-_LAUNCHES = "launches.jsonl"
 _STOP_REQUEST = "stop-request"
-_BEFORE_CONFIG = {_LAUNCHES, _MEAN_IMAGE, _STOP_REQUEST}
+_BEFORE_CONFIG = {LAUNCHES_JSONL, _MEAN_IMAGE, _STOP_REQUEST}
 _DISTRIBUTIONS = ("alexnet-at-scale", "torch", "ray", "numpy", "pyarrow")
 
 
@@ -144,12 +143,12 @@ class RunFolder:
     @property
     def metrics_path(self) -> Path:
         """The log of the run's numbers."""
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS_JSONL
 
     @property
     def launches_path(self) -> Path:
         """The log of the run's launches."""
-        return self.path / _LAUNCHES
+        return self.path / LAUNCHES_JSONL
 
     @property
     def stop_request(self) -> StopRequest:
@@ -275,14 +274,14 @@ class RunFolder:
         return dataclasses.replace(config, precision=self.config.precision) if config.precision == "auto" else config
 
 
-def open_launches(path: Path) -> JsonLog:
+def open_launches(path: Path) -> RunLog:
     """Open the log of launches of the run in `path`, which may be new; holding it open locks the run.
 
     Raises:
         InputError: Another command has it open.
     """
     path.mkdir(parents=True, exist_ok=True)
-    return JsonLog(path / _LAUNCHES)
+    return RunLog(path / LAUNCHES_JSONL)
 
 
 def stop_request_of(path: Path) -> StopRequest:
@@ -301,7 +300,7 @@ def _is_a_beginning(path: Path) -> bool:
     if not children:
         return True
     are_own = all(child.is_file() and child.name in _BEFORE_CONFIG for child in children)
-    return are_own and (path / _LAUNCHES).exists()
+    return are_own and (path / LAUNCHES_JSONL).exists()
 
 
 def _describe(dataset: Dataset) -> dict[str, Any]:

@@ -1,119 +1,299 @@
-"""A run's numbers: one JSON line each in `metrics.jsonl`, and the progress that a person follows.
+"""The lines of a run's two logs, by their types; nothing else reads or writes these files.
 
-The first worker writes; whoever wants to watch reads the file. Ray carries no metrics (its reports are barriers, and it
-keeps none of them). Each line has its `time`, in seconds since 1970.
+`metrics.jsonl` has the run's numbers, written by the first worker; `launches.jsonl` what happened to its workers,
+written by the process that launches them. Whoever wants to watch reads the files. Ray carries no metrics (its reports
+are barriers, and it keeps none of them). A line is a JSON object: its `kind`, the fields of its class, and `time`.
 
-    {"kind": "start", "step": 500, "world_size": 2}      workers begin, here after a checkpoint of step 500
-    {"kind": "step", "step": 120, "samples_seen": 11520, "epoch": 0.2, "loss": .., "top1": .., "learning_rate": ..,
-     "images_per_second": .., "data_wait_fraction": .., "eta_seconds": .., "losses": [one a step since the last line]}
-    {"kind": "evaluation", "step": 594, "split": "val", "num_samples": 3000, "loss": .., "top1": .., "top5": ..}
-      again for the same step where a run was stopped amid an evaluation and then lost before its next checkpoint
-    {"kind": "plateau", "step": 1188, "num_reductions": 1, "is_over": false}      the schedule `plateau` met a stall
-    {"kind": "warning", "message": ".."}
-    {"kind": "resume", "step": 500, "num_rolled_back": 7}      lines of later steps before this one were rolled back
-    {"kind": "stop", "step": 620}        the workers were asked to stop, and did, at a checkpoint
+    {"kind": "start", "step": 500, "world_size": 2, "time": 1764321600.123}
+
+Both logs only grow. What counts is found from the front: a `resume` rolls back the lines of later steps before it.
 """
 
-import datetime
+import dataclasses
 import json
-import sys
-import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
-_POLL_SECONDS = 0.2
-_LINES_BEFORE_ADVICE = 4  # of steps since a start: by then some ten steps have been made, and the pace is known
-_LONG_SECONDS = 600.0
+from cluster.run.json_log import JsonLog
 
 
-def format_line(entry: dict[str, Any], total_steps: int) -> str | None:
-    """Return one line for a person, or None for an entry that needs none."""
-    step = f"step {entry.get('step', 0):>{len(str(total_steps))}}/{total_steps}"
-    if entry["kind"] == "step":
-        eta = datetime.timedelta(seconds=round(entry["eta_seconds"]))
-        return (
-            f"{step}  epoch {entry['epoch']:.2f}  loss {entry['loss']:.4f}  top-1 {entry['top1']:6.2%}  "
-            f"{entry['images_per_second']:,.0f} img/s  data wait {entry['data_wait_fraction']:.0%}  ETA {eta}"
-        )
-    if entry["kind"] == "evaluation":
-        return (
-            f"{step}  {entry['split']}: loss {entry['loss']:.4f}  top-1 {entry['top1']:.2%}  "
-            f"top-5 {entry['top5']:.2%}  n={entry['num_samples']}"
-        )
-    if entry["kind"] == "plateau":
-        effect = "training ends" if entry["is_over"] else f"learning rate reduced ({entry['num_reductions']})"
-        return f"{step}  the error on val no longer falls: {effect}"
-    if entry["kind"] == "warning":
-        return f"warning: {entry['message']}"
-    if entry["kind"] == "resume":
-        return f"{step}  resumed from a checkpoint"
-    if entry["kind"] == "stop":
-        return f"{step}  stopped at a checkpoint"
-    return None
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line of a log.
 
-
-class Follower:
-    """Prints a growing log's new entries from a thread, while the block runs.
-
-    After the first steps it says how long the run will take, if that is more than ten minutes.
-
-    Args:
-        path: Of the log; entries that are there already are not shown.
-        total_steps: The run's length.
-        advice: What would shorten a run that takes long.
+    Attributes:
+        time: When it was written, in seconds since 1970; the log sets it.
     """
 
-    def __init__(self, path: Path, total_steps: int, advice: str = "") -> None:
-        self._path, self._total_steps, self._advice = path, total_steps, advice
-        self._num_step_lines = 0
-        self._position = path.stat().st_size if path.exists() else 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
+    kind: ClassVar[str]
+    time: float = field(default=0.0, compare=False)
 
-    def __enter__(self) -> "Follower":
-        """Begin."""
-        self._thread.start()
-        return self
+    def values(self) -> dict[str, Any]:
+        """Return the fields as JSON values, without kind and time."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "time"}
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Show what is left and end."""
-        self._stop.set()
-        self._thread.join()
 
-    def _follow(self) -> None:
-        stopping = False
-        while not stopping:
-            stopping = self._stop.wait(_POLL_SECONDS)
-            self._show_new()
+@dataclass(frozen=True, kw_only=True)
+class Started(Line):
+    """The workers begin.
 
-    def _show_new(self) -> None:
-        try:
-            with open(self._path, "rb") as file:
-                file.seek(self._position)
-                content = file.read()
-        except OSError:  # not there yet, or a shared file system is out of reach for a moment
-            return
-        whole = content[: content.rfind(b"\n") + 1]
-        self._position += len(whole)
-        for line in whole.splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # torn by a kill
-            for text in (format_line(entry, self._total_steps), self._expected_time(entry)):
-                if text:
-                    sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+    Attributes:
+        step: Of the checkpoint that they go on from, or 0.
+        world_size: Number of workers.
+    """
 
-    def _expected_time(self, entry: dict[str, Any]) -> str | None:
-        """Return, once, a line that says how long the run will take, if that is long."""
-        self._num_step_lines += entry["kind"] == "step"
-        is_time = entry["kind"] == "step" and self._num_step_lines == _LINES_BEFORE_ADVICE
-        if not is_time or entry["eta_seconds"] <= _LONG_SECONDS:
-            return None
-        expected = datetime.timedelta(seconds=round(entry["eta_seconds"]))
-        advice = f"; shorter with {self._advice}" if self._advice else ""
-        return f"at this pace the run needs another {expected}{advice}"
+    kind: ClassVar[str] = "start"
+    step: int
+    world_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps(Line):
+    """The training steps since the last line.
+
+    Attributes:
+        step: The latest of them.
+        samples_seen: After it.
+        epoch: Samples seen over the samples of the training set.
+        loss: Mean of the steps' losses.
+        top1: Fraction of their samples whose class was predicted.
+        learning_rate: Of the latest step.
+        images_per_second: Of all workers.
+        data_wait_fraction: Part of the time that the first worker waited for batches.
+        eta_seconds: Expected time to the run's end.
+        losses: Of each step since the last line.
+    """
+
+    kind: ClassVar[str] = "step"
+    step: int
+    samples_seen: int
+    epoch: float
+    loss: float
+    top1: float
+    learning_rate: float
+    images_per_second: float
+    data_wait_fraction: float
+    eta_seconds: float
+    losses: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated(Line):
+    """An evaluation; made again at the same step where a run was lost before the checkpoint that follows one.
+
+    Attributes:
+        step: After which it was made.
+        split: Name of the split.
+        num_samples: Samples of the split.
+        loss: Mean over the samples.
+        top1: Fraction of samples whose class was predicted.
+        top5: Fraction of samples whose class was among the first five.
+    """
+
+    kind: ClassVar[str] = "evaluation"
+    step: int
+    split: str
+    num_samples: int
+    loss: float
+    top1: float
+    top5: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stalled(Line):
+    """The error on `val` no longer falls: the schedule `plateau` reduces the learning rate or ends the run.
+
+    Attributes:
+        step: After whose evaluation it was found.
+        num_reductions: Reductions of the rate so far.
+        is_over: The run ends.
+    """
+
+    kind: ClassVar[str] = "plateau"
+    step: int
+    num_reductions: int
+    is_over: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned(Line):
+    """A warning for a person.
+
+    Attributes:
+        message: Its text.
+    """
+
+    kind: ClassVar[str] = "warning"
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed(Line):
+    """The run goes on from a checkpoint; lines of later steps before this one no longer count.
+
+    Attributes:
+        step: Of the checkpoint.
+        num_rolled_back: Logged steps that are undone.
+    """
+
+    kind: ClassVar[str] = "resume"
+    step: int
+    num_rolled_back: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped(Line):
+    """The workers were asked to stop, and did, at a checkpoint.
+
+    Attributes:
+        step: Of the checkpoint.
+    """
+
+    kind: ClassVar[str] = "stop"
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launched(Line):
+    """Workers are launched.
+
+    Attributes:
+        num_workers: Number of workers.
+    """
+
+    kind: ClassVar[str] = "launch"
+    num_workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost(Line):
+    """Workers were lost.
+
+    Attributes:
+        cause: For a person.
+        step: Of the checkpoint from which the run goes on.
+    """
+
+    kind: ClassVar[str] = "lost"
+    cause: str
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changed(Line):
+    """The run is operated otherwise from here on.
+
+    Attributes:
+        changes: Dotted name of each field -> value before and value now.
+    """
+
+    kind: ClassVar[str] = "change"
+    changes: Mapping[str, Sequence[Any]]
+
+    def values(self) -> dict[str, Any]:
+        """Return the changes, each a field of its own in the line."""
+        return dict(self.changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resizing(Line):
+    """The workers are asked to stop, to be launched again in another number.
+
+    Attributes:
+        num_workers: The new number.
+    """
+
+    kind: ClassVar[str] = "resize"
+    num_workers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopping(Line):
+    """A signal asked for the run to stop."""
+
+    kind: ClassVar[str] = "stop"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished(Line):
+    """The run is finished."""
+
+    kind: ClassVar[str] = "finish"
+
+
+METRICS_JSONL, LAUNCHES_JSONL = "metrics.jsonl", "launches.jsonl"
+_METRICS: tuple[type[Line], ...] = (Started, Steps, Evaluated, Stalled, Warned, Resumed, Stopped)
+_LAUNCHES: tuple[type[Line], ...] = (Launched, Lost, Changed, Resizing, Stopping, Finished)
+LineT = TypeVar("LineT", bound=Line)
+
+
+class RunLog:
+    """One of a run's logs, open for writing by this process alone: holding it open locks the run.
+
+    Args:
+        path: Of the log.
+        wait_seconds: How long to wait for another process that still writes it.
+
+    Raises:
+        InputError: Another process writes it.
+    """
+
+    def __init__(self, path: Path, wait_seconds: float = 0.0) -> None:
+        self._log = JsonLog(path, wait_seconds)
+
+    def write(self, line: Line) -> None:
+        """Append a line with the time of now."""
+        self._log.write(line.kind, **line.values())
+
+    def close(self) -> None:
+        """Close the file and release the lock."""
+        self._log.close()
+
+
+def read_metrics(path: Path) -> list[Line]:
+    """Return the lines of a `metrics.jsonl` in their order; none if it does not exist.
+
+    A line torn by a kill is passed over, as is one of a kind that this version does not know.
+    """
+    return _read(path, parse_metrics_line)
+
+
+def read_launches(path: Path) -> list[Line]:
+    """Return the lines of a `launches.jsonl`; see `read_metrics`."""
+    return _read(path, lambda text: _parse(text, _LAUNCHES))
+
+
+def parse_metrics_line(text: bytes) -> Line | None:
+    """Return a line of a `metrics.jsonl`, or None if it is torn or of an unknown kind."""
+    return _parse(text, _METRICS)
+
+
+def only(line_type: type[LineT], lines: Sequence[Line]) -> list[LineT]:
+    """Return the lines of one kind, in their order."""
+    return [line for line in lines if isinstance(line, line_type)]
+
+
+def _read(path: Path, parse: Callable[[bytes], Line | None]) -> list[Line]:
+    if not path.exists():
+        return []
+    return [line for text in path.read_bytes().splitlines() if (line := parse(text)) is not None]
+
+
+def _parse(text: bytes, known: tuple[type[Line], ...]) -> Line | None:
+    try:
+        document = json.loads(text)
+        name, time = document.pop("kind"), document.pop("time", 0.0)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    line_type = next((line_type for line_type in known if line_type.kind == name), None)
+    if line_type is None:
+        return None
+    if line_type is Changed:
+        return Changed(changes=document, time=time)
+    names = {field.name for field in dataclasses.fields(line_type)}
+    try:
+        return line_type(**{name: value for name, value in document.items() if name in names}, time=time)
+    except TypeError:  # a field is missing: another program wrote it
+        return None

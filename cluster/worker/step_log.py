@@ -11,9 +11,9 @@ from collections import deque
 import numpy as np
 import torch
 
-from cluster.run.json_log import JsonLog
 from cluster.run.ledger_files import Ledger
 from cluster.run.run_folder import RunFolder
+from cluster.run.run_log import RunLog, Steps, Warned
 from cluster.worker.world import World
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
@@ -44,7 +44,7 @@ class StepLog:
         dataset: Dataset,
         world: World,
         loader: TrainLoader | SyntheticLoader,
-        log: JsonLog | None,
+        log: RunLog | None,
         ledger: Ledger | None,
         total_steps: int,
     ) -> None:
@@ -107,20 +107,21 @@ class StepLog:
         if self._loader.num_replaced_samples > self._replaced_before:
             self._replaced_before = self._loader.num_replaced_samples
             message = f"{self._replaced_before} reads met a changed sample and took another; see pipeline.verify"
-            self._log.write("warning", message=message)
+            self._log.write(Warned(message=message))
         seen = step * self._config.global_batch_size
         self._log.write(
-            "step",
-            step=step,
-            samples_seen=seen,
-            epoch=seen / self._dataset.num_samples("train"),
-            loss=losses.mean().item(),
-            top1=top1s.mean().item(),
-            learning_rate=learning_rate,
-            images_per_second=num_steps * self._config.global_batch_size / seconds,
-            data_wait_fraction=waited_seconds / seconds,
-            eta_seconds=seconds / num_steps * (self._total_steps - step),
-            losses=losses.tolist(),
+            Steps(
+                step=step,
+                samples_seen=seen,
+                epoch=seen / self._dataset.num_samples("train"),
+                loss=losses.mean().item(),
+                top1=top1s.mean().item(),
+                learning_rate=learning_rate,
+                images_per_second=num_steps * self._config.global_batch_size / seconds,
+                data_wait_fraction=waited_seconds / seconds,
+                eta_seconds=seconds / num_steps * (self._total_steps - step),
+                losses=losses.tolist(),
+            )
         )
 
     def _check_learning(self, step: int, losses: torch.Tensor) -> None:

@@ -20,8 +20,8 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster.run.config import TrainingConfig
-from cluster.run.json_log import JsonLog
 from cluster.run.run_folder import RunFolder
+from cluster.run.run_log import Evaluated, Resumed, RunLog, Stalled, Started, Stopped, Warned
 from cluster.worker.checkpoint_writer import CheckpointWriter
 from cluster.worker.evaluation import evaluate
 from cluster.worker.micro_batches import cut_into_micro_batches
@@ -142,7 +142,7 @@ class Trainer:
         self._best_top1: float | None = None
         self._num_evaluations_since_best = 0
         self._is_evaluation_due = False
-        self._log = JsonLog(run.metrics_path, lock_seconds) if world.is_first else None
+        self._log = RunLog(run.metrics_path, lock_seconds) if world.is_first else None
         self._ledger = run.ledger if world.is_first else None
         self._checkpoints = CheckpointWriter(run.checkpoints)
         self._restore()
@@ -172,7 +172,7 @@ class Trainer:
         if self._world.is_first and self._is_finished():
             self._run.finish({"num_steps": self._step, "best_val_top1": self._best_top1})
         elif self._log is not None:
-            self._log.write("stop", step=self._step)
+            self._log.write(Stopped(step=self._step))
 
     def close(self) -> None:
         """Release the loader, the log and what writes checkpoints."""
@@ -279,14 +279,14 @@ class Trainer:
             return False
         self._is_evaluation_due, result = False, evaluation.summary()
         if self._log is not None:
-            self._log.write("evaluation", step=self._step, **result)
+            self._log.write(Evaluated(step=self._step, **result))
         is_best = self._best_top1 is None or result["top1"] > self._best_top1
         self._num_evaluations_since_best += 1
         if is_best:
             self._best_top1, self._num_evaluations_since_best = result["top1"], 0
         if self._config.optimizer.schedule == "plateau" and self._plateau.observe(1 - result["top1"]) and self._log:
             num_reductions, is_over = self._plateau.num_reductions, self._plateau.is_over
-            self._log.write("plateau", step=self._step, num_reductions=num_reductions, is_over=is_over)
+            self._log.write(Stalled(step=self._step, num_reductions=num_reductions, is_over=is_over))
         return is_best
 
     def _state(self) -> dict[str, Any]:
@@ -332,8 +332,8 @@ class Trainer:
             return
         self._run.checkpoints.remove_leftovers(step)
         for warning in caught:
-            self._log.write("warning", message=str(warning.message))
+            self._log.write(Warned(message=str(warning.message)))
         num_rolled_back = self._ledger.roll_back(step)
         if step or num_rolled_back:
-            self._log.write("resume", step=step, num_rolled_back=num_rolled_back)
-        self._log.write("start", step=step, world_size=self._world.world_size)
+            self._log.write(Resumed(step=step, num_rolled_back=num_rolled_back))
+        self._log.write(Started(step=step, world_size=self._world.world_size))

@@ -8,7 +8,10 @@ import pytest
 
 from pipeline.paths import CHECKOUT
 
-LIGHT = ["order", "augmentation", "reference", "color", "manifest", "philox", "random_streams"]
+LIGHT = [
+    *("format.color", "format.manifest", "online.augmentation", "online.order", "online.philox"),
+    *("online.random_streams", "online.reference"),
+]
 PROBE = "import sys, importlib; importlib.import_module(sys.argv[1]); sys.stdout.write(' '.join(sys.modules))"
 
 

@@ -17,6 +17,7 @@ from cluster.lab.drill import judge
 from cluster.lab.drill_report import Outage, format_table, judge_restarts, judge_weights, plan, weight_difference
 from cluster.lab.local_ray import environment
 from cluster.run.run_folder import RunFolder
+from cluster.run.run_log import Resumed, Started, Warned
 from cluster.worker.training import Trainer
 from pipeline.command import InputError
 from pipeline.paths import CHECKOUT
@@ -54,10 +55,10 @@ def test_the_table_tells_what_each_event_cost():
 
 
 GOOD = [
-    {"kind": "start", "step": 0, "world_size": 2},
-    {"kind": "step", "step": 20},
-    {"kind": "resume", "step": 20, "num_rolled_back": 10},
-    {"kind": "start", "step": 20, "world_size": 1},
+    Started(step=0, world_size=2),
+    Warned(message="something"),
+    Resumed(step=20, num_rolled_back=10),
+    Started(step=20, world_size=1),
 ]
 
 
@@ -66,16 +67,16 @@ def test_restarts_at_checkpoints_are_good():
 
 
 @pytest.mark.parametrize(
-    ("entries", "finding"),
+    ("lines", "finding"),
     [
-        ([*GOOD, {"kind": "start", "step": 0}], "restart 2 began at step 0"),
-        ([*GOOD, {"kind": "resume", "step": 30, "num_rolled_back": 11}], "resume from step 30 undid 11 steps"),
+        ([*GOOD, Started(step=0, world_size=1)], "restart 2 began at step 0"),
+        ([*GOOD, Resumed(step=30, num_rolled_back=11)], "resume from step 30 undid 11 steps"),
         (GOOD[1:], "did not begin at step 0"),
         ([], "did not begin at step 0"),
     ],
 )
-def test_a_bad_restart_is_found(entries, finding):
-    (found,) = judge_restarts(entries, checkpoint_interval=10)
+def test_a_bad_restart_is_found(lines, finding):
+    (found,) = judge_restarts(lines, checkpoint_interval=10)
     assert finding in found
 
 

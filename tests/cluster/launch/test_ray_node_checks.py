@@ -21,8 +21,8 @@ from ray._raylet import GcsClient
 from runs import entries
 
 from cluster.lab.local_ray import environment, free_port, local_ray
-from cluster.run.json_log import read_entries
 from cluster.run.run_folder import RunFolder
+from cluster.run.run_log import Launched, only, read_launches
 from pipeline.paths import CHECKOUT
 from pipeline.system.ray_token import private_token
 
@@ -199,7 +199,7 @@ def test_a_newcomer_that_is_not_fit_does_not_end_a_run(head, raw_dataset, tmp_pa
     assert len(left_out) == len(set(left_out)) == 2 and all("(blind, " in line for line in left_out)
     assert "a worker was lost (" in output and "checkpoint to take them in" not in output
     run = RunFolder.open(hidden / "run")
-    assert [entry["num_workers"] for entry in read_entries(run.launches_path) if entry["kind"] == "launch"] == [2, 2]
+    assert only(Launched, read_launches(run.launches_path)) == [Launched(num_workers=2)] * 2
     assert {entry["world_size"] for entry in entries(run, "start")} == {2}
 
 

@@ -11,8 +11,8 @@ from runs import CONFIG
 from cluster.launch import supervisor
 from cluster.launch.placement import WorkerRange, place_workers
 from cluster.launch.supervisor import MAX_RESTARTS, WorkersLost, supervise
-from cluster.run.json_log import JsonLog
 from cluster.run.run_folder import RunFolder
+from cluster.run.run_log import Lost, RunLog
 from pipeline.command import InputError, Terminated
 
 
@@ -89,7 +89,7 @@ def finishes(cluster):
 
 
 def supervised(run, cluster, workers="1:2"):
-    log, allowed = JsonLog(run.launches_path), WorkerRange.parse(workers)
+    log, allowed = RunLog(run.launches_path), WorkerRange.parse(workers)
     try:
         supervise(run, log, cluster, lambda nodes: place_workers(nodes, allowed, None), allowed.most)
     finally:
@@ -234,14 +234,14 @@ def test_an_error_of_the_run_folder_that_lasts_ends_the_run_with_the_way_out(run
 
 
 def test_a_log_of_launches_that_can_not_be_written_for_a_while_does_not_end_the_run(run, monkeypatch, capsys):
-    write = JsonLog.write
+    write = RunLog.write
 
-    def fails(log, kind, **values):
-        if kind == "lost":
+    def fails(log, line):
+        if isinstance(line, Lost):
             raise OSError(errno.ESTALE, "Stale file handle")
-        write(log, kind, **values)
+        write(log, line)
 
-    monkeypatch.setattr(JsonLog, "write", fails)
+    monkeypatch.setattr(RunLog, "write", fails)
     assert supervised(run, FakeCluster(run, [[goes_on, reaches(4), loses_a_worker], [finishes]])) == [2, 2]
     assert events(run) == ["launch", "launch", "finish"]
     assert "launches.jsonl lacks `lost`: Stale file handle" in capsys.readouterr().out
@@ -275,7 +275,7 @@ def test_a_result_that_is_seen_late_is_waited_for(run):
 
 
 def test_a_run_has_one_supervisor(run):
-    log = JsonLog(run.launches_path)
+    log = RunLog(run.launches_path)
     with pytest.raises(InputError, match="is being trained by another job"):
         supervised(run, FakeCluster(run, []))
     log.close()

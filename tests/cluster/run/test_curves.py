@@ -30,12 +30,14 @@ CONFIG = TrainingConfig(
 
 def _step(step: int, losses: list[float], top1: float) -> str:
     seen = step * 10
+    speed = {"learning_rate": 0.1, "images_per_second": 9.0, "data_wait_fraction": 0.0, "eta_seconds": 1.0}
     values = {"step": step, "samples_seen": seen, "epoch": seen / 41, "losses": losses, "top1": top1}
-    return json.dumps({"kind": "step", "loss": float(np.mean(losses)), **values})
+    return json.dumps({"kind": "step", "loss": float(np.mean(losses)), **values, **speed})
 
 
 def _evaluation(step: int, loss: float, top1: float) -> str:
-    return json.dumps({"kind": "evaluation", "step": step, "split": "val", "loss": loss, "top1": top1, "top5": 1.0})
+    values = {"step": step, "split": "val", "num_samples": 10, "loss": loss, "top1": top1, "top5": 1.0}
+    return json.dumps({"kind": "evaluation", **values})
 
 
 def _run(dataset, path, lines: list[str]) -> RunFolder:
@@ -50,7 +52,7 @@ def test_a_resume_replaces_what_was_rolled_back(raw_dataset, tmp_path):
         _step(5, [8.0, 7.0, 6.5, 6.0], 0.1),
         _evaluation(5, 5.5, 0.2),
         '{"kind": "step", "ste',  # torn by a kill
-        json.dumps({"kind": "resume", "step": 2}),
+        json.dumps({"kind": "resume", "step": 2, "num_rolled_back": 3}),
         _step(4, [5.0, 4.0], 0.5),
         json.dumps({"kind": "warning", "message": "a sample has changed"}),
         _evaluation(4, 3.5, 0.6),

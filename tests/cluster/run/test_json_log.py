@@ -1,15 +1,21 @@
 """Logs of JSON lines: one writer at a time, torn lines passed over."""
 
 import errno
+import json
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from cluster.run import run_log
-from cluster.run.json_log import JsonLog, read_entries
+from cluster.run import follower
+from cluster.run.json_log import JsonLog
 from pipeline.command import InputError
+
+
+def read_entries(path: Path) -> list[dict]:
+    """Return the whole lines; a torn one may stand between them."""
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
 
 def test_each_entry_says_when_it_was_written(tmp_path):
@@ -47,15 +53,15 @@ def test_a_second_writer_is_refused_or_waits_for_the_end_of_the_first(tmp_path):
 
 def test_a_follower_outlives_a_file_system_that_is_out_of_reach_for_a_moment(tmp_path, monkeypatch, capsys):
     path, failures = tmp_path / "metrics.jsonl", [OSError(errno.ESTALE, "Stale file handle")] * 2
-    monkeypatch.setattr(run_log, "_POLL_SECONDS", 0.001)
+    monkeypatch.setattr(follower, "_POLL_SECONDS", 0.001)
 
     def opened(*arguments):
         if failures:
             raise failures.pop()
         return open(*arguments)
 
-    monkeypatch.setattr(run_log, "open", opened, raising=False)
-    with run_log.Follower(path, total_steps=10):
+    monkeypatch.setattr(follower, "open", opened, raising=False)
+    with follower.Follower(path, total_steps=10):
         path.write_text('{"kind": "stop", "step": 4}\n')
         while failures:
             time.sleep(0.001)

@@ -1,32 +1,108 @@
-"""What a person sees of a run while it runs."""
+"""The lines of a run's logs: what stands in the files stays what it was, and is read back as it was written."""
+
+import json
+import re
+import time
 
 import pytest
 
-from cluster.run.json_log import JsonLog
-from cluster.run.run_log import Follower
+from cluster.run.run_log import (
+    Changed,
+    Evaluated,
+    Finished,
+    Launched,
+    Line,
+    Lost,
+    Resizing,
+    Resumed,
+    RunLog,
+    Stalled,
+    Started,
+    Steps,
+    Stopped,
+    Stopping,
+    Warned,
+    only,
+    read_launches,
+    read_metrics,
+)
+from pipeline.paths import CHECKOUT
 
-STEP = {"epoch": 0.1, "loss": 1.0, "top1": 0.5, "images_per_second": 9.0, "data_wait_fraction": 0.0}
+STEPS = Steps(
+    step=2,
+    samples_seen=24,
+    epoch=0.5,
+    loss=1.5,
+    top1=0.25,
+    learning_rate=0.01,
+    images_per_second=100.0,
+    data_wait_fraction=0.1,
+    eta_seconds=60.0,
+    losses=[2.0, 1.0],
+)
+METRICS: list[tuple[Line, str]] = [
+    (Started(step=0, world_size=2), '{"kind": "start", "step": 0, "world_size": 2, "time": '),
+    (
+        STEPS,
+        '{"kind": "step", "step": 2, "samples_seen": 24, "epoch": 0.5, "loss": 1.5, "top1": 0.25, '
+        '"learning_rate": 0.01, "images_per_second": 100.0, "data_wait_fraction": 0.1, "eta_seconds": 60.0, '
+        '"losses": [2.0, 1.0], "time": ',
+    ),
+    (
+        Evaluated(step=2, split="val", num_samples=10, loss=1.5, top1=0.1, top5=0.5),
+        '{"kind": "evaluation", "step": 2, "split": "val", "num_samples": 10, "loss": 1.5, "top1": 0.1, "top5": 0.5, ',
+    ),
+    (
+        Stalled(step=2, num_reductions=1, is_over=False),
+        '{"kind": "plateau", "step": 2, "num_reductions": 1, "is_over": false, "time": ',
+    ),
+    (Warned(message="a sample"), '{"kind": "warning", "message": "a sample", "time": '),
+    (Resumed(step=2, num_rolled_back=7), '{"kind": "resume", "step": 2, "num_rolled_back": 7, "time": '),
+    (Stopped(step=2), '{"kind": "stop", "step": 2, "time": '),
+]
+LAUNCHES: list[tuple[Line, str]] = [
+    (Launched(num_workers=2), '{"kind": "launch", "num_workers": 2, "time": '),
+    (Lost(cause="SIGBUS", step=5), '{"kind": "lost", "cause": "SIGBUS", "step": 5, "time": '),
+    (
+        Changed(changes={"checkpoint_interval": [500, 100]}),
+        '{"kind": "change", "checkpoint_interval": [500, 100], "time": ',
+    ),
+    (Resizing(num_workers=3), '{"kind": "resize", "num_workers": 3, "time": '),
+    (Stopping(), '{"kind": "stop", "time": '),
+    (Finished(), '{"kind": "finish", "time": '),
+]
 
 
-def shown(tmp_path, capsys, etas, advice="") -> list[str]:
-    """Return the lines that are shown of a run whose step lines expect these seconds to its end."""
-    log = JsonLog(tmp_path / "metrics.jsonl")
-    log.write("step", step=1, eta_seconds=9e9, **STEP)  # of a start before
-    with Follower(tmp_path / "metrics.jsonl", 99, advice):
-        log.write("start", step=0, world_size=1)
-        for number, eta in enumerate(etas, start=2):
-            log.write("step", step=number, eta_seconds=eta, **STEP)
+@pytest.mark.parametrize(("pairs", "read"), [(METRICS, read_metrics), (LAUNCHES, read_launches)])
+def test_each_line_stands_in_the_file_as_before_and_is_read_back(pairs, read, tmp_path):
+    began, log = time.time(), RunLog(tmp_path / "log.jsonl")
+    for line, _ in pairs:
+        log.write(line)
     log.close()
-    return capsys.readouterr().out.splitlines()
+    texts = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [text.startswith(start) for text, (_, start) in zip(texts, pairs, strict=True)] == [True] * len(pairs)
+    lines = read(tmp_path / "log.jsonl")
+    assert lines == [line for line, _ in pairs]
+    assert all(began - 0.01 <= line.time <= time.time() + 0.01 for line in lines)
 
 
-def test_a_long_run_is_told_its_time_once_after_its_first_steps(tmp_path, capsys):
-    lines = shown(tmp_path, capsys, [1e5, 1e5, 7000, 6060, 6000, 5000], "fewer epochs")
-    assert lines[4] == "at this pace the run needs another 1:41:00; shorter with fewer epochs"
-    assert sum("at this pace" in line for line in lines) == 1 and len(lines) == 7
+def test_lines_that_are_torn_or_of_a_later_version_are_passed_over(tmp_path):
+    path = tmp_path / "log.jsonl"
+    whole = json.dumps({"kind": "stop", "step": 3, "later": 1, "time": 2.5})
+    path.write_text(f'{whole}\n{{"kind": "st\n[]\n{{"step": 1}}\n{{"kind": "later"}}\n{{"kind": "stop"}}\n')
+    assert read_metrics(path) == [Stopped(step=3)] and read_metrics(path)[0].time == 2.5
+    assert read_metrics(tmp_path / "absent") == []
 
 
-@pytest.mark.parametrize("etas", [[9000, 9000, 900, 599, 9000], [9000, 9000, 9000]], ids=["short", "not known yet"])
-def test_a_short_run_is_not(etas, tmp_path, capsys):
-    lines = shown(tmp_path, capsys, etas, "fewer epochs")
-    assert len(lines) == len(etas) and not any("at this pace" in line for line in lines)
+def test_lines_of_one_kind_are_picked():
+    assert only(Stopped, [Started(step=0, world_size=1), Stopped(step=1), Stopped(step=2)]) == [
+        Stopped(step=1),
+        Stopped(step=2),
+    ]
+
+
+def test_no_other_module_knows_the_files_or_how_they_are_written():
+    packages = ("pipeline", "model", "cluster", "jobs", "benchmarks")
+    modules = [path for package in packages for path in (CHECKOUT / package).rglob("*.py")]
+    mentions = [p for p in modules if re.search(r"json_log|\"(metrics|launches)\.jsonl\"", p.read_text())]
+    assert mentions == [CHECKOUT / "cluster" / "run" / "run_log.py"]

@@ -30,9 +30,14 @@ def straight(raw_dataset, tmp_path_factory) -> RunFolder:
     return run
 
 
+def _evaluation(top1: float) -> SimpleNamespace:
+    values = {"split": "val", "num_samples": 10, "loss": 1.0, "top1": top1, "top5": 1.0}
+    return SimpleNamespace(summary=lambda: values)
+
+
 def no_evaluation(*_, **__):
     """Stand in for an evaluation that finds nothing new."""
-    return SimpleNamespace(summary=lambda: {"top1": 0.0})
+    return _evaluation(0.0)
 
 
 def test_a_run_logs_every_step_evaluates_and_finishes(straight, raw_dataset):
@@ -185,9 +190,7 @@ def test_wrong_fields_of_a_recipe_are_named(fields, message):
 
 def test_a_run_stops_early_when_val_no_longer_improves(raw_dataset, tmp_path, monkeypatch):
     top1s = iter([0.2, 0.5, 0.5, 0.4, 0.6])
-    monkeypatch.setattr(
-        "cluster.worker.training.evaluate", lambda *_, **__: SimpleNamespace(summary=lambda: {"top1": next(top1s)})
-    )
+    monkeypatch.setattr("cluster.worker.training.evaluate", lambda *_, **__: _evaluation(next(top1s)))
     config = dataclasses.replace(CONFIG, num_epochs=10, early_stop_patience=2)
     run = RunFolder.create(tmp_path, config, raw_dataset)
     trainer = Trainer(raw_dataset, run, ALONE)
