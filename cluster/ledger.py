@@ -20,7 +20,7 @@ from typing import Annotated
 
 import tyro
 
-from cluster.run.ledger_files import LedgerError
+from cluster.run.ledger_parts import LedgerError
 from cluster.run.ledger_proof import compare, prove
 from cluster.run.run_folder import RunFolder
 from pipeline.command import run_command

@@ -1,8 +1,8 @@
 """What every command of the project shares: how it ends.
 
-A mistake of the person who runs a command is an `InputError`: one line per cause on standard error, which names the
-cause and the next step, exit status 2, no traceback. Ctrl-C ends at once with status 130 (SIGTERM with 143). Anything
-else is a bug of ours and keeps its traceback.
+What a person must know or mend is a `UserError`: one line per cause on standard error, which names the cause and the
+next step, exit status 2, no traceback. Most are an `InputError`: input that cannot be used. Ctrl-C ends at once with
+status 130 (SIGTERM with 143). Anything else is a bug of ours and keeps its traceback.
 """
 
 import io
@@ -16,8 +16,12 @@ from typing import NoReturn
 _NO_WORKING_DIRECTORY = "the working directory was removed; change to one that exists"
 
 
-class InputError(Exception):
-    """Input that cannot be used; the message is one line per cause: what is wrong, and what to do."""
+class UserError(Exception):
+    """An error for the person who runs a command; the message is one line per cause: what is wrong, and what to do."""
+
+
+class InputError(UserError):
+    """Input that cannot be used."""
 
 
 class Terminated(BaseException):
@@ -39,7 +43,7 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
     _prepare_streams()
     try:
         status = main(None)
-    except InputError as error:
+    except UserError as error:
         sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
         status = 2
     except BrokenPipeError:

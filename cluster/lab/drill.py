@@ -23,7 +23,7 @@ from cluster.lab.drill_report import (
 )
 from cluster.lab.drill_run import DrilledRun, DrillFailed
 from cluster.lab.local_ray import environment, local_ray
-from cluster.run.ledger_files import LedgerError
+from cluster.run.ledger_parts import LedgerError
 from cluster.run.ledger_proof import compare, prove
 from cluster.run.run_folder import RunFolder
 from cluster.run.run_log import read_metrics

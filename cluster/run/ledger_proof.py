@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.run.ledger_files import LedgerError
+from cluster.run.ledger_parts import LedgerError
 from cluster.run.run_folder import RunFolder
 from pipeline.command import InputError
 
@@ -136,10 +136,10 @@ def _consume(run: RunFolder, ids_N: np.ndarray, first_position: int, consumed_at
     """Note where in the stream samples were consumed.
 
     Args:
-        run: Whose they are.
-        ids_N: Of consecutive positions.
-        first_position: Of `ids_N`.
-        consumed_at: The position at which each sample was last consumed, -1 if never; updated.
+        run: The run that consumed them.
+        ids_N: Sample ids of consecutive positions.
+        first_position: Position of the first id.
+        consumed_at: Position at which each sample was last consumed, -1 if never; updated.
 
     Raises:
         LedgerError: A sample was consumed twice in one epoch, or does not exist.
@@ -152,21 +152,33 @@ def _consume(run: RunFolder, ids_N: np.ndarray, first_position: int, consumed_at
             f"{run.path}: step {step} consumed sample {ids_N[unknown[0]]}, "
             f"which the training set of {num_samples:,} lacks"
         )
-    end = first_position + len(ids_N)
-    for epoch in range(first_position // num_samples, (end - 1) // num_samples + 1):
-        positions = np.arange(max(first_position, epoch * num_samples), min(end, (epoch + 1) * num_samples))
-        ids = ids_N[positions - first_position]
-        before = consumed_at[ids]
-        consumed_at[ids] = positions  # of a sample that stands there twice, the later one remains
-        repeated = np.flatnonzero((before >= epoch * num_samples) | (consumed_at[ids] != positions))
-        if len(repeated):
-            sample = ids[repeated[0]]
-            places = [before[repeated[0]], *positions[ids == sample]]
-            a, b = (int(place) // size + 1 for place in [p for p in places if p >= epoch * num_samples][:2])
+    positions_N = np.arange(first_position, first_position + len(ids_N))
+    epoch_ends = np.flatnonzero(np.diff(positions_N // num_samples)) + 1
+    for ids, positions in zip(np.split(ids_N, epoch_ends), np.split(positions_N, epoch_ends), strict=True):
+        twice = _consume_in_epoch(ids, positions, consumed_at)
+        if twice is not None:
+            sample, steps = int(ids[twice[0]]), [position // size + 1 for position in twice[1]]
             replaced = "; its recipe replaces samples that have changed" * (run.config.on_bad_sample != "error")
             raise LedgerError(
-                f"{run.path}: epoch {epoch} consumed sample {sample} twice, in steps {a} and {b}{replaced}"
+                f"{run.path}: epoch {positions[0] // num_samples} consumed sample {sample} twice, in steps {steps[0]} "
+                f"and {steps[1]}{replaced}"
             )
+
+
+def _consume_in_epoch(
+    ids_N: np.ndarray, positions_N: np.ndarray, consumed_at: np.ndarray
+) -> tuple[int, tuple[int, int]] | None:
+    """Note positions of one epoch; return the first place in `ids_N` of a sample consumed twice, and both positions."""
+    epoch_begin = positions_N[0] // len(consumed_at) * len(consumed_at)
+    before_N = consumed_at[ids_N]
+    consumed_at[ids_N] = positions_N  # of a sample that stands there twice, the later one remains
+    repeated = np.flatnonzero((before_N >= epoch_begin) | (consumed_at[ids_N] != positions_N))
+    if not len(repeated):
+        return None
+    place = int(repeated[0])
+    places = [before_N[place], *positions_N[ids_N == ids_N[place]]]
+    first, second = [int(position) for position in places if position >= epoch_begin][:2]
+    return place, (first, second)
 
 
 def _count(number: int, noun: str) -> str:

@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.run import ledger_files
-from cluster.run.ledger_files import LEDGER_SCHEMA, Ledger, LedgerError
+from cluster.run.ledger_files import Ledger
+from cluster.run.ledger_parts import LEDGER_SCHEMA, LedgerError
 from pipeline.command import InputError
 
 SIZE = 3  # samples of a step
