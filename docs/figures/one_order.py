@@ -1,6 +1,6 @@
 """Draw which worker reads which sample, from the project's own order: the same samples in each step, on any cluster.
 
-    python docs/figures/one_order.py docs/figures/one_order.png
+Run `python docs/figures/one_order.py docs/figures/one_order.png` in the checkout.
 """
 
 import sys
