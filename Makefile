@@ -2,6 +2,8 @@
 PYTHON ?= python3
 DALI ?= cuda13
 BIN := .venv/bin
+# The default tests share out the cores; those marked `slow` start clusters of their own, one after another.
+PYTEST_ARGS ?= -n auto
 export RAY_USAGE_STATS_ENABLED := 0
 
 .PHONY: setup demo test lint check clean

@@ -1,9 +1,11 @@
 """Datasets that the tests share, made once a session."""
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
+import torch
 from coded_source import CodedSource
 
 from pipeline.dataset import Dataset
@@ -13,6 +15,10 @@ from pipeline.pictures.encode import EncodingConfig
 
 # A shell that runs the tests in the background lets them ignore Ctrl-C, which the tested commands would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Test processes that run side by side take one thread each, and so do the processes that they start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 NUM_TRAIN, NUM_VAL = 41, 10
 

@@ -4,38 +4,29 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from pipeline.paths import CHECKOUT
 
-LIGHT = [
-    *("format.color", "format.manifest", "online.augmentation", "online.order", "online.philox"),
-    *("online.random_streams", "online.reference"),
+SPECIFICATION = [
+    *("pipeline.format.color", "pipeline.format.manifest", "pipeline.online.augmentation", "pipeline.online.order"),
+    *("pipeline.online.philox", "pipeline.online.random_streams", "pipeline.online.reference"),
 ]
-PROBE = "import sys, importlib; importlib.import_module(sys.argv[1]); sys.stdout.write(' '.join(sys.modules))"
-
-
-def _loaded(module: str) -> set[str]:
-    answer = subprocess.run(
-        [sys.executable, "-c", PROBE, module], capture_output=True, text=True, check=True, cwd=CHECKOUT
-    )
-    return set(answer.stdout.split())
-
-
-@pytest.mark.parametrize("name", LIGHT)
-def test_the_specification_loads_neither_torch_nor_dali_nor_ray(name):
-    assert not {"torch", "nvidia.dali", "ray"} & _loaded(f"pipeline.{name}")
-
-
-def test_the_ledgers_files_need_neither_torch_nor_ray():
-    assert not {"torch", "nvidia.dali", "ray"} & _loaded("cluster.run.ledger_files")
-
-
-@pytest.mark.parametrize(
-    "module", ["pipeline.loader", "model.alexnet", "cluster.worker.training", "cluster.launch.node_checks"]
+PROBE = (
+    "import sys, importlib; [importlib.import_module(n) for n in sys.argv[1:]]; sys.stdout.write(' '.join(sys.modules))"
 )
-def test_only_the_launcher_loads_ray(module):
-    assert "ray" not in _loaded(module)
+
+
+def _loaded(*modules: str) -> set[str]:
+    """Return what a fresh process has loaded once it has imported some modules."""
+    command = [sys.executable, "-c", PROBE, *modules]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True, cwd=CHECKOUT).stdout.split())
+
+
+def test_the_specification_and_the_ledger_load_neither_torch_nor_dali_nor_ray():
+    assert not {"torch", "nvidia.dali", "ray"} & _loaded(*SPECIFICATION, "cluster.run.ledger_files")
+
+
+def test_only_the_launcher_loads_ray():
+    assert "ray" not in _loaded("pipeline.loader", "cluster.worker.training", "cluster.launch.node_checks")
 
 
 def test_what_looks_at_a_node_is_light():

@@ -208,7 +208,7 @@ def test_the_soft_limit_is_raised_once_for_any_number_of_readers(many_shards, mo
     monkeypatch.setattr(shard_reader, "SHARD_MAPS", maps)
     monkeypatch.setattr(resource, "getrlimit", lambda _: seen[-1] if seen else (1024, 100_000))
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: seen.append(limits))
-    for _ in range(20):
+    for _ in range(3):
         ShardReader(many_shards, "val")
         gc.collect()
     assert {soft for soft, _ in seen} == {1024 + NUM_SHARDS}

@@ -128,6 +128,7 @@ def test_a_damaged_file_is_predicted_where_the_dataset_kept_such(tmp_path):
         ("a surrogate \udc80", "a surrogate \\udc80"),
         ("x" * 300, "x" * 197 + "..."),
     ],
+    ids=["address", "control characters", "surrogate", "long"],
 )
 def test_a_detail_is_the_same_line_in_every_process(error, detail):
     assert RejectedPicture("undecodable", error).detail == detail
