@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             quantities=_QUANTITIES,
             values=values,
             comparisons=[
-                Comparison(of=_RAY, quantity="images_per_second", to=_TORCHRUN, at_least=0.97),
-                Comparison(of=_RAY, quantity="images_per_second", to=_BESIDE, at_least=0.97),
+                Comparison(of=_RAY, quantity="images_per_second", to=_TORCHRUN, at_least=0.94),
+                Comparison(of=_RAY, quantity="images_per_second", to=_BESIDE, at_least=0.94),
                 Comparison(of=_TORCHRUN, quantity="images_per_second", to=_ALONE),
             ],
             packages=["torch", "ray"],

@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.command import InputError
+from pipeline.system.ray_quirks import OWN_RAY_VARIABLES, QUICK_HEALTH_CHECK_VARIABLES
 from pipeline.system.ray_token import private_token
 from pipeline.system.surroundings import folder_for_sockets, without_proxy
 
@@ -38,14 +39,8 @@ _END_SECONDS = 5
 _FIRST_PORT, _NUM_PORTS = 20_000, 10_000  # Ray's workers listen on 10,002 to 19,999, Linux gives away 32,768 and more
 _OBJECT_STORE_BYTES = 100_000_000  # of an added node: training puts nothing into it, and all lie in the same memory
 _DEFAULTS = {
-    # A killed node refuses connections and is given up after 5 checks; one that no longer answers, after some 15 s.
-    # Ray's own: 5 checks at 3 s, 10 s each.
-    "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "3000",
-    "RAY_health_check_failure_threshold": "5",
-    "RAY_prestart_worker_first_driver": "0",  # no workers before somebody asks for them
-    "RAY_worker_niceness": "0",  # a training worker is not a background process
+    **QUICK_HEALTH_CHECK_VARIABLES,
+    **OWN_RAY_VARIABLES,
     "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
 }
 

@@ -9,6 +9,7 @@ from cluster.launch.supervisor import WorkersLost
 from cluster.worker.world import is_lost_peer, is_wrong_network, last_line, unreachable_workers
 from pipeline.command import InputError
 from pipeline.system.os_errors import as_input_error, described, way_out
+from pipeline.system.ray_quirks import health_check_cause, is_startup_timeout
 
 
 def explained(
@@ -45,9 +46,9 @@ def explained(
     cause = min(failures, key=lambda failure: (not _is_of_system(failure), not _is_of_ray(failure)))
     if _is_of_system(cause):
         return WorkersLost(f"a worker was lost ({described(cause)})")
-    if type(cause).__name__ == "WorkerGroupStartupTimeoutError":
+    if is_startup_timeout(cause):
         return WorkersLost("the cluster gave no room to the workers in time; are its nodes busy with other jobs?")
-    cause = getattr(cause, "health_check_failure", cause)  # what Ray met when it asked for the worker
+    cause = health_check_cause(cause)
     if isinstance(cause, ray.exceptions.RayTaskError):  # a traceback
         return WorkersLost(f"a worker was lost ({last_line(str(cause))})")
     first_line = last_line(str(cause).strip().partition("\n")[0])

@@ -6,7 +6,6 @@ Ray's own actors talk too much; all of it is in Ray's log folder. Who launches a
 `cluster/launch/supervisor.py`.
 """
 
-import atexit
 import contextlib
 import functools
 import os
@@ -19,23 +18,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from cluster.launch.fatal_signals import FatalSignals
 from cluster.launch.placement import Place, Placement
 from cluster.launch.ray_failures import explained
 from cluster.launch.ray_node_checks import FitNodes
-from cluster.launch.ray_quirks import end_synchronization_actor
 from cluster.launch.supervisor import WorkersLost
 from cluster.run.stop_request import StopRequest
 from cluster.worker.allocator import ALLOCATOR_ENVIRONMENT
 from cluster.worker.world import World, process_group_backend
 from pipeline.command import InputError, Terminated
+from pipeline.system.ray_quirks import controller_callbacks, remove_placement_groups
 from pipeline.system.ray_session import has_cluster, ray_session
 
 _PARENT_POLL_SECONDS = 0.5
@@ -104,7 +101,7 @@ class RayCluster:
         """Run the trainer to its end; return what its failure means, in `words` of `explained`."""
         signals = self._fatal_signals
         try:
-            _remove_placement_groups()
+            remove_placement_groups()
             storage = tempfile.TemporaryDirectory(prefix="alexnet-ray-", ignore_cleanup_errors=True)
             with signals.expected(), storage as path:
                 try:
@@ -124,8 +121,6 @@ class RayCluster:
             fatal_signals.watch()
             context = ray.train.get_context()
             rank, device = context.get_world_rank(), torch.device(get_device())
-            if rank == 0:
-                end_synchronization_actor()
             wants_to_stop = {} if stop_request is None or rank else {"wants_to_stop": stop_request.is_made}
             work(World(rank, context.get_world_size(), device, **wants_to_stop))
 
@@ -164,48 +159,13 @@ class RayLaunch:
         self._has_ended.set()
 
 
-class _LeanTrainer(TorchTrainer):
-    """Without three actors of Ray Train that serve nothing here; see docs/decisions.
-
-    They would hand out shards of Ray Data's datasets, remove what a dead controller left (which needs a dashboard; see
-    `_remove_placement_groups`), and ask an autoscaler for room that the supervisor has already found. Each wakes up a
-    hundred times a second, on cores that the workers also need. A Ray whose methods have other names
-    starts them all the same. And its controller ends: of Ray 2.60's, one of some twenty hangs as it exits.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        superfluous = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
-        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # of the v2 API
-        return [callback for callback in callbacks if type(callback).__name__ not in superfluous]
-
-    def _initialize_and_run_controller(self, *positional: Any, **arguments: Any) -> Any:
-        def after_start(*_: object, **__: object) -> None:
-            atexit.register(os._exit, 0)  # before C++ destroys what waits for each other
-
-        if policy := arguments.get("scaling_policy"):  # a part of the controller
-            policy.after_controller_start, policy._maybe_send_resource_request = after_start, lambda *_: None
-        return super()._initialize_and_run_controller(*positional, **arguments)  # type: ignore[misc]
-
-
-def _remove_placement_groups() -> None:
-    """Remove this driver's placement groups, of earlier launches: a killed controller's would keep CPUs and GPUs.
-
-    Of a Ray that lays its table out otherwise they stay; that is no reason not to launch.
-    """
-    job_id = ray.get_runtime_context().get_job_id()
-    with contextlib.suppress(AttributeError, LookupError, TypeError, ValueError):
-        for group_id, group in placement_group_table().items():
-            if group_id.endswith(job_id) and group["state"] != "REMOVED":  # its last bytes are its job's
-                remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(group_id)))
-
-
 def _trainer(worker: Callable[[], None], placement: Placement, name: str, storage: str) -> TorchTrainer:
     environment = ALLOCATOR_ENVIRONMENT | {"OMP_NUM_THREADS": str(placement.num_threads)}
     resources = {"CPU": placement.cpus_per_worker, "GPU": float(placement.gpus_per_worker)}
     on_nodes: dict[str, Any] = {}  # of the v2 API
     if placement.node_ids is not None:
         on_nodes["label_selector"] = {_NODE_ID: f"in({','.join(placement.node_ids)})"}
-    return _LeanTrainer(
+    return TorchTrainer(
         worker,
         torch_config=TorchConfig(backend=process_group_backend("cuda" if placement.gpus_per_worker else "cpu")),
         scaling_config=ScalingConfig(
@@ -220,6 +180,7 @@ def _trainer(worker: Callable[[], None], placement: Placement, name: str, storag
             name=re.sub(r"[^\w.-]", "_", name, flags=re.ASCII),  # Ray's processes may have another locale
             storage_path=storage,
             failure_config=FailureConfig(max_failures=0, **_NO_RETRIES),
+            callbacks=controller_callbacks(),
             worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]  # of the v2 API
         ),
     )

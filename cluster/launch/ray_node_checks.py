@@ -32,10 +32,10 @@ from cluster.launch.node_checks import (
     written_probe,
 )
 from cluster.launch.placement import Place, Placement
-from cluster.launch.ray_quirks import temporary_folder
 from cluster.worker.emulation import Emulation, Trial, node_emulation
 from pipeline.command import InputError
 from pipeline.system.os_errors import as_input_error
+from pipeline.system.ray_quirks import temporary_folder
 
 _ANSWER_SECONDS = 60.0
 _AGAIN_SECONDS = 60.0  # until a node that was not fit, or did not answer, is asked once more: it may have been mended

@@ -16,8 +16,8 @@ import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from cluster.launch.ray_quirks import ray_version_at, upload_rules
 from pipeline.command import InputError
+from pipeline.system.ray_quirks import ray_version_at, upload_rules
 from pipeline.system.surroundings import LOOPBACK, proxy_of_environment, variables_set, without_proxy
 
 # Of a member of a zip archive, without its name (APPNOTE.TXT 6.3.10, 4.3.7 and 4.3.12), and of the archive's end.

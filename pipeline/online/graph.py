@@ -21,7 +21,8 @@ from pipeline.online.reference import TEN_CROPS
 try:
     from nvidia.dali import fn, math, pipeline_def, types
     from nvidia.dali.pipeline import Pipeline
-    from nvidia.dali.plugin.numba import NumbaFunction
+
+    from pipeline.online.dali_quirks import compiled_function, takes_compiled_functions
 except TypeError as error:  # DALI adds to docstrings
     if sys.flags.optimize < 2:
         raise
@@ -176,7 +177,7 @@ def decoded(content: Any, config: GraphConfig) -> Any:
 
 def normalised(pixels: Any, crop_x: Any, crop_y: Any, mirror: Any, mean: Any, config: GraphConfig) -> Any:
     """Define the second half: crop, mirror, normalise and lay out, in one kernel; of ten crops, each."""
-    if config.normalizer == "kernel":
+    if config.normalizer == "kernel" and takes_compiled_functions():
         return _by_kernel(pixels, crop_x, crop_y, mirror, mean, config)
     if config.mean_image_HWC is not None:
         mean_image = types.Constant(
@@ -207,22 +208,12 @@ def _by_operator(pixels: Any, crop_x: Any, crop_y: Any, mirror: Any, mean: Any, 
     )
 
 
-class _CompiledFunction(NumbaFunction):
-    """DALI's `numba_function`, which would compile at each graph's start, of C functions that are compiled already."""
-
-    def _get_run_fn_cpu(self, run_fn: Any, *_: Any) -> int:
-        return int(run_fn.address)
-
-    def _get_setup_fn_cpu(self, setup_fn: Any) -> int:
-        return int(setup_fn.address)
-
-
 def _by_kernel(pixels: Any, crop_x: Any, crop_y: Any, mirror: Any, mean: Any, config: GraphConfig) -> Any:
     crops = TEN_CROPS if config.ten_crops else ()
     side, channels_last = config.crop_size, config.layout == "NHWC"
     shape = (side, side, 3) if channels_last else (3, side, side)
     output_shape = (len(crops), *shape) if crops else shape
-    normalise = _CompiledFunction(
+    normalise = compiled_function(
         run_fn=run_function(),
         setup_fn=set_up_function(*output_shape),
         in_types=[types.UINT8, types.FLOAT, types.FLOAT, types.INT32, types.FLOAT, types.FLOAT],

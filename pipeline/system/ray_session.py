@@ -16,33 +16,13 @@ from typing import Any
 import ray
 
 from pipeline.command import InputError, raise_terminated
+from pipeline.system import ray_quirks
 from pipeline.system.ray_token import private_token
 from pipeline.system.surroundings import folder_for_sockets, holds_sockets, variables_set, without_proxy
 
-# Nothing is reported to anyone. Ray Train's print patch would double every line, and its watcher of preemptions costs
-# a launch a second. Ray reads these when it needs them, not as it is imported.
-_DEFAULTS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-}
-# A local Ray starts no workers that nobody has asked for, and its workers have the priority of any other process. It
-# collects no metrics, does not look for new log files ten times a second, and keeps no history of tasks and of its
-# node's load: only a dashboard would show them, and on two cores they cost the workers time.
-_LOCAL_DEFAULTS = {
-    "RAY_prestart_worker_first_driver": "0",
-    "RAY_worker_niceness": "0",
-    "RAY_enable_metrics_collection": "0",
-    "LOG_NAME_UPDATE_INTERVAL_S": "60",
-    "REPORTER_UPDATE_INTERVAL_MS": "60000",
-    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
-    "RAY_task_events_report_interval_ms": "0",
-}
 _ALSO_CHANGED = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS", "TMPDIR")
 _CONNECT_SECONDS = 10.0
 _SOCKET_BYTES = 80  # ray-USER/session_DATE_TIME_PID/sockets/plasma_store, with a number at its end
-_SIGN_OF_A_REFUSAL = "InvalidAuthToken"  # in Ray's messages where it keeps the exception of its own for itself
 _OWN_TOKEN = private_token()["RAY_AUTH_TOKEN"]  # one for this process: Ray keeps the first one that it has read
 
 
@@ -57,7 +37,9 @@ def ray_session(address: str) -> Iterator[None]:
     Raises:
         InputError: No cluster answers, or it does not let this process in.
     """
-    defaults = _DEFAULTS | _LOCAL_DEFAULTS if address == "local" else _DEFAULTS
+    defaults = ray_quirks.SESSION_VARIABLES
+    if address == "local":
+        defaults = defaults | ray_quirks.OWN_RAY_VARIABLES | ray_quirks.EMBEDDED_RAY_VARIABLES
     defaults = {name: value for name, value in defaults.items() if name not in os.environ}
     with variables_set(defaults | without_proxy(os.environ), *_ALSO_CHANGED):
         if address == "local":
@@ -81,8 +63,7 @@ def _start_local() -> None:
     # Ray has read a stated mode as it was imported. Without one, a new local Ray turns to the token that it finds.
     os.environ.pop("RAY_AUTH_MODE", None)
     os.environ["RAY_AUTH_TOKEN"] = _OWN_TOKEN
-    # It would say so each time, and how to do without.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    ray_quirks.keep_quiet_about_tokens()
     os.environ.pop("RAY_ADDRESS", None)  # empty, or `local`: processes that Ray starts would look for a cluster there
     options = _temporary_folder()
     if options:  # Ray's processes have sockets of their own there
@@ -102,7 +83,7 @@ def _join(address: str) -> None:
         _init(address)
     except (OSError, ValueError, ray.exceptions.AuthenticationError) as error:
         at = f"at RAY_ADDRESS={cluster}" if cluster else "here"
-        if isinstance(error, ray.exceptions.AuthenticationError) or _SIGN_OF_A_REFUSAL in str(error.__cause__):
+        if isinstance(error, ray.exceptions.AuthenticationError) or ray_quirks.is_refusal(error):
             raise InputError(
                 f"the Ray cluster {at} wants a token that this process does not give; set RAY_AUTH_MODE=token and copy "
                 "~/.ray/auth_token from the cluster's head"

@@ -154,8 +154,6 @@ def test_an_interrupted_embedded_run_stops_at_a_checkpoint_leaves_nothing_and_re
 def test_a_run_goes_on_without_a_killed_actor_and_consumes_each_sample_once(raw_dataset, tmp_path, actor):
     command, process = _start_embedded(raw_dataset, tmp_path / "run")
     actors = _actors_below(process)
-    of_no_use = {"PlacementGroupCleaner", "_AutoscalingCoordinatorActor", "SynchronizationActor"}
-    assert actor in actors and not of_no_use & actors.keys()
     actors[actor].kill()
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors

@@ -1,20 +1,16 @@
 """What is asked of Ray Train, and how its failures are told apart; no Ray is started."""
 
-import atexit
 import errno
 import os
-from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("ray")
 
 import ray
-from ray import cloudpickle
-from ray.train import ControllerError, ScalingConfig, WorkerGroupError
+from ray.train import ControllerError, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 
 from cluster.launch import ray_launch
 from cluster.launch.placement import Placement
@@ -36,25 +32,6 @@ def test_ray_gets_the_placement_and_no_retries(tmp_path, strategy):
     assert scaling.resources_per_worker == {"CPU": 2.0} and not scaling.use_gpu
     assert failures.max_failures == failures.controller_failure_limit == failures.max_preemption_failures == 0
     assert trainer.run_config.worker_runtime_env["env_vars"]["OMP_NUM_THREADS"] == "2"
-
-
-@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # Ray's own, of Ray's own settings
-def test_no_actor_is_started_that_serves_nothing(tmp_path):
-    callbacks = _trainer(lambda: None, Placement(2, 1.0, 0), "run", str(tmp_path))._create_default_callbacks()
-    names = {type(callback).__name__ for callback in callbacks}
-    assert "BackendSetupCallback" in names and not names & {"DatasetsCallback", "PlacementGroupCleanerCallback"}
-
-
-def test_the_controller_asks_no_autoscaler_and_does_not_linger(tmp_path, monkeypatch):
-    given, at_exit = {}, []
-    monkeypatch.setattr(TorchTrainer, "_initialize_and_run_controller", lambda _, **arguments: given.update(arguments))
-    monkeypatch.setattr(atexit, "register", lambda *call: at_exit.append(call))
-    trainer = _trainer(lambda: None, Placement(2, 1.0, 0), "run", str(tmp_path))
-    trainer._initialize_and_run_controller(scaling_policy=FixedScalingPolicy(ScalingConfig(num_workers=2)))
-    policy = cloudpickle.loads(cloudpickle.dumps(given["scaling_policy"]))  # as it comes to the controller
-    policy.after_controller_start(None)
-    assert at_exit == [(os._exit, 0)]
-    assert policy.make_decision_for_non_running_worker_group().num_workers == 2  # and needs no coordinator
 
 
 def test_a_gpu_takes_nccl_and_talks_over_gloo(tmp_path):
@@ -177,24 +154,13 @@ def test_an_evaluation_does_not_promise_to_go_on(tmp_path, monkeypatch):
     def fit(_):
         raise failed
 
-    monkeypatch.setattr(ray_launch, "_remove_placement_groups", lambda: None)
+    monkeypatch.setattr(ray_launch, "remove_placement_groups", lambda: None)
     monkeypatch.setattr(TorchTrainer, "fit", fit)
     cluster = RayCluster(lambda world: None, "run", tmp_path, fit_nodes=None)
     with pytest.raises(InputError, match=r"a worker met: No space .* the same command tries again$"):
         cluster.run(Placement(1, 1.0, 0))
     with pytest.raises(InputError, match=r"a worker met: No space .* goes on from the latest checkpoint$"):
         cluster.start(Placement(1, 1.0, 0)).wait()
-
-
-def test_a_ray_that_calls_its_controller_otherwise_or_lays_out_another_table_is_no_obstacle(tmp_path, monkeypatch):
-    given = []
-    monkeypatch.setattr(TorchTrainer, "_initialize_and_run_controller", lambda _, *positional: given.extend(positional))
-    _trainer(lambda: None, Placement(2, 1.0, 0), "run", str(tmp_path))._initialize_and_run_controller("policy")
-    assert given == ["policy"]
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "01"))
-    for table in ({"a01": {}}, {"a01": {"state": "CREATED"}}, [], None):
-        monkeypatch.setattr(ray_launch, "placement_group_table", lambda table=table: table)
-        ray_launch._remove_placement_groups()
 
 
 def test_what_a_worker_met_is_told_rather_than_what_that_brought_about():

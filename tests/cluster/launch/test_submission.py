@@ -13,10 +13,10 @@ from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
 from cluster.launch import ray_submission
-from cluster.launch.ray_quirks import end_synchronization_actor, temporary_folder, upload_rules
 from cluster.launch.ray_submission import job_server_version, measure_upload
 from jobs import preflight
 from pipeline.command import InputError
+from pipeline.system.ray_quirks import upload_rules
 
 LIMIT_BYTES = upload_rules().limit_bytes
 
@@ -194,27 +194,13 @@ def test_a_cluster_that_is_open_to_everybody_is_said(checkout, job_server, monke
     assert capsys.readouterr().err.startswith("warning: RAY_AUTH_MODE is disabled: whoever reaches the cluster's ports")
 
 
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [
-        ("ray._private.ray_constants", "DASHBOARD_CLIENT_MAX_SIZE"),
-        ("ray._private.ray_constants", "get_runtime_env_default_excludes"),
-        ("ray._private.runtime_env.packaging", "_dir_travel"),
-        ("ray._private.runtime_env.packaging", "_get_excludes"),
-    ],
-)
-def test_a_ray_with_other_rules_inside_uploads_unmeasured(checkout, job_server, monkeypatch, capsys, module, name):
+def test_a_ray_that_does_not_tell_its_rules_uploads_unmeasured(checkout, job_server, monkeypatch, capsys):
     root, _ = checkout
-    monkeypatch.delattr(f"{module}.{name}")
+    monkeypatch.setattr(ray_submission, "upload_rules", lambda: None)
     assert preflight.main(["--working-dir", str(root), "--address", job_server]) == 0
     captured = capsys.readouterr()
     assert captured.err.startswith("warning: Ray ") and "the upload is not measured" in captured.err
     assert captured.out.startswith("job server ") and "ray job submit --address" in captured.out
-
-
-def test_a_ray_whose_rules_are_called_otherwise_uploads_unmeasured(checkout, monkeypatch):
-    monkeypatch.setattr("ray._private.runtime_env.packaging._dir_travel", lambda path: None)
-    assert measure_upload(checkout[0]) is None
 
 
 def test_an_answer_without_a_version_is_told_or_done_without(job_server, monkeypatch):
@@ -233,25 +219,7 @@ class _AnswersNothing:
         return SimpleNamespace(json=dict)
 
 
-def test_a_ray_whose_insides_raise_whatever_they_like_is_no_obstacle(monkeypatch):
-    def fails():
-        raise RuntimeError("not here any more")
-
-    monkeypatch.setattr("ray._private.worker._global_node", SimpleNamespace(get_temp_dir_path=fails))
-    assert temporary_folder() is None
-    monkeypatch.setattr("ray.train.v2._internal.execution.context.get_train_context", fails)
-    end_synchronization_actor()
-
-
 def test_a_ray_whose_client_has_other_methods_inside_does_not_tell_its_version(job_server, monkeypatch):
     assert job_server_version(job_server) == ray_submission.client_version()
     monkeypatch.setattr(ray_submission, "JobSubmissionClient", lambda address: object())
     assert job_server_version(job_server) is None
-
-
-def test_a_ray_that_does_not_tell_its_temporary_folder_is_no_obstacle(monkeypatch):
-    for node in (None, object()):
-        monkeypatch.setattr("ray._private.worker._global_node", node)
-        assert temporary_folder() is None
-    monkeypatch.delattr("ray._private.worker")
-    assert temporary_folder() is None

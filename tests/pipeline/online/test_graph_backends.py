@@ -8,6 +8,7 @@ import pytest
 from nvidia.dali import backend, ops
 from nvidia.dali.pipeline import Pipeline
 
+from pipeline.online import dali_quirks
 from pipeline.online.graph import GraphConfig, build_graph, define_graph
 
 PER_SAMPLE = {"CropMirrorNormalize": ("crop_pos_x", "crop_pos_y", "mirror", "mean"), "Resize": ("roi_start", "roi_end")}
@@ -121,6 +122,21 @@ def test_the_kernel_of_the_cpu_makes_the_operators_bits(form, layout, output_typ
         images[normalizer] = np.array(output.as_tensor())
     assert images["kernel"].dtype == output_type and images["kernel"].astype(np.float32).std() > 0.5
     np.testing.assert_array_equal(images["kernel"], images["operator"])
+
+
+def test_a_dali_that_takes_no_compiled_functions_makes_the_same_bits(monkeypatch):
+    fed, config = _fed(2, side=256), dataclasses.replace(BASE, raw=True, normalizer="kernel", max_batch_size=2)
+
+    def image_and_operators():
+        (output,) = build_graph(lambda: fed, config).run()
+        return np.array(output.as_tensor()), {operator.schema_name for operator in _operators(config)}
+
+    by_kernel, operators = image_and_operators()
+    assert "CropMirrorNormalize" not in operators  # of this DALI, the kernel is used
+    monkeypatch.delattr(dali_quirks.NumbaFunction, "_get_run_fn_cpu")
+    by_operator, operators = image_and_operators()
+    assert "CropMirrorNormalize" in operators
+    np.testing.assert_array_equal(by_kernel, by_operator)
 
 
 @pytest.mark.parametrize("mean_image_HWC", [None, MEAN_IMAGE], ids=["too small", "of another size than the mean image"])

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
 import pytest
 
@@ -169,13 +168,3 @@ def test_a_stranger_does_not_get_into_a_local_ray_and_nothing_is_written_to_the_
     assert process.returncode == 0 and errors == ""
     assert answer.returncode == 2 and f"the Ray cluster at RAY_ADDRESS={address} wants a token" in answer.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_variables_are_those_that_ray_reads():
-    """A name that Ray no longer knows would be set in vain."""
-    package = Path(ray.__file__).parent
-    raylet = (package / "core/src/ray/raylet/raylet").read_bytes()
-    folders = ("train/v2", "_private", "_common", "dashboard/modules/reporter")
-    sources = "".join(path.read_text() for folder in folders for path in (package / folder).rglob("*.py"))
-    for name in sessions._DEFAULTS | sessions._LOCAL_DEFAULTS:
-        assert name in sources or name.removeprefix("RAY_").encode() in raylet, name

@@ -1,0 +1,32 @@
+"""What is used of DALI beside its documented interface, as seen in DALI 2.4; nothing else in this project does so.
+
+A DALI that lacks it, or calls it otherwise, is used without. `tests/pipeline/online/test_graph_backends.py` fails where
+a DALI has changed it.
+"""
+
+from typing import Any
+
+from nvidia.dali.plugin.numba import NumbaFunction
+
+
+def takes_compiled_functions() -> bool:
+    """Return whether `compiled_function` works; else the graph crops by DALI's operator, which takes longer."""
+    return all(hasattr(NumbaFunction, name) for name in ("_get_run_fn_cpu", "_get_setup_fn_cpu"))
+
+
+def compiled_function(**options: Any) -> Any:
+    """Return DALI's `numba_function` of C functions that are compiled already: it would compile them at each start.
+
+    Args:
+        options: Of `numba_function`; `run_fn` and `setup_fn` are C functions of Numba (`numba.cfunc`), called as
+            `crop_kernel.py` says.
+    """
+
+    class CompiledFunction(NumbaFunction):
+        def _get_run_fn_cpu(self, run_fn: Any, *_: Any) -> int:
+            return int(run_fn.address)
+
+        def _get_setup_fn_cpu(self, setup_fn: Any) -> int:
+            return int(setup_fn.address)
+
+    return CompiledFunction(**options)
