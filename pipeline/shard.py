@@ -23,9 +23,10 @@ from pipeline import embedded
 from pipeline.command import InputError, run_command
 from pipeline.format.manifest import DATASET_JSON, REJECTS_PARQUET
 from pipeline.offline.estimate import estimate
+from pipeline.offline.publishing import reject_counts
 from pipeline.offline.shard_plan import ShardingConfig
 from pipeline.offline.shard_task import Executor
-from pipeline.offline.sharding import reject_counts, shard_dataset
+from pipeline.offline.sharding import shard_dataset
 from pipeline.paths import shared_path
 from pipeline.pictures.decode import Damaged
 from pipeline.pictures.encode import Crop, Encoding, EncodingConfig

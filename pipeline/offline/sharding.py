@@ -18,41 +18,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.command import InputError
 from pipeline.format.manifest import (
-    CLASSES_PARQUET,
-    CLASSES_SCHEMA,
-    COLOR_JSON,
     DATASET_JSON,
-    FORMAT_NAME,
     FORMAT_VERSION,
-    HISTOGRAMS_PARQUET,
-    INVENTORY_JSON,
-    MANIFEST_SCHEMA,
-    MEAN_IMAGE_NPY,
-    REJECTS_PARQUET,
-    manifest_path,
 )
-from pipeline.offline.histograms import histograms
 from pipeline.offline.ordered_map import load_ahead
+from pipeline.offline.publishing import Contents, publish
 from pipeline.offline.shard_plan import ShardingConfig, plan_shards, plan_splits
 from pipeline.offline.shard_task import (
     PLAN_JSON,
     RECORD_ENDING,
     Executor,
-    ShardRecord,
-    ShardTask,
     run_tasks,
     unfinished_tasks,
 )
-from pipeline.offline.statistics import PixelSums, color_document
 from pipeline.progress import progress_bar
 from pipeline.sources.base import Listing, Source
 from pipeline.sources.inventory import Inventory, take_inventory
-from pipeline.system.files import atomic_file, is_temporary, sha256_file, write_json, write_table
+from pipeline.system.files import is_temporary, write_json
 
 _PARTIAL = ".partial"
 _LOCK = "lock"
@@ -113,7 +99,7 @@ def shard_dataset(
                 megabytes_per_second = num_bytes / 1e6 / max(bar.format_dict["elapsed"], 1e-3)
                 bar.set_postfix_str(f"{megabytes_per_second:.1f} MB/s, {num_done}/{len(tasks)} shards", refresh=False)
                 bar.update(task.rows.num_rows)
-        document = _publish(out, partial, inventory, listing, splits, config, tasks)
+        document = publish(out, partial, Contents(inventory, listing, splits, tasks), config)
         _remove(partial)
     return document
 
@@ -190,84 +176,3 @@ def _check_plan(partial: Path, plan: dict[str, Any]) -> None:
             f"{partial.parent} holds an interrupted run with other {', '.join(changed)}; "
             f"run it again as before, or remove the folder"
         )
-
-
-def _publish(
-    out: Path,
-    partial: Path,
-    inventory: Inventory,
-    listing: Listing,
-    splits: dict[str, pa.Table],
-    config: ShardingConfig,
-    tasks: list[ShardTask],
-) -> dict[str, Any]:
-    """Merge the shards' records into manifests, statistics and `dataset.json`."""
-    records = [ShardRecord.load(partial, task.name) for task in tasks]
-    num_planned = sum(table.num_rows for table in splits.values())
-    rejects = pa.concat_tables([record.rejects for record in records])
-    num_stored = sum(record.manifest.num_rows for record in records)
-    if num_stored + rejects.num_rows != num_planned:
-        raise RuntimeError(f"{num_planned} samples in, but {num_stored} stored and {rejects.num_rows} rejected")
-    if rejects.num_rows > config.max_rejects * num_planned:
-        raise InputError(_too_many_rejects(rejects, num_planned, config.max_rejects))
-    files = {name: asdict(written) for record in records for name, written in record.files.items()}
-
-    def add_file(name: str) -> None:
-        files[name] = {"num_bytes": (out / name).stat().st_size, "sha256": sha256_file(out / name)}
-
-    counts, stored = {}, {}
-    for split in splits:
-        parts = [(task, record) for task, record in zip(tasks, records, strict=True) if task.split == split]
-        stored[split] = pa.concat_tables([record.manifest for _, record in parts])
-        if stored[split].num_rows == 0:
-            raise InputError(f"every picture of {split} was rejected: {reject_counts(rejects)}")
-        write_table(out / manifest_path(split), stored[split].select(MANIFEST_SCHEMA.names))
-        add_file(manifest_path(split))
-        num_shards = sum(record.manifest.num_rows > 0 for _, record in parts)
-        counts[split] = {"num_samples": stored[split].num_rows, "num_shards": num_shards}
-    class_rows = [{"class_index": i, "wnid": c.wnid, "name": c.name} for i, c in enumerate(listing.classes)]
-    write_table(out / CLASSES_PARQUET, pa.Table.from_pylist(class_rows, schema=CLASSES_SCHEMA))
-    write_table(out / REJECTS_PARQUET, rejects)
-    write_table(out / HISTOGRAMS_PARQUET, histograms(stored))
-    # Not among the files that dataset.json names: what lies beside the pictures leaves the dataset the same one.
-    write_json(out / INVENTORY_JSON, inventory.document())
-    sums = PixelSums()
-    for task in tasks:
-        if task.split == "train":
-            sums += ShardRecord.load_sums(partial, task.name)
-    manifest_sha256 = files[manifest_path("train")]["sha256"]
-    write_json(out / COLOR_JSON, color_document(sums, config.encoding.resize_rule, manifest_sha256))
-    mean_image = sums.mean_image_HWC()
-    if mean_image is not None:
-        with atomic_file(out / MEAN_IMAGE_NPY) as file:
-            np.save(file, mean_image)
-        add_file(MEAN_IMAGE_NPY)
-    for name in (CLASSES_PARQUET, REJECTS_PARQUET, COLOR_JSON, HISTOGRAMS_PARQUET):
-        add_file(name)
-    document = {
-        "format": FORMAT_NAME,
-        "format_version": FORMAT_VERSION,
-        "source_layout": inventory.layout,
-        **config.document(),
-        "num_classes": len(listing.classes),
-        "splits": counts,
-        "num_rejects": rejects.num_rows,
-        "files": dict(sorted(files.items())),
-    }
-    write_json(out / DATASET_JSON, document)
-    return document
-
-
-def reject_counts(rejects: pa.Table) -> str:
-    """Say how many pictures were rejected for which reason."""
-    counted = rejects.group_by("reason").aggregate([("reason", "count")]).sort_by("reason").to_pylist()
-    return ", ".join(f"{row['reason_count']} {row['reason']}" for row in counted)
-
-
-def _too_many_rejects(rejects: pa.Table, num_planned: int, max_rejects: float) -> str:
-    first = rejects.slice(0, 1).to_pylist()[0]
-    return (
-        f"{rejects.num_rows} of {num_planned} pictures were rejected ({reject_counts(rejects)}; "
-        f"first: {first['source']}: {first['detail']}), more than --max-rejects {max_rejects:g}; "
-        f"raise the limit, or repair the source and remove the folder"
-    )

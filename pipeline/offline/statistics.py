@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 
 from pipeline.format.color import PIXEL_SCALE, ColorBasis
+from pipeline.offline.image_sum import ImageSum
 
 _PAIRS = ((0, 1), (0, 2), (1, 2))  # of channels
-_FLOAT32_IMAGES = 2**24 // 255  # sums of so many bytes are whole numbers that float32 holds
 
 
 class PixelSums:
@@ -33,11 +33,7 @@ class PixelSums:
         self.num_pixels, self.num_images = 0, 0
         self.totals_9 = np.zeros(9, dtype=np.int64)
         self.deviations: list[list[float]] = []
-        # The pictures' sum at each pixel: whole numbers as float64, and the latest pictures, added as float32. No
-        # longer kept as soon as two sizes differ.
-        self._image_sum_HWC: np.ndarray | None = None
-        self._latest_HWC: np.ndarray | None = None
-        self._num_latest = 0
+        self._image_sum = ImageSum()
         self._planes: list[np.ndarray] = []  # of the latest picture: their memory is used again
 
     def add_picture(self, pixels_HWC: np.ndarray) -> None:
@@ -53,46 +49,18 @@ class PixelSums:
         products = [(squares[i] + squares[j] - d) // 2 for (i, j), d in zip(_PAIRS, distances, strict=True)]
         self.totals_9 += [*sums, *squares, *products]
         self.deviations.append([math.sqrt(n * squares[i] - sums[i] * sums[i]) / n for i in range(3)])
-        self._add_image(pixels_HWC)
+        self._image_sum.add(pixels_HWC)
         self.num_pixels += n
         self.num_images += 1
 
     def __iadd__(self, other: "PixelSums") -> "PixelSums":
         """Merge another partition's sums."""
-        if other.num_images:
-            mine, others = self.image_sum_HWC(), other.image_sum_HWC()
-            if self.num_images == 0:
-                self._image_sum_HWC = others
-            elif mine is None or others is None or mine.shape != others.shape:
-                self._image_sum_HWC = None
-            else:
-                self._image_sum_HWC = mine + others
+        self._image_sum += other._image_sum
         self.num_pixels += other.num_pixels
         self.num_images += other.num_images
         self.totals_9 += other.totals_9
         self.deviations.extend(other.deviations)
         return self
-
-    def _add_image(self, pixels_HWC: np.ndarray) -> None:
-        if self.num_images == 0:
-            self._image_sum_HWC = np.zeros(pixels_HWC.shape)
-        if self._image_sum_HWC is None or self._image_sum_HWC.shape != pixels_HWC.shape:
-            self._image_sum_HWC = self._latest_HWC = None
-            return
-        if self._latest_HWC is None:
-            self._latest_HWC = np.zeros(pixels_HWC.shape, dtype=np.float32)
-        cv2.accumulate(pixels_HWC, self._latest_HWC)
-        self._num_latest += 1
-        if self._num_latest == _FLOAT32_IMAGES:
-            self.image_sum_HWC()
-
-    def image_sum_HWC(self) -> np.ndarray | None:
-        """Return the sum of the pictures, float64, or None before the first and where their sizes differ."""
-        if self._image_sum_HWC is not None and self._latest_HWC is not None:
-            self._image_sum_HWC = self._image_sum_HWC + self._latest_HWC
-            self._latest_HWC[...] = 0
-        self._num_latest = 0
-        return self._image_sum_HWC
 
     def color_basis(self) -> ColorBasis:
         """Return mean, covariance and eigenbasis.
@@ -114,7 +82,7 @@ class PixelSums:
 
     def mean_image_HWC(self) -> np.ndarray | None:
         """Return the mean activity at each pixel, float32 grey levels, or None if the pictures' sizes differ."""
-        image_sum_HWC = self.image_sum_HWC()
+        image_sum_HWC = self._image_sum.total_HWC
         return None if image_sum_HWC is None else (image_sum_HWC / self.num_images).astype(np.float32)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
@@ -124,7 +92,7 @@ class PixelSums:
             "totals_9": self.totals_9,
             "deviations_N3": np.array(self.deviations, dtype=np.float64).reshape(-1, 3),
         }
-        image_sum_HWC = self.image_sum_HWC()
+        image_sum_HWC = self._image_sum.total_HWC
         return arrays if image_sum_HWC is None else arrays | {"image_sum_HWC": image_sum_HWC}
 
     @classmethod
@@ -134,7 +102,10 @@ class PixelSums:
         sums.num_pixels, sums.num_images = arrays["counts"].tolist()
         sums.totals_9 = arrays["totals_9"]
         sums.deviations = arrays["deviations_N3"].tolist()
-        sums._image_sum_HWC = arrays.get("image_sum_HWC")
+        if "image_sum_HWC" in arrays:
+            sums._image_sum = ImageSum(arrays["image_sum_HWC"])
+        elif sums.num_images:
+            sums._image_sum = ImageSum.of_several_sizes()
         return sums
 
 
