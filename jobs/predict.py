@@ -23,19 +23,18 @@ if __name__ == "__main__":
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from cluster.run.run_folder import RunFolder
-from cluster.worker.evaluation import Crops
-from cluster.worker.prediction import Prediction, predict
-from cluster.worker.trained_model import default_device
-from jobs.figures import check_figure_path, write_figure
-from jobs.prediction_figure import draw_pages
+from cluster.worker.evaluation_options import Crops
 from pipeline import embedded
 from pipeline.command import InputError, run_command
 from pipeline.system.files import write_json
+
+if TYPE_CHECKING:
+    from cluster.worker.prediction import Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +56,12 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    # Here: the command's help needs neither torch nor DALI, which take seconds to load.
+    from cluster.worker.prediction import predict
+    from cluster.worker.trained_model import default_device
+    from jobs.figures import check_figure_path, write_figure
+    from jobs.prediction_figure import draw_pages
+
     if not arguments.images:
         raise InputError("no picture is named: jobs/predict.py IMAGE... --run RUN")
     if arguments.figure is not None:
@@ -81,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if refused else 0
 
 
-def _lines(prediction: Prediction, run: RunFolder) -> Iterator[str]:
+def _lines(prediction: "Prediction", run: RunFolder) -> Iterator[str]:
     yield str(prediction.path)
     for index, probability in zip(prediction.class_indices, prediction.probabilities, strict=True):
         mark = "  <- its folder" if index == prediction.true_class_index else ""
@@ -89,7 +94,7 @@ def _lines(prediction: Prediction, run: RunFolder) -> Iterator[str]:
 
 
 def _document(
-    predictions: Sequence[Prediction], refused: Mapping[Path, str], run: RunFolder, crops: Crops
+    predictions: Sequence["Prediction"], refused: Mapping[Path, str], run: RunFolder, crops: Crops
 ) -> dict[str, Any]:
     def class_document(index: int) -> dict[str, Any]:
         return {"class_index": index, "wnid": run.wnids[index], "name": run.class_names[index]}

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 
 from cluster.run.run_log import Evaluated, Line, Resumed, Started, Stopped, only
+
+if TYPE_CHECKING:
+    import torch
 
 Kind = Literal["worker", "node", "replaced-node", "raylet", "driver"]
 Event = Literal["worker", "node", "join", "replaced-node", "raylet", "driver"]
@@ -145,7 +147,7 @@ def judge_restarts(lines: Sequence[Line], checkpoint_interval: int) -> list[str]
     return findings
 
 
-def weight_difference(reference: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> float:
+def weight_difference(reference: Mapping[str, "torch.Tensor"], weights: Mapping[str, "torch.Tensor"]) -> float:
     """Return the largest difference of two models, each tensor's in relation to its largest weight.
 
     Raises:

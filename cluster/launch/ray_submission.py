@@ -1,9 +1,10 @@
 """What `ray job submit` will do, told beforehand by its own functions: what it uploads, and to whom it talks.
 
-No cluster is entered and nothing is sent. Ray's rules for the upload are internal functions of it; rules written again
-would be others after its next release. Where a Ray keeps them elsewhere the upload is not measured.
+No cluster is entered and nothing is sent. Ray's rules for the upload are internal functions (`ray_quirks.py`): rules
+written again would differ after its next release. Where a Ray keeps them elsewhere the upload is not measured.
 """
 
+import importlib.metadata
 import os
 import socket
 from collections import Counter
@@ -11,10 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import proxy_bypass
-
-import ray
-from ray.exceptions import AuthenticationError
-from ray.job_submission import JobSubmissionClient
 
 from pipeline.command import InputError
 from pipeline.system.ray_quirks import ray_version_at, upload_rules
@@ -90,6 +87,9 @@ def job_server_version(address: str) -> str | None:
     Raises:
         InputError: None does, or it does not let this user in.
     """
+    from ray.exceptions import AuthenticationError  # here: a command's help needs no Ray
+    from ray.job_submission import JobSubmissionClient
+
     url = urlsplit(address)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise InputError(
@@ -133,4 +133,4 @@ def _proxy_to(address: str) -> str:
 
 def client_version() -> str:
     """Return the version of the Ray that submits."""
-    return str(ray.__version__)
+    return importlib.metadata.version("ray")

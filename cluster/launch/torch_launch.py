@@ -27,7 +27,7 @@ def is_under_torchrun() -> bool:
 
 
 @contextlib.contextmanager
-def here(launcher: Literal["torch", "alone"]) -> Iterator[tuple[World, "Signals"]]:
+def local_world(launcher: Literal["torch", "alone"]) -> Iterator[tuple[World, "Signals"]]:
     """Enter the world of which this process is a worker, and leave it at the end.
 
     Yields:

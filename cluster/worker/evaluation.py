@@ -7,7 +7,7 @@ workers there were, but for what a sample's own logits do: kernels may round the
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 
 from cluster.run.config import TrainingConfig
 from cluster.run.run_folder import RunFolder
+from cluster.worker.evaluation_options import NUM_CROPS, Crops
 from cluster.worker.precision import forward_context, input_dtype
 from cluster.worker.stopping import StopAgreement
 from cluster.worker.world import World
@@ -22,8 +23,6 @@ from model.metrics import NO_RANK, label_ranks
 from pipeline.dataset import Dataset
 from pipeline.loader import Batch, EvalLoader
 
-Crops = Literal["centre", "ten"]
-NUM_CROPS: dict[Crops, int] = {"centre": 1, "ten": 10}
 BATCH_SIZE = 250  # images that go through the model at once
 
 

@@ -20,7 +20,8 @@ import torch
 
 from cluster.run.config import Precision
 from cluster.run.run_folder import RunFolder
-from cluster.worker.evaluation import Crops, Evaluation, evaluate
+from cluster.worker.evaluation import Evaluation, evaluate
+from cluster.worker.evaluation_options import Crops
 from cluster.worker.trained_model import load_model
 from cluster.worker.world import World
 from pipeline.command import InputError

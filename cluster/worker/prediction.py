@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from cluster.run.run_folder import RunFolder
-from cluster.worker.evaluation import BATCH_SIZE, NUM_CROPS, Crops, log_probabilities
+from cluster.worker.evaluation import BATCH_SIZE, log_probabilities
+from cluster.worker.evaluation_options import NUM_CROPS, Crops
 from cluster.worker.precision import fitting_precision_here
 from cluster.worker.trained_model import load_model
 from pipeline.command import InputError

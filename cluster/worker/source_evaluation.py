@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 
 from cluster.run.run_folder import RunFolder
-from cluster.worker.evaluation import BATCH_SIZE, NUM_CROPS, Crops, Evaluation, empty_rows, fill, log_probabilities
+from cluster.worker.evaluation import BATCH_SIZE, Evaluation, empty_rows, fill, log_probabilities
 from cluster.worker.evaluation_files import check_finite, describe, per_class_table, write_evaluation
+from cluster.worker.evaluation_options import NUM_CROPS, Crops, UnknownClasses
 from cluster.worker.prediction import classes_by_folder_name
 from cluster.worker.trained_model import load_model
 from pipeline.command import InputError
@@ -30,7 +30,6 @@ from pipeline.pictures.picture_files import evaluation_images, square_of
 from pipeline.sources.base import ClassEntry, Listing, Source
 from pipeline.sources.inventory import Inventory, take_inventory
 
-UnknownClasses = Literal["refuse", "skip"]
 _NAMED = 5  # classes or pictures that a line names
 
 

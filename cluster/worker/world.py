@@ -95,6 +95,10 @@ class World:
         """Return when every worker has called this."""
         self.sum(torch.zeros(1))
 
+    def first_says(self, answer: bool = False) -> bool:
+        """Return the first worker's answer; every worker calls this, and waits for it."""
+        return bool(self.sum(torch.tensor([int(answer and self.is_first)])).item())
+
     def agrees(self, value: int) -> bool:
         """Return whether all workers give the same value; every worker calls it, and gets the same answer."""
         total, squares = self.sum(torch.tensor([value, value**2])).tolist()

@@ -35,6 +35,23 @@ def test_what_looks_at_a_node_is_light():
     assert not {"torch", "nvidia.dali", "pyarrow"} & _loaded("cluster.launch.ray_node_checks")
 
 
+HELP = """
+import contextlib, importlib, io, sys
+for name in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()) as help, contextlib.suppress(SystemExit):
+        importlib.import_module(name).main(["--help"])
+    assert "usage: " in help.getvalue(), name
+    if heavy := {"torch", "nvidia.dali", "ray"} & sys.modules.keys():
+        sys.exit(f"{name} loads {heavy}")
+"""
+COMMANDS = ["jobs.evaluate", "jobs.preflight", "jobs.demo"]
+
+
+def test_the_help_of_a_command_loads_neither_torch_nor_dali_nor_ray():
+    answer = subprocess.run([sys.executable, "-c", HELP, *COMMANDS], capture_output=True, text=True, cwd=CHECKOUT)
+    assert answer.returncode == 0, answer.stderr
+
+
 IMPORT_ALL = """
 import os, pkgutil, sys, cv2, nvidia.dali, ray.train, torch  # what libraries set is theirs
 before = dict(os.environ)

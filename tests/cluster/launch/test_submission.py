@@ -207,7 +207,7 @@ def test_an_answer_without_a_version_is_told_or_done_without(job_server, monkeyp
     monkeypatch.setattr(_JobServer, "answer", (200, {"version": "4"}))
     with pytest.raises(InputError, match="the answer lacks 'ray_version'"):
         job_server_version(job_server)
-    monkeypatch.setattr(ray_submission, "JobSubmissionClient", _AnswersNothing)
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", _AnswersNothing)
     assert job_server_version(job_server) is None
 
 
@@ -221,5 +221,5 @@ class _AnswersNothing:
 
 def test_a_ray_whose_client_has_other_methods_inside_does_not_tell_its_version(job_server, monkeypatch):
     assert job_server_version(job_server) == ray_submission.client_version()
-    monkeypatch.setattr(ray_submission, "JobSubmissionClient", lambda address: object())
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", lambda address: object())
     assert job_server_version(job_server) is None

@@ -15,7 +15,7 @@ from runs import entries, losses
 
 from cluster import ledger
 from cluster.launch import torch_launch
-from cluster.launch.torch_launch import here
+from cluster.launch.torch_launch import local_world
 from cluster.run.run_folder import RunFolder
 from jobs import train
 from pipeline.command import InputError
@@ -136,13 +136,13 @@ def test_torchrun_starts_a_killed_worker_again_from_the_latest_checkpoint(raw_da
     ],
 )
 def test_an_error_of_the_system_ends_a_run_alone_with_the_way_out(code, said):
-    with pytest.raises(InputError) as refused, here("alone"):
+    with pytest.raises(InputError) as refused, local_world("alone"):
         raise OSError(code, os.strerror(code), "RUN/x")
     assert str(refused.value).startswith(said)
 
 
 def test_an_output_that_nobody_reads_is_no_fault_of_the_run():
-    with pytest.raises(BrokenPipeError), here("alone"):
+    with pytest.raises(BrokenPipeError), local_world("alone"):
         raise BrokenPipeError
 
 
@@ -177,7 +177,7 @@ def test_workers_that_never_meet_are_told_with_what_says_how(monkeypatch, variab
     monkeypatch.setenv(variable, "no0")
     monkeypatch.setattr(torch_launch, "_check_torchrun", lambda: None)
     monkeypatch.setattr(torch.distributed, "init_process_group", fails)
-    with pytest.raises(InputError) as caught, here("torch"):
+    with pytest.raises(InputError) as caught, local_world("torch"):
         pass
     told = str(caught.value)
     assert told.startswith("the workers can't reach each other (") and f"{cause}); {variable}=no0 say how: " in told

@@ -15,8 +15,8 @@ from PIL import Image
 from cluster.run.config import TrainingConfig
 from cluster.run.run_folder import RunFolder
 from cluster.worker import source_evaluation
-from cluster.worker.evaluation import Crops
 from cluster.worker.evaluation_files import evaluate_run
+from cluster.worker.evaluation_options import Crops
 from cluster.worker.training import Trainer
 from cluster.worker.world import World
 from jobs import evaluate as job

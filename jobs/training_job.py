@@ -1,0 +1,161 @@
+"""A training job of `jobs/train.py`: recipe, dataset and run folder; and what a person is told about it."""
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.run.config import Precision, TrainingConfig
+from cluster.run.follower import Follower
+from cluster.run.run_folder import RunFolder, open_launches
+from cluster.run.run_log import Changed, RunLog
+from cluster.worker.emulation import Emulation
+from cluster.worker.precision import choose_precision
+from cluster.worker.training import check_fits
+from pipeline import embedded
+from pipeline.command import InputError
+from pipeline.dataset import Dataset
+from pipeline.format.manifest import DATASET_JSON
+from pipeline.paths import shared_path
+from pipeline.shard import main as shard
+
+if TYPE_CHECKING:
+    from jobs.train import Arguments
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A recipe, the dataset to train it on, and the run folder to write to.
+
+    Attributes:
+        requested: Recipe of the command line.
+        config: The same recipe; its precision is resolved as soon as the devices are known.
+        data: Dataset folder, under the path by which all workers see it.
+        dataset: That dataset, opened.
+        run_path: Run folder, under the path by which all workers see it.
+        run: Run that the folder holds already, or None.
+        is_dry: The job is only checked; no run begins.
+        reason: Reason for the precision; empty where nobody needs to know it.
+        is_emulated: A device emulates the precision.
+    """
+
+    requested: TrainingConfig
+    config: TrainingConfig
+    data: Path
+    dataset: Dataset
+    run_path: Path
+    run: RunFolder | None
+    is_dry: bool
+    reason: str = ""
+    is_emulated: bool = False
+
+    @classmethod
+    def prepare(
+        cls, arguments: "Arguments", config: TrainingConfig, num_workers: int, is_quiet: bool = False
+    ) -> "TrainingJob":
+        """Open the dataset and the run folder, and check that the recipe fits them."""
+        data, run_path = find_paths(arguments, is_quiet)
+        dataset = Dataset.open(data)
+        check_fits(config, dataset, num_workers)
+        return cls(
+            config, config, data, dataset, run_path, RunFolder.resume(run_path, config, dataset), arguments.dry_run
+        )
+
+    @property
+    def total_steps(self) -> int:
+        """Length of the run."""
+        return self.config.total_steps(self.dataset.num_samples("train"))
+
+    def is_finished(self) -> bool:
+        """Return whether nothing is left to do, and say so."""
+        if self.run is None or self.run.result is None:
+            return False
+        sys.stdout.write(f"{self.run_path} is finished already: {self._evaluate_hint()}\n")
+        return True
+
+    @property
+    def recorded_precision(self) -> Precision | None:
+        """Precision of the run that goes on; None where a run begins."""
+        return None if self.run is None else self.run.config.precision
+
+    @property
+    def computes_in_bfloat16(self) -> bool:
+        """True where it is certain that the run computes in bfloat16."""
+        return "bfloat16" in (self.config.precision, self.recorded_precision)
+
+    def in_precision(self, emulations: Sequence[Emulation]) -> "TrainingJob":
+        """Return the job with its precision resolved, and warn where a device emulates it.
+
+        Args:
+            emulations: Devices that may get a worker and would emulate bfloat16.
+        """
+        choice = choose_precision(self.config.precision, self.recorded_precision, emulations)
+        for line in choice.warnings:
+            sys.stderr.write(f"warning: {line}\n")
+        config = replace(self.config, precision=choice.precision)
+        return replace(self, config=config, reason=choice.reason, is_emulated=bool(choice.warnings))
+
+    def announce(self, workers: str, num_workers: int) -> None:
+        """Say what begins, or would begin."""
+        check_fits(self.config, self.dataset, num_workers)
+        reason = f" ({self.reason})" if self.reason else ""
+        sys.stdout.write(
+            f"{'would train' if self.is_dry else 'training'} {self.config.name} ({self.config.model.name}) in "
+            f"{self.config.precision}{reason} on {self.data}: {self.dataset.num_samples('train'):,} samples, "
+            f"{self.dataset.num_classes} classes, {self.total_steps:,} steps of {self.config.global_batch_size}\n"
+            f"{workers}; run folder {self.run_path}\n"
+        )
+        sys.stdout.flush()
+
+    @contextlib.contextmanager
+    def begun(self) -> Iterator[tuple[RunFolder, RunLog]]:
+        """Take the run for this command alone, create its folder if it is new, and show its log as it grows.
+
+        Yields:
+            The run and the log of its launches, whose lock is held.
+        """
+        with contextlib.closing(open_launches(self.run_path)) as log:
+            # Once more, under the lock: another command may have begun a run here meanwhile.
+            run = RunFolder.resume(self.run_path, self.requested, self.dataset)
+            if run is None:
+                run = RunFolder.create(self.run_path, self.config, self.dataset)
+            elif changes := run.changes_to(self.requested):
+                log.write(Changed(changes=changes))
+                run.operate_as(self.requested)
+                sys.stdout.writelines(f"{name} {old} -> {new} from here on\n" for name, (old, new) in changes.items())
+            with Follower(run.metrics_path, self.total_steps, self._advice()):
+                yield run, log
+
+    def _advice(self) -> str:
+        """Return what would shorten the run: on the way, or in another one."""
+        more = "a GPU, or more or faster nodes"
+        others = [f"fewer epochs (--num-epochs, now {self.config.num_epochs:g})"]
+        others += ["fewer pictures (pipeline.shard --max-train-samples)"]
+        if self.is_emulated:
+            others.insert(0, "--precision float32")
+        return f"{more}; or, in a new --run, with {' or '.join(others)}"
+
+    def say_finished(self) -> None:
+        """Say that the run is finished, and what comes next."""
+        sys.stdout.write(f"finished: {self._evaluate_hint()}\n")
+
+    def _evaluate_hint(self) -> str:
+        return shlex.join(["python", "jobs/evaluate.py", "--data", str(self.data), "--run", str(self.run_path)])
+
+
+def find_paths(arguments: "Arguments", is_quiet: bool = False) -> tuple[Path, Path]:
+    """Return dataset and run folder; without --data, those of the embedded default, which is made if it is absent."""
+    if arguments.data is not None:
+        if arguments.run is None:
+            raise InputError("--run is missing: name the folder that the run is to live in")
+        return shared_path(arguments.data, "--data"), shared_path(arguments.run, "--run")
+    data = embedded.dataset_folder()
+    if not is_quiet:
+        sys.stdout.write(f"no --data given: training on the embedded synthetic mini-ImageNet in {data}\n")
+        sys.stdout.flush()
+    if not (data / DATASET_JSON).exists():
+        shard([])
+    return data, shared_path(arguments.run, "--run") if arguments.run else embedded.run_folder()

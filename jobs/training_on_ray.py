@@ -1,0 +1,60 @@
+"""Train on Ray: a local one of its own, or the cluster that this job was submitted to."""
+
+import functools
+from typing import TYPE_CHECKING
+
+from cluster.launch.footprint import training_requirements
+from cluster.launch.placement import WorkerRange, place_workers
+from cluster.launch.ray_launch import RayCluster, training_session
+from cluster.launch.ray_node_checks import FitNodes, settled_nodes
+from cluster.launch.supervisor import supervise
+from cluster.run.config import TrainingConfig
+from cluster.run.run_folder import stop_request_of
+from cluster.worker.training import train
+from jobs.training_job import TrainingJob
+
+if TYPE_CHECKING:
+    from jobs.train import Arguments
+
+
+def train_on_ray(arguments: "Arguments", config: TrainingConfig, workers: WorkerRange | None) -> None:
+    """Train to the run's end, on as many workers as the cluster then holds.
+
+    Args:
+        arguments: Command line.
+        config: The recipe.
+        workers: Number of workers allowed; None: as many as the cluster holds now.
+    """
+    job = TrainingJob.prepare(arguments, config, 1 if workers is None else workers.least)
+    if job.is_finished():
+        return
+    requirements = training_requirements(config, job.dataset, job.run_path)
+    takes_all = workers is None  # nodes, the slow ones too
+    prefers_native = job.computes_in_bfloat16 and not takes_all
+    with training_session() as is_local, FitNodes(requirements, is_local, prefers_native=prefers_native) as fit_nodes:
+        allowed = _allowed(workers, config, arguments)
+        place = functools.partial(
+            place_workers, workers=allowed, requested_cpus=arguments.cpus_per_worker, strategy=arguments.placement
+        )
+        placement = fit_nodes.place(place, needs_all=takes_all)
+        job = job.in_precision(fit_nodes.emulations(placement))
+        if job.computes_in_bfloat16 and not takes_all:
+            fit_nodes.prefer_native()
+        job.announce(f"{placement} on {'a local Ray' if is_local else 'the cluster'}", placement.num_workers)
+        if job.is_dry:
+            return
+        work = functools.partial(train, job.data, job.run_path, micro_batch_size=arguments.micro_batch_size)
+        stop_request = stop_request_of(job.run_path)
+        cluster = RayCluster(work, job.run_path.name, job.run_path, fit_nodes, stop_request)
+        with job.begun() as (run, log):
+            supervise(run, log, cluster, place, allowed.most)
+    job.say_finished()
+
+
+def _allowed(workers: WorkerRange | None, config: TrainingConfig, arguments: "Arguments") -> WorkerRange:
+    """Return how many workers the run may have at any time; without a wish, as many as the cluster holds now."""
+    num_groups = config.global_batch_size // config.model.group_size  # more workers would have nothing to do
+    if workers is None:
+        usual = min(num_groups, place_workers(settled_nodes(), None, arguments.cpus_per_worker).num_workers)
+        return WorkerRange(usual, usual)
+    return WorkerRange(workers.least, max(workers.least, min(workers.most, num_groups)))
