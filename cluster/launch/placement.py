@@ -10,13 +10,17 @@ from pipeline.command import InputError
 Strategy = Literal["pack", "spread"]
 
 
+class NoPlacement(InputError):
+    """The nodes can't hold the workers now; they may at another moment, or hold fewer workers."""
+
+
 @dataclass(frozen=True)
 class WorkerRange:
     """How many workers a run may have.
 
     Attributes:
-        least: Below this it waits.
-        most: Above this it takes no more.
+        least: Smallest number; with fewer the run waits.
+        most: Largest number.
     """
 
     least: int
@@ -44,11 +48,11 @@ class Placement:
     """What a launch asks for.
 
     Attributes:
-        num_workers: Processes that train.
-        cpus_per_worker: Reserved for each; may be a fraction.
+        num_workers: Number of training processes.
+        cpus_per_worker: CPUs reserved for each worker; may be a fraction.
         gpus_per_worker: 1 where the cluster has GPUs, else 0.
         strategy: `pack` fills a node before it takes the next one; `spread` gives each node its share.
-        node_ids: Nodes that may get a worker; None: any.
+        node_ids: Ids of the nodes that may get a worker; None: all may.
     """
 
     num_workers: int
@@ -68,7 +72,7 @@ class Placement:
         return f"{self.num_workers} worker{'s' * (self.num_workers > 1)} of {each}"
 
 
-# Says how to place workers on nodes of such resources, or raises InputError where they can't hold enough.
+# Returns how to place workers on nodes of such resources; raises NoPlacement where they can't hold enough.
 Place = Callable[[Sequence[Mapping[str, float]]], Placement]
 
 
@@ -82,12 +86,13 @@ def place_workers(
 
     Args:
         nodes: Ray resources of each node.
-        workers: Allowed numbers; None: one per GPU, or one per node where there is none.
-        requested_cpus: CPUs a worker; None: as many as fit.
+        workers: Numbers allowed; None: one per GPU, or one per node where there is none.
+        requested_cpus: CPUs of each worker; None: as many as fit.
         strategy: See `Placement`.
 
     Raises:
-        InputError: The cluster can't hold them.
+        NoPlacement: The cluster can't hold them.
+        InputError: The CPUs requested are no number above 0.
     """
     num_gpus = int(sum(resources.get("GPU", 0) for resources in nodes))
     # A worker lies on one node: one without GPUs holds none where the cluster has some.
@@ -98,7 +103,7 @@ def place_workers(
         usual = max(1, num_gpus or sum(holder.num_cpus >= 1 for holder in holders))
         workers = WorkerRange(usual, usual)
     if num_gpus and workers.least > num_gpus:
-        raise InputError(
+        raise NoPlacement(
             f"{workers.least} workers need a GPU each, the cluster has {num_gpus}; use --workers {num_gpus}"
         )
     num_workers = max(workers.least, min(workers.most, _num_places(holders, requested_cpus or 1.0)))
@@ -110,8 +115,8 @@ class Holder:
     """A node as a place for workers.
 
     Attributes:
-        num_cpus: That it has.
-        num_gpus: That it has, one for each worker; None: workers take none.
+        num_cpus: CPUs on the node.
+        num_gpus: GPUs on the node, one for each worker; None: workers take none.
     """
 
     num_cpus: float
@@ -128,11 +133,12 @@ def cpus_per_worker(holders: Sequence[Holder], num_workers: int, requested: floa
 
     Args:
         holders: The nodes.
-        num_workers: To place; a worker lies on one node.
-        requested: CPUs a worker, or None for the largest whole number with which all workers fit.
+        num_workers: Number of workers to place; each lies on one node.
+        requested: CPUs of each worker; None: the largest whole number with which all workers fit.
 
     Raises:
-        InputError: The cluster can't hold the workers; names a request that it can.
+        NoPlacement: The cluster can't hold the workers; names a request that it can.
+        InputError: The CPUs requested are no number above 0.
     """
     if requested is not None:
         if not requested > 0:
@@ -146,7 +152,7 @@ def cpus_per_worker(holders: Sequence[Holder], num_workers: int, requested: floa
     each = 1.0 if requested is None else requested
     total, fits = sum(holder.num_cpus for holder in holders), _num_places(holders, each)
     wishes = f"{num_workers} workers of {each:g} CPU" + ("s" if each != 1 else "")
-    raise InputError(
+    raise NoPlacement(
         f"the cluster can't hold {wishes}: it has {total:g} CPUs on {len(holders)} node(s); "
         f"use --workers {max(fits, 1)}, or --cpus-per-worker {_largest_share(holders, num_workers):g}"
     )

@@ -31,7 +31,7 @@ from cluster.launch.node_checks import (
     this_host,
     written_probe,
 )
-from cluster.launch.placement import Place, Placement
+from cluster.launch.placement import NoPlacement, Place, Placement
 from cluster.worker.emulation import Emulation, Trial, node_emulation
 from pipeline.command import InputError
 from pipeline.system.os_errors import as_input_error
@@ -160,7 +160,7 @@ class FitNodes:
             return self._placed(place, wait_seconds, needs_all)
         except RayError as error:
             cause = str(error).strip().partition("\n")[0]
-            raise InputError(f"Ray does not say which nodes there are ({cause}); see `ray status`") from error
+            raise NoPlacement(f"Ray does not say which nodes there are ({cause}); see `ray status`") from error
 
     def _placed(self, place: Place, wait_seconds: float | None, needs_all: bool) -> Placement:
         began, known = time.monotonic(), set(self._fit)
@@ -185,7 +185,7 @@ class FitNodes:
             placement, holders = self._without_emulation(place, asked, placement, holders)
         if self._of_driver or (needs_all and self._findings(nodes)):
             more = [] if self._of_driver else [f"to run without what is not fit, use --workers {placement.num_workers}"]
-            raise InputError("\n".join([*self._causes(nodes), *more]))
+            raise NoPlacement("\n".join([*self._causes(nodes), *more]))
         self._say(nodes, len(self._fit - known), time.monotonic() - began)
         self._requirements = dataclasses.replace(self._requirements, num_bytes=0)  # from now on the run fills its disk
         self._gpus_per_worker = placement.gpus_per_worker
@@ -207,7 +207,7 @@ class FitNodes:
         emulations = [emulation for node_id, emulation in self._emulations.items() if node_id in holders]
         try:
             without = place([node["Resources"] for node in native.values()])
-        except InputError:
+        except NoPlacement:
             without = None
         if without is None or without.gpus_per_worker != placement.gpus_per_worker:
             if self._gpus_per_worker is not None:  # at first, whoever chooses the precision says it
@@ -245,9 +245,9 @@ class FitNodes:
         """Place workers on usable nodes; where they do not suffice, say why others were left out, too."""
         try:
             return place([node["Resources"] for node in usable.values()])
-        except InputError as error:
+        except NoPlacement as error:
             causes = self._causes(nodes)
-            raise InputError("\n".join([*causes, *([str(error)] if usable or not causes else [])])) from None
+            raise NoPlacement("\n".join([*causes, *([str(error)] if usable or not causes else [])])) from None
 
     def _say(self, nodes: Mapping[str, Any], num_new: int, seconds: float) -> None:
         """Say how many nodes were found fit, and what has not been said of those that were not."""
@@ -271,8 +271,10 @@ class FitNodes:
             return
         try:
             self._begin_inquiry(new)
-        except OSError as error:  # the driver can't look at its own folders
-            raise as_input_error(error, next_time="tries again") from error
+        except InputError as error:  # the driver can't write to its own folders
+            raise NoPlacement(str(error)) from error
+        except OSError as error:  # nor look at them
+            raise NoPlacement(str(as_input_error(error, next_time="tries again"))) from error
 
     def _begin_inquiry(self, new: Mapping[str, Node]) -> None:
         with contextlib.ExitStack() as stack:

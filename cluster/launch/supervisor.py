@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from cluster.launch.placement import Place, Placement
+from cluster.launch.placement import NoPlacement, Place, Placement
 from cluster.run.run_folder import RunFolder
 from cluster.run.run_log import Finished, Launched, Line, Lost, Resizing, RunLog, Stopping
 from pipeline.command import InputError, Terminated
@@ -54,10 +54,11 @@ class Cluster(Protocol):
 
         Args:
             place: Says how to place workers on nodes.
-            wait_seconds: That nodes which were not looked at before get to answer; later ones are left out for now.
+            wait_seconds: Time for nodes that were not looked at before to answer; later ones are left out for now.
 
         Raises:
-            InputError: The fit nodes do not suffice.
+            NoPlacement: The fit nodes do not suffice for now.
+            InputError: No nodes would suffice.
         """
 
     def start(self, placement: Placement) -> Launch:
@@ -71,8 +72,8 @@ def supervise(run: RunFolder, log: RunLog, cluster: Cluster, place: Place, most_
         run: Not finished.
         log: Its `launches.jsonl`.
         cluster: To launch on.
-        place: Returns how to place workers on nodes, or raises InputError where they can't hold enough.
-        most_workers: That it ever places: a launch of so many is not watched for more.
+        place: Says how to place workers on nodes.
+        most_workers: Largest number that it places; a launch of that size is not watched for more.
 
     Raises:
         InputError: A worker refused its input, the cluster can't hold the workers, or some were lost again and again.
@@ -108,65 +109,72 @@ def _launch(
     """Launch workers and wait until they end: with the run, or at a checkpoint because there may be more of them."""
     _insist(run.stop_request.clear)
     metrics_size = _size(run)
+
+    def has_begun() -> bool:  # before, the workers can't stop at a checkpoint, and there is nothing to save
+        return _size(run) > metrics_size
+
     _note(log, Launched(num_workers=placement.num_workers))
     launch = cluster.start(placement)
-    growth = _Growth(cluster, place, placement.num_workers, most_workers)
     try:
-        while not launch.wait(_POLL_SECONDS):
-            if not run.stop_request.is_made() and growth.is_due(has_begun=_size(run) > metrics_size):
-                _note(log, Resizing(num_workers=growth.num_workers))
-                _say(f"the cluster holds {growth.num_workers} workers now: stopping at a checkpoint to take them in")
-                _insist(run.stop_request.make)
+        _watch(run, launch, _Growth(cluster, place, placement.num_workers, most_workers), has_begun, log)
     except (KeyboardInterrupt, Terminated):
         _note(log, Stopping())
-        if _size(run) > metrics_size:  # else no worker has begun, and there is nothing to save
-            _say("stopping the workers at a checkpoint; once more ends them at once")
-            _insist(run.stop_request.make)
-            try:
-                launch.wait()
-            except WorkersLost as lost:
-                _say(f"{lost}; what came after the latest checkpoint is lost")
+        if has_begun():
+            _stop_at_checkpoint(run, launch)
         raise
     if not run.stop_request.is_made():
         _wait_for_result(run)
+
+
+def _watch(run: RunFolder, launch: Launch, growth: "_Growth", has_begun: Callable[[], bool], log: RunLog) -> None:
+    """Wait until the workers end; ask them to stop at a checkpoint where the cluster comes to hold more of them."""
+    while not launch.wait(_POLL_SECONDS):
+        if run.stop_request.is_made():
+            continue
+        num_workers = growth.num_workers_held()
+        if num_workers is not None and has_begun():
+            _note(log, Resizing(num_workers=num_workers))
+            _say(f"the cluster holds {num_workers} workers now: stopping at a checkpoint to take them in")
+            _insist(run.stop_request.make)
+
+
+def _stop_at_checkpoint(run: RunFolder, launch: Launch) -> None:
+    _say("stopping the workers at a checkpoint; once more ends them at once")
+    _insist(run.stop_request.make)
+    try:
+        launch.wait()
+    except WorkersLost as lost:
+        _say(f"{lost}; what came after the latest checkpoint is lost")
 
 
 class _Growth:
     """Watches whether a cluster comes to hold more workers than a launch has, on nodes that are fit for the run.
 
     Args:
-        cluster: To watch.
-        place: Says how many it holds.
-        num_workers: Of the launch.
-        most_workers: That are ever placed; a launch of so many needs no watch.
+        cluster: Cluster of the launch.
+        place: Says how many workers it holds.
+        num_workers: Number of workers of the launch.
+        most_workers: Largest number of workers; a launch of that size needs no watch.
     """
 
     def __init__(self, cluster: Cluster, place: Place, num_workers: int, most_workers: int) -> None:
-        self._cluster, self._place, self.num_workers, self._most = cluster, place, num_workers, most_workers
-        self._since: float | None = None
+        self._cluster, self._place, self._num_workers, self._most = cluster, place, num_workers, most_workers
+        self._since: float | None = None  # when it was first seen to hold more
 
-    def is_due(self, has_begun: bool) -> bool:
-        """Return whether more workers fit, for long enough.
-
-        Args:
-            has_begun: Whether the launch's workers have; before, they can't stop at a checkpoint.
-        """
-        if self.num_workers >= self._most:
-            return False
+    def num_workers_held(self) -> int | None:
+        """Return how many workers the cluster holds, where they have been more than the launch's for long enough."""
+        if self._num_workers >= self._most:
+            return None
         try:
-            placement = self._cluster.place(self._place, wait_seconds=0.0)
-        except InputError:  # it holds less than the least
+            num_workers = self._cluster.place(self._place, wait_seconds=0.0).num_workers
+        except NoPlacement:
+            num_workers = 0
+        if num_workers <= self._num_workers:
             self._since = None
-            return False
-        if placement.num_workers <= self.num_workers:
-            self._since = None
-            return False
+            return None
         now = time.monotonic()
         self._since = now if self._since is None else self._since
-        if now - self._since < _SETTLE_SECONDS or not has_begun:
-            return False
-        self.num_workers = placement.num_workers
-        return True
+        return num_workers if now - self._since >= _SETTLE_SECONDS else None
 
 
 def _wait_for_place(cluster: Cluster, place: Place) -> Placement:
@@ -175,7 +183,7 @@ def _wait_for_place(cluster: Cluster, place: Place) -> Placement:
     while True:
         try:
             return cluster.place(place, _ANSWER_SECONDS)
-        except InputError as error:
+        except NoPlacement as error:
             if time.monotonic() > deadline:
                 raise
             if not said:

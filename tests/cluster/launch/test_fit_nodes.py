@@ -12,12 +12,11 @@ ray = pytest.importorskip("ray")
 from cluster.launch import ray_node_checks
 from cluster.launch.footprint import training_requirements
 from cluster.launch.node_checks import judge
-from cluster.launch.placement import WorkerRange, place_workers
+from cluster.launch.placement import NoPlacement, WorkerRange, place_workers
 from cluster.launch.ray_node_checks import FitNodes
 from cluster.worker import precision
 from cluster.worker.emulation import Emulation, Trial
 from jobs.recipes import get_recipe
-from pipeline.command import InputError
 from pipeline.system.processor import this_processor
 
 SLOW_NODE = "node host-b (b, 10.0.0.1): emulates bfloat16, up to 36 times slower than float32"
@@ -121,7 +120,7 @@ def test_the_fit_nodes_get_the_workers_and_the_others_are_named_once(cluster, re
 
 def test_where_the_fit_nodes_do_not_suffice_all_causes_are_told_at_once(cluster, requirements, tmp_path):
     cluster(a="fit", b="blind", c="silent")
-    with FitNodes(requirements, is_local=False) as nodes, pytest.raises(InputError) as refused:
+    with FitNodes(requirements, is_local=False) as nodes, pytest.raises(NoPlacement) as refused:
         nodes.place(place("3"))
     blind, silent, way_out = str(refused.value).splitlines()
     assert blind.startswith("node host-b") and BLIND in blind
@@ -132,7 +131,7 @@ def test_where_the_fit_nodes_do_not_suffice_all_causes_are_told_at_once(cluster,
 
 def test_without_any_fit_node_the_causes_alone_are_told(cluster, requirements):
     cluster(a="blind", b="blind")
-    with FitNodes(requirements, is_local=False) as nodes, pytest.raises(InputError) as refused:
+    with FitNodes(requirements, is_local=False) as nodes, pytest.raises(NoPlacement) as refused:
         nodes.place(place("1"))
     (line,) = str(refused.value).splitlines()
     assert line.startswith("node host-a (a, 10.0.0.1), node host-b (b, 10.0.0.1): ")
@@ -141,7 +140,7 @@ def test_without_any_fit_node_the_causes_alone_are_told(cluster, requirements):
 def test_a_run_that_asked_for_every_node_is_told_how_to_do_without_one(cluster, requirements):
     cluster(a="fit", b="blind")
     halves = functools.partial(place_workers, workers=WorkerRange(2, 2), requested_cpus=None)  # both fit on a node
-    with FitNodes(requirements, is_local=False) as nodes, pytest.raises(InputError) as refused:
+    with FitNodes(requirements, is_local=False) as nodes, pytest.raises(NoPlacement) as refused:
         nodes.place(halves, needs_all=True)
     cause, way_out = str(refused.value).splitlines()
     assert cause.startswith("node host-b") and "--workers 2" in way_out
@@ -188,7 +187,7 @@ def test_what_a_lost_worker_needs_is_waited_for_a_short_time(cluster, requiremen
         assert nodes.place(place("1:2"), wait_seconds=10.0).node_ids == ("a",)
         assert fake.now == began + 10
         del fake.states["a"]
-        with pytest.raises(InputError, match="can't hold 1 workers"):
+        with pytest.raises(NoPlacement, match="can't hold 1 workers"):
             nodes.place(place("1:2"), wait_seconds=10.0)
 
 
@@ -196,7 +195,7 @@ def test_a_node_that_gets_no_worker_is_not_asked(cluster, requirements):
     fake = cluster(a="fit", b="blind")
     wide = functools.partial(place_workers, workers=WorkerRange(1, 1), requested_cpus=3.0)
     with FitNodes(requirements, is_local=False) as nodes:
-        with pytest.raises(InputError, match="use --workers 1, or --cpus-per-worker 2"):
+        with pytest.raises(NoPlacement, match="use --workers 1, or --cpus-per-worker 2"):
             nodes.place(wide)
         assert fake.asked == []
 
@@ -223,7 +222,7 @@ def test_a_full_disk_is_no_fault_of_a_node_that_joins_later(cluster, requirement
         )
         fake.states["b"] = "fit"
         assert nodes.place(place("1:2")).node_ids == ("a", "b")
-    with FitNodes(requirements, is_local=False) as nodes, pytest.raises(InputError) as refused:
+    with FitNodes(requirements, is_local=False) as nodes, pytest.raises(NoPlacement) as refused:
         nodes.place(place("1:2"))
     (line,) = str(refused.value).splitlines()
     assert line.startswith("the driver's machine (") and ", node host-a (" in line and "are free for" in line
@@ -262,7 +261,7 @@ def test_a_driver_that_can_not_look_at_its_folders_places_nothing_for_now(cluste
         with monkeypatch.context() as patch:
             stale = OSError(errno.ESTALE, "Stale file handle", "RUN")
             patch.setattr(ray_node_checks, "inspect_node", lambda *arguments: _raise(stale))
-            with pytest.raises(InputError, match=r"^Stale file handle: RUN; the same command"):
+            with pytest.raises(NoPlacement, match=r"^Stale file handle: RUN; the same command"):
                 nodes.place(place("1:2"), wait_seconds=0.0)
         assert nodes.place(place("1:2")).node_ids == ("a", "b")
 

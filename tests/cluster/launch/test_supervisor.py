@@ -147,6 +147,22 @@ def test_waiting_for_nodes_ends(run, monkeypatch):
         supervised(run, cluster, workers="2")
 
 
+def test_nodes_are_waited_for_only_where_others_may_come(run, monkeypatch):
+    def refuses(place, wait_seconds):
+        cluster.num_looks += 1
+        raise InputError("no nodes would do")
+
+    def loses_for_good(_):
+        cluster.place = refuses
+        return loses_a_worker(cluster)
+
+    monkeypatch.setattr(supervisor, "_PATIENCE_SECONDS", 0.01)
+    cluster = FakeCluster(run, [[reaches(4), loses_for_good]])
+    with pytest.raises(InputError, match="no nodes would do"):
+        supervised(run, cluster)
+    assert cluster.num_looks == 2
+
+
 def test_losses_without_a_checkpoint_between_end_the_run(run):
     cluster = FakeCluster(run, [[goes_on, loses_a_worker]] * 10)
     with pytest.raises(InputError, match=r"4 launches in a row .*--checkpoint-interval"):
