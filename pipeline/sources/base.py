@@ -1,7 +1,7 @@
-"""The protocol that every source of pictures follows: list the samples cheaply, read one at random.
+"""The protocol of a source of pictures: list the samples cheaply, read any one of them.
 
-A listing is columns, not objects: ImageNet's 1,281,167 training samples take some tens of megabytes. A row says where a
-sample's bytes are (`file`, `offset`, `num_bytes`), so that any worker process can read any sample by itself.
+A listing is stored as columns, not objects: ImageNet's 1,281,167 training samples take a few tens of megabytes. Each
+row says where a sample's bytes are (`file`, `offset`, `num_bytes`), so any process can read any sample by itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,11 @@ SPLITS = ("train", "val", "test")
 
 SAMPLE_SCHEMA = pa.schema(
     [
-        (
-            "source",
-            pa.string(),
-        ),  # the sample's name for a person, relative to the source, unique in its split
+        # The sample's name for a person: relative to the source, unique in its split.
+        ("source", pa.string()),
         ("class_index", pa.int32()),
-        ("file", pa.string()),  # relative to the source's root; may be the archive that holds the sample
-        ("offset", pa.int64()),  # of the sample's bytes in `file` (uncompressed)
+        ("file", pa.string()),  # path relative to the source's root; may be the archive that holds the sample
+        ("offset", pa.int64()),  # offset of the sample's bytes in `file` (uncompressed)
         ("num_bytes", pa.int64()),
     ]
 )
@@ -32,7 +30,12 @@ SAMPLE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class ClassEntry:
-    """One class: `wnid` is its identifier (a WordNet id, or a folder's name), `name` is for people."""
+    """One class.
+
+    Attributes:
+        wnid: Identifier: a WordNet id, or a folder's name.
+        name: Name for people.
+    """
 
     wnid: str
     name: str
@@ -40,11 +43,11 @@ class ClassEntry:
 
 @dataclass(frozen=True)
 class ListingOptions:
-    """What a person decides about a listing.
+    """User's options for a listing.
 
     Attributes:
-        ignore: Patterns of files, folders and members of archives that are left out; see `tree.ignored_by`.
-        partial: Read sets that are incomplete, for trials: gaps in the numbers of shards, missing batches.
+        ignore: Patterns of files, folders and archive members to leave out; see `tree.ignored_by`.
+        partial: True to read incomplete sets, for trials: with gaps in the shard numbers, or missing batches.
     """
 
     ignore: tuple[str, ...] = ()
@@ -56,12 +59,12 @@ DEFAULT_OPTIONS = ListingOptions()
 
 @dataclass(frozen=True)
 class Members:
-    """What archives hold: members of tars, rows, records. `num_found` is samples, labels and what was left out.
+    """Contents of archives: tar members, rows or records.
 
     Attributes:
-        num_found: All of them.
-        num_labels: Those that give labels or names, and are no samples.
-        left_out: Reason -> the rest.
+        num_found: Number of all members: samples, labels and those left out.
+        num_labels: Number of members that give labels or names and are not samples.
+        left_out: Reason -> members left out for it.
     """
 
     num_found: int
@@ -71,17 +74,17 @@ class Members:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds.
+    """Contents of a source.
 
     Attributes:
-        classes: Sorted by wnid: the class_index is the rank. Sources with numbered classes (IDX) keep their numbers
-            by using zero-padded numbers as wnids.
-        splits: Split name (`train`, `val`, `test`) -> table of `SAMPLE_SCHEMA`, rows in an order that depends on the
-            source's content alone (sorted; never the file system's order).
-        tables: Files that were read for labels or names, relative to the root; they hold no sample.
-        left_out: Files and folders, relative to the root, that the layout leaves out by their names -> why.
-        members: What was found in the files, where these hold many samples each.
-        tree: The files of the source's folder, if they were walked for the listing.
+        classes: Classes sorted by wnid; the class_index is the rank. Sources with numbered classes (IDX) keep their
+            numbers by using zero-padded numbers as wnids.
+        splits: Split name (`train`, `val`, `test`) -> table of `SAMPLE_SCHEMA`. The order of the rows depends only on
+            the source's content (sorted; never the file system's order).
+        tables: Paths of files read for labels or names, relative to the root; they hold no samples.
+        left_out: Path of a file or folder that the layout leaves out by its name, relative to the root -> reason.
+        members: Members found in the files, if each file holds many samples.
+        tree: Files of the source's folder, if it was walked for the listing.
     """
 
     classes: Sequence[ClassEntry]
@@ -93,12 +96,12 @@ class Listing:
 
 
 class Source(Protocol):
-    """A layout's reader. Instances are picklable and cheap: opened again in each worker process.
+    """Reader of one layout. Instances are picklable and cheap; each worker process opens its files again.
 
     Attributes:
-        layout: Its name on the command line.
-        root: The folder that it reads.
-        options: What a person decided about the listing.
+        layout: Name of the layout on the command line.
+        root: Folder to read.
+        options: User's options for the listing.
     """
 
     layout: ClassVar[str]
@@ -109,23 +112,23 @@ class Source(Protocol):
 
     @property
     def native_pixels(self) -> bool:
-        """Tell whether samples are stored pixels (IDX), which stay at their native size by default."""
+        """Whether samples are stored pixels (IDX), which keep their native size by default."""
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        """Tell from names alone whether the folder `root` has this layout."""
+        """Return whether the folder `root` has this layout, judging by names alone."""
 
     def list_samples(self) -> Listing:
         """List all samples of all splits.
 
         Raises:
-            InputError: The source has this layout but is incomplete or inconsistent; names the cause.
+            InputError: The source has this layout but is incomplete or inconsistent; the message names the cause.
         """
 
     def read(self, file: str, offset: int, num_bytes: int) -> bytes | np.ndarray:
-        """Read one sample: an encoded picture's bytes, or uint8 pixels, HWC RGB, where the source stores pixels.
+        """Read one sample: an encoded picture's bytes, or uint8 RGB pixels (H, W, 3) if the source stores pixels.
 
-        For one thread at a time: the libraries behind some sources allow no more.
+        Not thread-safe: some of the libraries used allow only one thread at a time.
 
         Raises:
             OSError: The file can't be read or is shorter than listed.

@@ -1,4 +1,4 @@
-"""Encoded pictures that lie in files as they are: a whole file, or a range of an uncompressed archive."""
+"""Encoded pictures stored as they are: as a whole file, or as a range of an uncompressed archive."""
 
 import errno
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from pipeline.sources.base import SAMPLE_SCHEMA
 
 
 def whole_files(rows: Sequence[tuple[str, int, str, int]]) -> pa.Table:
-    """Return a table of `SAMPLE_SCHEMA` of pictures that are a file each.
+    """Return a table of `SAMPLE_SCHEMA` for pictures stored one per file.
 
     Args:
-        rows: Source, class index, file and number of bytes of each.
+        rows: Source, class index, file and number of bytes of each picture.
 
     Raises:
         InputError: A file's name is not UTF-8.
@@ -38,7 +38,7 @@ def read_whole_file(path: str | Path, num_bytes: int) -> bytes:
     """Read a file that had `num_bytes` bytes when it was listed.
 
     Raises:
-        OSError: The file can't be read or has another length by now.
+        OSError: The file can't be read, or its length has changed.
     """
     with open(path, "rb", buffering=0) as file:
         content = file.read()

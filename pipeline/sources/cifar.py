@@ -1,10 +1,10 @@
 """CIFAR's binary files: stored 32x32 colour pixels and labels.
 
-CIFAR-10 (`data_batch_1.bin` to `data_batch_5.bin`, `test_batch.bin`, names in `batches.meta.txt`) has one label byte
-per record, CIFAR-100 (`train.bin`, `test.bin`, names in `fine_label_names.txt`) a coarse one and a fine one, of which
-the fine one is the class; then 3,072 bytes: the red plane, the green, the blue. Krizhevsky, "Learning multiple layers
-of features from tiny images", 2009, and the data set's page. All files of a set must be there; the sets' other
-versions, for Python and Matlab, are refused.
+A record of CIFAR-10 (`data_batch_1.bin` to `data_batch_5.bin`, `test_batch.bin`, names in `batches.meta.txt`) begins
+with one label byte. A record of CIFAR-100 (`train.bin`, `test.bin`, names in `fine_label_names.txt`) begins with a
+coarse and a fine label; the fine one is the class. Then follow 3,072 bytes: the red, the green and the blue plane. See
+Krizhevsky, "Learning multiple layers of features from tiny images", 2009, and the data set's page. All files of a set
+must be present; the versions for Python and Matlab are refused.
 """
 
 import re
@@ -32,11 +32,11 @@ class _Variant:
     """One of the two data sets.
 
     Attributes:
-        title: Its name.
-        patterns: Its files by split.
-        num_label_bytes: Of a record; the last is the class.
-        names: The file of the classes' names.
-        signs: Files which, together, tell that the set is there, without its names or in another version.
+        title: Name of the data set.
+        patterns: Split -> pattern of its files.
+        num_label_bytes: Label bytes per record; the last one is the class.
+        names: Name of the file with the classes' names.
+        signs: Groups of files; each group shows that the set is present, without its names or in another version.
     """
 
     title: str
@@ -76,7 +76,7 @@ class CifarFiles:
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        """Tell whether a set's list of names is there with records, or CIFAR-10's records, or another version."""
+        """Return whether a set is present: its records and names, CIFAR-10's records alone, or another version."""
         return _find_variant(root) is not None
 
     def list_samples(self) -> Listing:
@@ -111,7 +111,7 @@ class CifarFiles:
         """Return the files of each split, sorted by name.
 
         Raises:
-            InputError: Some are missing, or are not the set's.
+            InputError: Files are missing, or a file does not belong to the set.
         """
         files = {
             split: [path for path in sorted(self.root.glob(pattern)) if not ignored_by(path.name, self.options.ignore)]
@@ -132,7 +132,7 @@ class CifarFiles:
                     f"{self.root / foreign[0]} is not one of {variant.title}'s files, data_batch_1.bin, ...; "
                     f"remove it, or leave it out with {ignore_option(foreign[0])}"
                 )
-            num_batches = max(_NUM_BATCHES, len(numbered))  # a larger number means that one of these is missing
+            num_batches = max(_NUM_BATCHES, len(numbered))  # a file with a larger number shows that one is missing
             batches = {f"data_batch_{number}.bin" for number in range(1, num_batches + 1)}
             expected = expected - {"data_batch_*.bin"} | batches
         missing = sorted(expected - there)
@@ -148,7 +148,9 @@ class CifarFiles:
         record_bytes = variant.num_label_bytes + _PIXEL_BYTES
         num_bytes = path.stat().st_size
         if num_bytes == 0 or num_bytes % record_bytes:
-            raise InputError(f"{path} has {num_bytes} bytes, no whole records of {record_bytes}; get the file again")
+            raise InputError(
+                f"{path} has {num_bytes} bytes, not a whole number of {record_bytes}-byte records; get the file again"
+            )
         records = np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, record_bytes)
         labels = records[:, variant.num_label_bytes - 1].astype(np.int32)
         if labels.max() >= num_classes:
@@ -168,7 +170,7 @@ class CifarFiles:
 
 
 def _find_variant(root: Path) -> _Variant | None:
-    """Return the set that lies in a folder, whole or not, in whatever version."""
+    """Return the set that a folder holds, complete or not, in any version."""
     for variant in _VARIANTS:
         if (root / variant.names).is_file() and any(any(root.glob(p)) for p in variant.patterns.values()):
             return variant

@@ -1,4 +1,4 @@
-"""Recognises a source's layout by itself."""
+"""Recognition of a source's layout."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,8 @@ from pipeline.sources.parquet import ParquetFiles
 from pipeline.sources.tiny_imagenet import TinyImageNet
 from pipeline.sources.webdataset_tars import WebDatasetTars
 
-LAYOUTS: dict[type[Source], str] = {  # the first that recognises a source reads it; what it looks like, for people
+# Reader -> what its layout looks like, for people. The first that recognises a source reads it.
+LAYOUTS: dict[type[Source], str] = {
     OfficialArchives: "ImageNet's official archives, ILSVRC2012_*, or what they unpack to",
     KaggleFolder: "Kaggle's ImageNet folder, ILSVRC/Data/CLS-LOC",
     TinyImageNet: "Tiny ImageNet's folder, wnids.txt and val/images",
@@ -25,21 +26,21 @@ LAYOUTS: dict[type[Source], str] = {  # the first that recognises a source reads
     ClassFolders: "class folders, train/CLASS/*.jpg or CLASS/*.jpg",
 }
 
-_LOOKED_INTO = 2  # levels of folders, where SOURCE has no layout itself
+_LOOKED_INTO = 2  # levels of folders searched if SOURCE itself has no known layout
 
 
 def open_source(root: Path, layout: str | None = None, options: ListingOptions = DEFAULT_OPTIONS) -> Source:
     """Return the reader of a source.
 
     Args:
-        root: The source's folder.
-        layout: Its layout's name; None recognises it.
-        options: For its listing.
+        root: Folder of the source.
+        layout: Name of its layout; None: recognised.
+        options: Options for the listing.
 
     Raises:
-        InputError: There is no such folder, it is empty, or its layout is unknown.
+        InputError: The folder does not exist or is empty, or its layout is unknown.
     """
-    understood = "; ".join(f"{kind.layout} ({looks})" for kind, looks in LAYOUTS.items())
+    known = "; ".join(f"{kind.layout} ({looks})" for kind, looks in LAYOUTS.items())
     if not root.exists():
         raise InputError(f"{root} does not exist; name the folder that holds the pictures or archives")
     if not root.is_dir():
@@ -50,7 +51,7 @@ def open_source(root: Path, layout: str | None = None, options: ListingOptions =
         if kind.layout == layout or (layout is None and kind.recognises(root)):
             return kind(root, options)
     if layout is not None:
-        raise InputError(f"layout {layout!r} is unknown; understood are: {understood}")
+        raise InputError(f"layout {layout!r} is unknown; known layouts: {known}")
     for folder in _folders_below(root, _LOOKED_INTO):
         for kind in LAYOUTS:
             if kind.recognises(folder):
@@ -58,11 +59,11 @@ def open_source(root: Path, layout: str | None = None, options: ListingOptions =
                     f"the layout of {root} is not recognised, but {folder} in it has the layout {kind.layout}; name "
                     "that folder as the SOURCE"
                 )
-    raise InputError(f"the layout of {root} is not recognised; understood are: {understood}")
+    raise InputError(f"the layout of {root} is not recognised; known layouts: {known}")
 
 
 def _folders_below(root: Path, num_levels: int) -> Iterator[Path]:
-    """Yield the folders below one, but for hidden ones, sorted by name."""
+    """Yield the folders below `root`, except hidden ones, sorted by name."""
     for folder in sorted(root.iterdir()) if num_levels else ():
         if folder.is_dir() and not folder.name.startswith("."):
             yield folder

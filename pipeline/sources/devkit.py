@@ -1,7 +1,7 @@
-"""ImageNet's devkit: which classes there are, and the labels of the validation pictures.
+"""ImageNet's devkit: the classes, and the labels of the validation pictures.
 
-meta.mat maps ILSVRC ids to wnids; the ground truth holds one ILSVRC id a line, for the validation pictures in the order
-of their names. **ILSVRC ids are not class indices**: the class_index is the wnid's rank.
+meta.mat maps ILSVRC ids to wnids. The ground truth holds one ILSVRC id per line, for the validation pictures in the
+order of their names. **ILSVRC ids are not class indices**: the class_index is the wnid's rank.
 """
 
 import gzip
@@ -21,9 +21,9 @@ DEVKIT_ARCHIVE = "ILSVRC2012_devkit_t12.tar.gz"
 DEVKIT_FOLDER = "ILSVRC2012_devkit_t12"  # what the archive unpacks to
 DEVKIT_META = f"{DEVKIT_FOLDER}/data/meta.mat"
 DEVKIT_GROUND_TRUTH = f"{DEVKIT_FOLDER}/data/ILSVRC2012_validation_ground_truth.txt"
-_MAX_BYTES = 2**28  # of the unpacked devkit, which has some 20 megabytes
+_MAX_BYTES = 2**28  # upper bound for the unpacked devkit, which has about 20 megabytes
 _MAT_HEADER_BYTES, _COMPRESSED = 128, 15  # MATLAB, "MAT-File Format", version 5
-# What tarfile, gzip and SciPy raise at damaged bytes; an OSError without a number is one of theirs.
+# What tarfile, gzip and SciPy raise on damaged bytes; they raise OSError without an errno.
 _DAMAGE = (
     tarfile.TarError,
     zlib.error,
@@ -39,11 +39,11 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class Devkit:
-    """What the devkit says.
+    """Contents of the devkit.
 
     Attributes:
-        wnids: ILSVRC id -> wnid, of the classes (the synsets without children).
-        classes: Sorted by wnid.
+        wnids: ILSVRC id -> wnid, for the classes (the synsets without children).
+        classes: Classes sorted by wnid.
         ground_truth: ILSVRC id of each validation picture.
     """
 
@@ -56,12 +56,12 @@ def read_devkit(path: Path) -> Devkit:
     """Read the devkit.
 
     Args:
-        path: Its archive, or the folder that holds what the archive unpacks to.
+        path: Archive of the devkit, or the folder it unpacks to.
 
     Raises:
-        InputError: It is damaged, or not the devkit.
+        InputError: The devkit is damaged, or the path is not a devkit.
     """
-    from scipy.io import loadmat, matlab  # a third of a second to import, which the other layouts need not pay
+    from scipy.io import loadmat, matlab  # takes a third of a second to import; only this layout needs it
 
     try:
         contents = _read_folder(path) if path.is_dir() else _read_archive(path)
@@ -88,7 +88,7 @@ def read_devkit(path: Path) -> Devkit:
 
 def _read_archive(path: Path) -> dict[str, bytes]:
     with gzip.open(path) as file:
-        content = file.read(_MAX_BYTES + 1)  # to its end, where its check sum is compared
+        content = file.read(_MAX_BYTES + 1)  # to the end, where gzip compares the checksum
     if len(content) > _MAX_BYTES:
         raise ValueError(f"more than {_MAX_BYTES} bytes")
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
@@ -97,7 +97,7 @@ def _read_archive(path: Path) -> dict[str, bytes]:
 
 
 def _check_compressed(meta: bytes) -> None:
-    """Compare the check sums of the compressed parts of a MATLAB 5 file: damage can crash SciPy's reader.
+    """Check the checksums of the compressed parts of a MATLAB 5 file, since damage can crash SciPy's reader.
 
     Raises:
         zlib.error: A part is damaged.

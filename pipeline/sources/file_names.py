@@ -1,8 +1,8 @@
-"""What the names of a set's files say: the split, and whether all numbered parts are there.
+"""What the names of a set's files tell: the split, and whether all numbered parts are present.
 
-A part is NAME followed by its number, train-000003, or by its number and that of all parts, train-00003-of-00005, which
-a hash may follow. Numbers begin at 0 or 1. Where they have gaps, a download is not finished; where a number is there
-twice, or parts count differently, two uploads lie in one folder.
+A part's name ends in its number (train-000003), or in its number and the number of parts (train-00003-of-00005),
+perhaps followed by a hash. Numbers begin at 0 or 1. A gap means an unfinished download. A number that occurs twice, or
+parts that disagree on the number of parts, mean that two uploads share one folder.
 """
 
 import re
@@ -26,44 +26,44 @@ class _Part(NamedTuple):
 
 
 def split_words(name: str) -> tuple[str, ...]:
-    """Return the words of a name, between whatever is not a letter, that mean a split."""
+    """Return the words in a name, separated by anything but letters, that name a split."""
     return tuple(word for word in re.split(r"[^a-z]+", name.lower()) if split_of(word))
 
 
 def series_of(name: str) -> str:
-    """Return a file's name without the number of its part, that of all parts, and a hash."""
+    """Return a file's name without its part number, the number of parts and the hash."""
     match = _PART.fullmatch(name)
     return f"{match['series']}{match['ending']}" if match else name
 
 
 def check_words(where: str, words: Mapping[str, str]) -> None:
-    """Check that each split is called by one word: val and dev, beside each other, may be two sets.
+    """Check that each split is named by a single word: `val` and `dev` side by side may be two sets.
 
     Args:
-        where: The files' folder, for messages.
-        words: File or folder -> the word in its name that means a split.
+        where: Folder of the files, for messages.
+        words: File or folder -> word in its name that names a split.
 
     Raises:
-        InputError: A split is called by two words.
+        InputError: A split is named by two words.
     """
     first: dict[str, tuple[str, str]] = {}
     for name, word in words.items():
         split = str(split_of(word))
         other, other_word = first.setdefault(split, (name, word))
         if word != other_word:
-            raise InputError(f"{where} calls {split} by two words, in {other} and {name}; {WAY_OUT}")
+            raise InputError(f"{where} uses two words for {split}, in {other} and {name}; {WAY_OUT}")
 
 
 def check_parts(where: str, names: Iterable[str], partial: bool) -> None:
-    """Check that the numbered files among `names` are all parts of their sets.
+    """Check that the numbered files among `names` form complete sets.
 
     Args:
-        where: Their folder, for messages.
-        names: Of files, relative to the folder.
-        partial: Take sets of which parts are missing.
+        where: Folder of the files, for messages.
+        names: File names, relative to the folder.
+        partial: True to accept sets with missing parts.
 
     Raises:
-        InputError: Parts are missing, or are of different sets.
+        InputError: Parts are missing, or belong to different sets.
     """
     sets: dict[tuple[str, str], list[_Part]] = {}
     for name in names:
@@ -86,10 +86,10 @@ def check_parts(where: str, names: Iterable[str], partial: bool) -> None:
 
 
 def _check_one_set(where: str, parts: Sequence[_Part]) -> None:
-    """Check that sorted parts count alike, and that each is there once.
+    """Check that sorted parts are numbered alike, and that each occurs once.
 
     Raises:
-        InputError: They don't, or one is there twice.
+        InputError: Parts are numbered differently, or one occurs twice.
     """
     narrowest = min(parts, key=lambda part: len(part.digits))
     other = next((part for part in parts if part.total != parts[0].total), None)
@@ -106,13 +106,13 @@ def _check_one_set(where: str, parts: Sequence[_Part]) -> None:
 
 
 def _find_gap(parts: Sequence[_Part]) -> tuple[int, int]:
-    """Return the first number that is missing, and how many are; the parts are those of one set, sorted."""
+    """Return the first missing number and the count of missing numbers in the sorted parts of one set."""
     lowest, highest, total = parts[0].number, parts[-1].number, parts[0].total
     if total is not None:
         begin = 1 if highest == int(total) else 0
         end = begin + int(total)
     else:
-        is_padded = any(part.digits.startswith("0") for part in parts)  # else the number may be a year or a version
+        is_padded = any(part.digits.startswith("0") for part in parts)  # if not, it may be a year or a version
         begin, end = (min(lowest, 1) if is_padded else lowest), highest + 1
     numbers = {part.number for part in parts}
     first = next((number for number in range(begin, end) if number not in numbers), end)

@@ -1,11 +1,12 @@
-"""Class folders: ROOT/train/CLASS/*, ROOT/val/CLASS/*, ROOT/test/CLASS/*, or ROOT/CLASS/* as training pictures alone.
+"""Class folders: ROOT/train/CLASS/*, ROOT/val/CLASS/*, ROOT/test/CLASS/*, or only training pictures in ROOT/CLASS/*.
 
-Splits may be called train or training, val, valid, validation or dev, test or testing, in any case. A class folder's
-pictures lie in it, or in one folder below it. Pictures are the files that end like one; what else lies there is left
-out. ROOT/classes.txt may name classes for people: a line is a class folder's name, a space, and the name.
+Splits may be called train or training, val, valid, validation or dev, test or testing, in any case. A class folder
+holds its pictures directly, or in a single folder below it. A file is a picture if its name ends like one; all other
+files are left out. ROOT/classes.txt may name classes for people: each line is a class folder's name, a space, and the
+name.
 
-Whatever may be read in two ways is refused: pictures in or beside the folders of the classes, a class of several
-folders of pictures, one folder or file under two classes, names that differ by case or Unicode normalisation alone.
+Anything ambiguous is refused: pictures beside the class folders, a class with several folders of pictures, one folder
+or file in two classes, names that differ only by case or Unicode normalisation.
 """
 
 import os
@@ -23,16 +24,16 @@ from pipeline.sources.split_names import resembles_split, split_of
 from pipeline.sources.text import read_lines
 from pipeline.sources.tree import OUTSIDE, Folder, check_twins, ignore_option, is_system_name, walk_source
 
-EXTENSIONS = (  # in any case
+EXTENSIONS = (  # matched in any case
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".avif", ".jp2"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
 CLASS_NAMES = "classes.txt"
-_LOOKED_INTO = 4  # levels of folders, to recognise the layout
+_LOOKED_INTO = 4  # levels of folders searched to recognise the layout
 
 
 class ClassFolders:
-    """Reads class folders; a file is opened at each read."""
+    """Reads class folders; each read opens the file."""
 
     layout: ClassVar[str] = "folders"
     native_pixels: ClassVar[bool] = False
@@ -43,14 +44,14 @@ class ClassFolders:
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        """Tell whether there is a picture."""
+        """Return whether the folder holds a picture."""
         return root.is_dir() and _holds_a_picture(root, _LOOKED_INTO)
 
     def list_samples(self) -> Listing:
         """List all pictures, sorted by class folder and name.
 
         Raises:
-            InputError: What lies there may be read in two ways, there is no class folder, or one holds no picture.
+            InputError: The content is ambiguous, there is no class folder, or a class folder holds no picture.
         """
         tree = walk_source(self.root, self.options.ignore)
         folders = self._find_splits(tree.top)
@@ -81,7 +82,7 @@ class ClassFolders:
         return read_whole_file(os.path.join(self.root, file), num_bytes)
 
     def _find_splits(self, top: Folder) -> dict[str, Folder]:
-        """Return split -> folder; the root itself is `train` where its folders are classes."""
+        """Return split -> folder; the root itself is `train` if its folders are classes."""
         for name, folder in top.folders.items():
             if resembles_split(name) and holds_pictures(folder):
                 self._refuse(
@@ -92,7 +93,7 @@ class ClassFolders:
         if not any(holds_pictures(below) for folder in named.values() for below in folder.folders.values()):
             num_flat = sum(map(has_pictures, named.values()))
             has_others = any(holds_pictures(folder) for name, folder in top.folders.items() if name not in named)
-            if num_flat == 0 or (num_flat == 1 and has_others):  # the pictures of trains are a class, for example
+            if num_flat == 0 or (num_flat == 1 and has_others):  # `train` may be a class: pictures of trains
                 return {"train": top} if top.folders or has_pictures(top) else {}
         found: dict[str, Folder] = {}
         for name, folder in named.items():
@@ -107,14 +108,14 @@ class ClassFolders:
         return found
 
     def _check_classes(self, split_folder: Folder) -> None:
-        """Refuse what leaves open which folders are the classes."""
+        """Refuse a split whose class folders are ambiguous."""
         if has_pictures(split_folder):
             first = first_picture(split_folder)
             beside = "beside class folders" if split_folder.folders else "but no class folders"
             ignored = split_folder.path if split_folder.path and not split_folder.folders else first
             self._refuse(
                 ignored,
-                f"{beside}: each picture belongs into the folder of its class",
+                f"{beside}: each picture belongs in the folder of its class",
                 f"{self.root / split_folder.path} holds pictures ({first}) ",
             )
         for folder in split_folder.folders.values():
@@ -144,19 +145,19 @@ class ClassFolders:
                 )
 
     def _refuse(self, path: str, why: str, what: str | None = None) -> NoReturn:
-        """Refuse `path` (or `what`), with the way to leave `path` out."""
+        """Refuse `path` (or `what`), and say how to leave `path` out."""
         begin = f"{self.root / path} " if what is None else what
         raise InputError(f"{begin}{why}, or leave it out: {ignore_option(path)}")
 
     def _class_names(self, top: Folder, wnids: list[str]) -> dict[str, str]:
-        """Return wnid -> name for people, of the classes that classes.txt names."""
+        """Return wnid -> name for people, for the classes named in classes.txt."""
         if CLASS_NAMES not in top.names:
             return {}
         by_form = {unicodedata.normalize("NFC", wnid): wnid for wnid in wnids}
         names: dict[str, str] = {}
         for line in read_lines(self.root / CLASS_NAMES):
             text = unicodedata.normalize("NFC", line.strip())
-            # A folder's name may hold spaces itself: the longest that the line begins with is meant.
+            # A folder's name may contain spaces: the longest name that the line begins with is meant.
             ends = [index for index, letter in enumerate(text) if letter in " \t"] + [len(text)]
             end = next((end for end in reversed(ends) if text[:end] in by_form), None)
             if end is not None and text[end:].strip():
@@ -165,19 +166,19 @@ class ClassFolders:
 
 
 def outside(top: Folder, split_folders: Mapping[str, Folder]) -> dict[str, str]:
-    """Return the files and folders of a root that lie beside the split folders, with the reason to leave them out."""
+    """Return the files and folders that lie beside the split folders, with the reason to leave them out."""
     inside = {folder.path for folder in split_folders.values()}
     return {} if "" in inside else dict.fromkeys({*top.names, *top.folders} - inside, OUTSIDE)
 
 
 class Places:
-    """Which split and class a file is a picture of."""
+    """Finds the split and class of a picture file."""
 
     def __init__(self, folders: Mapping[str, Folder]) -> None:
         self._splits = {folder.of(""): split for split, folder in folders.items()}
 
     def of(self, path: str) -> tuple[str, str] | None:
-        """Return a file's split and class, or None where it is no picture of a split."""
+        """Return a file's split and class, or None if it is not a picture of a split."""
         for prefix, split in self._splits.items():
             wnid, is_below, _ = path.removeprefix(prefix).partition("/")
             if path.startswith(prefix) and is_below and is_picture_name(path):
@@ -191,7 +192,7 @@ def is_picture_name(name: str) -> bool:
 
 
 def has_pictures(folder: Folder) -> bool:
-    """Return whether pictures lie in a folder itself."""
+    """Return whether pictures lie directly in a folder."""
     return any(map(is_picture_name, folder.names))
 
 
@@ -201,19 +202,19 @@ def holds_pictures(folder: Folder) -> bool:
 
 
 def first_picture(folder: Folder) -> str:
-    """Return the path of the first picture, by name, in a folder itself."""
+    """Return the path of the first picture, by name, directly in a folder."""
     return folder.of(min(filter(is_picture_name, folder.names)))
 
 
 def list_class_folders(
     split_folder: Folder, class_index: Mapping[str, int], second_links: Container[str] = ()
 ) -> pa.Table:
-    """Return a table of `SAMPLE_SCHEMA`: the pictures of the classes' folders, sorted by class folder and name.
+    """Return a table of `SAMPLE_SCHEMA` for the pictures in class folders, sorted by class folder and name.
 
     Args:
-        split_folder: Holds the class folders.
-        class_index: By the class folders' names.
-        second_links: Paths of pictures that are left out.
+        split_folder: Folder that holds the class folders.
+        class_index: Name of a class folder -> class index.
+        second_links: Paths of pictures to leave out.
 
     Raises:
         InputError: A file's name is not UTF-8.
@@ -242,13 +243,13 @@ def _holds_a_picture(folder: Path, num_levels: int) -> bool:
 
 
 def _check_names(root: Path, wnids: list[str]) -> None:
-    """Refuse names of classes that a person, or another file system, takes for one."""
+    """Refuse class names that a person or another file system would take for the same."""
     seen: dict[str, str] = {}
     for wnid in wnids:
         form = unicodedata.normalize("NFKC", wnid).casefold().strip()
         if form in seen:
             raise InputError(
-                f"{root} has the classes {seen[form]!a} and {wnid!a}, whose names differ by case, spaces at "
-                "the end or Unicode normalisation alone; rename the folders of one of them"
+                f"{root} has the classes {seen[form]!a} and {wnid!a}, whose names differ only by case, spaces at "
+                "the end or Unicode normalisation; rename the folders of one of them"
             )
         seen[form] = wnid

@@ -1,6 +1,6 @@
-"""What a file is that was taken for another: a compressed one, a web page, a pointer to a file elsewhere."""
+"""Recognition of files that are not what they should be: compressed files, web pages, pointers to files elsewhere."""
 
-_KINDS = {  # what a file begins with -> what it is, and what to do
+_KINDS = {  # first bytes of the file -> what it is, and what to do
     b"\x1f\x8b": "is compressed by gzip; decompress it first: gzip -dc FILE > NEW",
     b"BZh": "is compressed by bzip2; decompress it first: bzip2 -dc FILE > NEW",
     b"\xfd7zXZ\0": "is compressed by xz; decompress it first: xz -dc FILE > NEW",
@@ -15,7 +15,7 @@ _PAGES = (b"<!doctype html", b"<html", b"<?xml", b"<head", b"<body")
 
 
 def foreign_kind(head: bytes) -> str | None:
-    """Return what a file is by its first bytes, as the rest of a sentence that says what to do; None where unknown."""
+    """Return what a file is, by its first bytes, and what to do, as the end of a sentence; None if unknown."""
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith(_PAGES):
         return "is a web page, perhaps an error or a login; get the file again"

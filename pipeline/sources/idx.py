@@ -1,10 +1,10 @@
-"""IDX files, the format of MNIST and its successors: stored grey pixels and labels, in .gz files or not.
+"""IDX files, the format of MNIST and its successors: stored grey pixels and labels, compressed by gzip or not.
 
-`train-images-idx3-ubyte` and `train-labels-idx1-ubyte` are the split `train`, `t10k-...` is `test`. A file is a magic
-number (two zero bytes, the type 8 for uint8, the number of dimensions), each dimension as a big-endian 32-bit integer,
-and the bytes: LeCun, Cortes, Burges, "The MNIST database". `train-images.idx3-ubyte`, as some tools unpack it, is the
-same file; where it is there in several forms, these must be equal. classes.txt beside them may name the classes, one a
-line.
+`train-images-idx3-ubyte` and `train-labels-idx1-ubyte` are the split `train`, `t10k-...` is `test`. A file consists of
+a magic number (two zero bytes, the type 8 for uint8, the number of dimensions), each dimension as a big-endian 32-bit
+integer, and the bytes (LeCun, Cortes, Burges, "The MNIST database"). Some tools unpack it as
+`train-images.idx3-ubyte`; if a file is present in several forms, they must be equal. classes.txt beside the files may
+name the classes, one per line.
 """
 
 import gzip
@@ -25,11 +25,11 @@ from pipeline.sources.tree import ignore_option, ignored_by
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 _PREFIXES = {"train": "train", "test": "t10k"}
 _IMAGE_HEADER_BYTES = 16
-_MAX_COMPRESSION = 1032  # of deflate: 258 bytes from two bits
+_MAX_COMPRESSION = 1032  # deflate's highest ratio: 258 bytes from two bits
 
 
 class IdxFiles:
-    """Reads IDX files. A process decompresses a file once; grey pixels become RGB."""
+    """Reads IDX files. Each process decompresses a file once; grey pixels become RGB."""
 
     layout: ClassVar[str] = "idx"
     native_pixels: ClassVar[bool] = True
@@ -40,14 +40,14 @@ class IdxFiles:
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        """Tell whether a split's images are there."""
+        """Return whether a split's images are present."""
         return any(_forms(root, prefix, IMAGES) for prefix in _PREFIXES.values())
 
     def list_samples(self) -> Listing:
         """List all samples, in the files' order.
 
         Raises:
-            InputError: A file is missing or damaged, or images, labels and class names do not fit together.
+            InputError: A file is missing or damaged, or images, labels and class names do not match.
         """
         splits = {}
         tables: list[str] = []
@@ -87,7 +87,7 @@ class IdxFiles:
         return np.repeat(grey_HW[..., None], 3, axis=2)
 
     def _find(self, prefix: str, name: str, num_dimensions: int, left_out: dict[str, str]) -> Path | None:
-        """Return the path of a file in whatever form; the others, which must be equal, are added to `left_out`.
+        """Return the path of a file in any of its forms; the other forms, which must be equal, go into `left_out`.
 
         Raises:
             InputError: Two forms of the file differ.
@@ -103,9 +103,9 @@ class IdxFiles:
         return paths[0] if paths else None
 
 
-@lru_cache(maxsize=4)  # of a split or two: images and labels
+@lru_cache(maxsize=4)  # images and labels of two splits
 def read_idx(path: Path, num_dimensions: int) -> np.ndarray:
-    """Return a file's content: uint8, read-only, with its own dimensions. No more is read than they say.
+    """Return a file's content: uint8, read-only, in the shape its header gives. No more than that is read.
 
     Raises:
         InputError: The file is not an IDX file of unsigned bytes with `num_dimensions` dimensions, or its length is
@@ -123,7 +123,7 @@ def read_idx(path: Path, num_dimensions: int) -> np.ndarray:
             shape = tuple(np.frombuffer(header, ">u4", num_dimensions, offset=4).tolist())
             num_bytes = math.prod(shape)
             at_most = path.stat().st_size * (_MAX_COMPRESSION if is_compressed else 1)
-            content = file.read(min(num_bytes, at_most) + 1)  # one more shows whether any follow, and checks the CRC
+            content = file.read(min(num_bytes, at_most) + 1)  # one more byte: shows excess data, checks the CRC
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path} is damaged ({error}); get the file again") from error
     if len(content) != num_bytes:
@@ -133,7 +133,7 @@ def read_idx(path: Path, num_dimensions: int) -> np.ndarray:
 
 
 def _forms(root: Path, prefix: str, name: str) -> list[Path]:
-    """Return the paths of a file in the forms that are there: plain or compressed, with a hyphen or a dot."""
+    """Return the paths of a file's existing forms: plain or compressed, with a hyphen or a dot."""
     names = (f"{prefix}-{name}", f"{prefix}-{name.replace('-', '.', 1)}")
     paths = (root / f"{name}{ending}" for name in names for ending in ("", ".gz"))
     return [path for path in paths if path.is_file()]

@@ -1,8 +1,8 @@
-"""What lies in a source, what is read of it, and what is left out for which reason; told before a picture is decoded.
+"""Inventory of a source: what it holds, what is read and what is left out and why, before any picture is decoded.
 
-Every file is a sample, an archive of samples, a table of labels or names, or left out for a named reason; so is every
-member of an archive. The counts add up. A picture that would be left out without a word of the person who shards is an
-error: content decides what is a picture, not the name.
+Every file is a sample, an archive of samples, a table of labels or names, or left out for a stated reason; so is every
+member of an archive. The counts add up. Leaving out a picture without the user's consent is an error. The content
+decides what is a picture, not the name.
 """
 
 import glob
@@ -36,12 +36,12 @@ from pipeline.sources.tree import (
 )
 
 _MAY_HOLD_PICTURES = frozenset((UNLABELLED, ANNOTATIONS, LINK))
-_NAMED = 3  # classes that a split lacks, or options that leave out what is not read
+_NAMED = 3  # missing classes, or options to leave files out, that a message names
 
 
 @dataclass(frozen=True)
 class ClassCount:
-    """A class and its samples in a split."""
+    """Number of samples of a class in a split."""
 
     wnid: str
     num_samples: int
@@ -49,16 +49,16 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class SplitContent:
-    """What a split of the source holds.
+    """Contents of a split of the source.
 
     Attributes:
-        num_samples: Of all classes.
-        num_classes: That have a sample.
-        first_class: By wnid.
-        last_class: By wnid.
-        smallest: The first of those with the fewest samples.
-        largest: The first of those with the most.
-        missing: wnids of classes that the source has elsewhere.
+        num_samples: Number of samples.
+        num_classes: Number of classes that have samples.
+        first_class: First wnid.
+        last_class: Last wnid.
+        smallest: Class with the fewest samples, the first if there are several.
+        largest: Class with the most samples, the first if there are several.
+        missing: wnids of classes that only other splits have.
     """
 
     num_samples: int
@@ -70,7 +70,7 @@ class SplitContent:
     missing: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Say it in words."""
+        """Describe the split in words."""
         if self.num_classes == 1:
             return f"{_count(self.num_samples, 'sample')} of the class {shown(self.first_class)}"
         classes = f"{self.num_classes:,} classes, {shown(self.first_class)} to {shown(self.last_class)}"
@@ -84,18 +84,18 @@ class SplitContent:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What lies in a source.
+    """Contents of a source.
 
     Attributes:
-        layout: Of the source.
-        splits: Name -> content, as the source has them, before a part of `train` becomes `val`.
-        num_files: In the source's folder and below it.
-        num_samples: Files that are one sample each.
-        num_archives: Files that hold samples.
-        tables: Files that give labels or names.
-        left_out: Reason -> all other files.
-        members: Of the archives.
-        without_effect: Patterns to ignore that match nothing.
+        layout: Layout of the source.
+        splits: Name -> content, as in the source, before a part of `train` becomes `val`.
+        num_files: Number of files in the source's folder and below it.
+        num_samples: Number of files that are one sample each.
+        num_archives: Number of files that hold many samples.
+        tables: Paths of files that give labels or names.
+        left_out: Reason -> files left out for it.
+        members: Members of the archives.
+        without_effect: Patterns of `--ignore` that match nothing.
     """
 
     layout: str
@@ -109,11 +109,11 @@ class Inventory:
     without_effect: tuple[str, ...]
 
     def document(self) -> dict[str, Any]:
-        """Return what `inventory.json` says: no time, no host, no path outside of the source."""
+        """Return the content of `inventory.json`: no time, no host, no path outside the source."""
         return asdict(self)
 
     def __str__(self) -> str:
-        """Say it in words, a line each."""
+        """Describe the inventory in words, one fact per line."""
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
@@ -139,11 +139,11 @@ def take_inventory(source: Source, listing: Listing) -> Inventory:
     """Account for every file of a source.
 
     Args:
-        source: That was listed.
-        listing: Of the source.
+        source: Source that was listed.
+        listing: Listing of the source.
 
     Raises:
-        InputError: A picture would be left out, and nobody said so.
+        InputError: A picture would be left out that the user did not leave out.
     """
     tree = listing.tree or walk_source(source.root, source.options.ignore)
     left_out = {reason: LeftOut(found.num_files, found.first) for reason, found in tree.left_out.items()}
@@ -186,7 +186,7 @@ def _without_effect(source: Source, left_out: Mapping[str, LeftOut], members: Me
 
 
 def _reason(path: str, left_out: Mapping[str, str]) -> str:
-    """Return why a file is left out that the listing did not read."""
+    """Return the reason why a file that the listing did not read is left out."""
     if left_out:
         parts = path.split("/")
         for end in range(len(parts), 0, -1):
@@ -196,7 +196,7 @@ def _reason(path: str, left_out: Mapping[str, str]) -> str:
 
 
 def _look_at(tree: SourceTree, path: str) -> list[tuple[str, str]]:
-    """Return the path and the format of a file that is a picture by its content; else nothing."""
+    """Return the path and format of a file if it is a picture by its content; else an empty list."""
     with open(tree.root / path, "rb", buffering=0) as file:
         kind = picture_format(file.read(HEAD_BYTES))
     return [(path, kind)] if kind else []
@@ -215,7 +215,7 @@ def _unread_pictures(source: Source, pictures: list[tuple[str, str]], needed: se
 
 
 def _ignore_options(unread: list[str], needed: set[str]) -> list[str]:
-    """Return the options that leave out unread files, and none of those that are needed: as few as may be."""
+    """Return as few options as possible that leave out the unread files but none of the needed ones."""
     endings = {os.path.splitext(name)[1] for name in needed}
     folders = {parent.as_posix() for name in needed for parent in PurePosixPath(name).parents}
     options: dict[str, None] = {}
@@ -231,7 +231,7 @@ def _ignore_options(unread: list[str], needed: set[str]) -> list[str]:
 
 
 def _archives(tree: SourceTree, listing: Listing) -> set[str]:
-    """Return the files of a listing that hold more than the bytes of one sample."""
+    """Return the files of a listing that hold more than one sample's bytes."""
     sizes = {
         folder.of(name): num_bytes
         for folder in tree.top.walk()

@@ -2,8 +2,8 @@
 
 `LOC_synset_mapping.txt` has one line per class: the wnid, a space, the names. `LOC_val_solution.csv` has one line per
 validation picture: ImageId, and a PredictionString of boxes, `wnid x y x y` each, all of one class. Training pictures
-lie in one folder per class, and so may the validation pictures: the table, where it is there, is compared. The test
-set has no labels and is left out, as the boxes are.
+lie in one folder per class. The validation pictures may, too; the table, if present, is then compared with the
+folders. The test set, which has no labels, and the boxes are left out.
 """
 
 import csv
@@ -45,14 +45,14 @@ class KaggleFolder:
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        """Tell whether the folder of the training pictures is there."""
+        """Return whether the folder of the training pictures exists."""
         return (root / _PICTURES / "train").is_dir()
 
     def list_samples(self) -> Listing:
         """List the training and validation pictures, sorted by name.
 
         Raises:
-            InputError: A table is missing or does not fit the pictures.
+            InputError: A table is missing or does not match the pictures.
         """
         classes = read_classes(self.root / CLASSES)
         class_index = {entry.wnid: index for index, entry in enumerate(classes)}
@@ -85,29 +85,29 @@ class KaggleFolder:
         return read_whole_file(self.root / file, num_bytes)
 
     def _check_sorted(self, val: pa.Table, labels: Mapping[str, str]) -> None:
-        """Compare the folders of sorted validation pictures with the table of their labels.
+        """Check that the validation pictures' folders agree with the table of their labels.
 
         Raises:
-            InputError: They differ.
+            InputError: Folders and table differ.
         """
         paths = (source.split("/") for source in val["source"].to_pylist())
         if odd := {(parts[-1], parts[1]) for parts in paths} ^ labels.items():
             raise InputError(
-                f"the folders in {self.root / _PICTURES / 'val'} and {VAL_LABELS} differ, first in "
+                f"the folders in {self.root / _PICTURES / 'val'} and {VAL_LABELS} differ; the first difference: "
                 f"{' of '.join(min(odd))}; unpack the archive again"
             )
 
 
 def _is_sorted(folder: Folder) -> bool:
-    """Tell whether validation pictures lie in the folders of their classes, as many a script has sorted them."""
+    """Return whether validation pictures lie in class folders, as many scripts sort them."""
     return holds_pictures(folder) and not has_pictures(folder)
 
 
 def read_classes(path: Path) -> list[ClassEntry]:
-    """Return the classes that Kaggle's table names, sorted by wnid.
+    """Return the classes in Kaggle's table, sorted by wnid.
 
     Raises:
-        InputError: The table is missing, or names no class.
+        InputError: The table is missing or names no class.
     """
     names = dict(line.split(" ", 1) for line in read_lines(path) if " " in line)
     if not names:
@@ -116,15 +116,15 @@ def read_classes(path: Path) -> list[ClassEntry]:
 
 
 def read_val_labels(path: Path) -> dict[str, str]:
-    """Return file name -> wnid of the validation pictures, as Kaggle's table gives them.
+    """Return file name -> wnid for the validation pictures in Kaggle's table.
 
     Raises:
-        InputError: The table is missing, or gives a picture no class or several.
+        InputError: The table is missing, or gives a picture no class or several classes.
     """
     labels = {}
     for row in csv.DictReader(read_lines(path)):
         wnids = set((row.get("PredictionString") or "").split()[::5])
         if "ImageId" not in row or len(wnids) != 1 or f"{row['ImageId']}.JPEG" in labels:
-            raise InputError(f"{path}: {row} gives no picture one class; get the file again")
+            raise InputError(f"{path}: {row} does not give one picture one class; get the file again")
         labels[f"{row['ImageId']}.JPEG"] = wnids.pop()
     return labels

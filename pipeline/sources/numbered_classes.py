@@ -1,4 +1,4 @@
-"""Classes that a source knows by number: named by the source itself, by classes.txt, or by their numbers."""
+"""Classes with numbers as labels: named by the source itself, by classes.txt, or by their numbers."""
 
 import re
 from collections.abc import Sequence
@@ -8,21 +8,21 @@ from pipeline.command import InputError
 from pipeline.sources.base import ClassEntry
 from pipeline.sources.text import read_lines
 
-CLASS_NAMES = "classes.txt"  # one name a line, in the order of the numbers
-_MAX_NUMBERS = 1_000_000  # classes without names: far beyond any set of pictures, small enough to be listed
+CLASS_NAMES = "classes.txt"  # one name per line, in the order of the numbers
+_MAX_NUMBERS = 1_000_000  # most classes without names: more than any set of pictures has, few enough to be listed
 _WNID = re.compile(r"n\d{8}")
 
 
 def numbered_classes(root: Path, num_classes: int, names: Sequence[str] | None = None) -> list[ClassEntry]:
     """Return the classes of a source whose labels are numbers.
 
-    Their wnids are the zero-padded numbers, so that the class_index is the number; where the names are wnids already,
-    and sorted, these are kept.
+    The wnids are the zero-padded numbers, so the class_index is the number. If the names are already wnids, and
+    sorted, they are kept.
 
     Args:
-        root: The source's folder, which may hold classes.txt.
-        num_classes: The largest label and one.
-        names: What the source itself calls them; None asks classes.txt.
+        root: Folder of the source, which may hold classes.txt.
+        num_classes: Largest label plus one.
+        names: Class names given by the source; None: read from classes.txt.
 
     Raises:
         InputError: There are fewer names than classes.
@@ -43,19 +43,19 @@ def numbered_classes(root: Path, num_classes: int, names: Sequence[str] | None =
 
 
 def read_names(path: Path) -> list[str]:
-    """Read the names of classes, one a line, in the order of their numbers; empty lines may follow.
+    """Read class names, one per line, in the order of their numbers; empty lines may follow.
 
     Raises:
-        InputError: A line between names is empty, so that it is not certain which numbers follow; or it is no text.
+        InputError: A line between names is empty, so the following numbers are uncertain; or the file is not text.
     """
     names = [line.strip() for line in read_lines(path)]
     while names and not names[-1]:
         names.pop()
     if "" in names:
-        raise InputError(f"{path}: line {names.index('') + 1} names no class; each line names one, from number 0 on")
+        raise InputError(f"{path}: line {names.index('') + 1} names no class; write one name per line, from class 0 on")
     return names
 
 
 def class_tables(root: Path, names: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Return the file that `numbered_classes` reads for the same arguments, if there is one."""
+    """Return the file that `numbered_classes` reads with the same arguments, if any."""
     return (CLASS_NAMES,) if names is None and (root / CLASS_NAMES).exists() else ()

@@ -1,12 +1,12 @@
 """ImageNet's official archives, or what they unpack to.
 
-    training    ILSVRC2012_img_train.tar, one tar a class inside; or those tars; or one folder a class
-    validation  ILSVRC2012_img_val.tar; or its pictures in one folder; or one folder a class
+    training    ILSVRC2012_img_train.tar with one tar per class inside; or those tars; or one folder per class
+    validation  ILSVRC2012_img_val.tar; or its pictures in one folder; or one folder per class
     labels      ILSVRC2012_devkit_t12.tar.gz, or its folder; or Kaggle's LOC_synset_mapping.txt and LOC_val_solution.csv
 
-What is unpacked lies in ROOT, ROOT/train and ROOT/val, or in folders named like the archives. Archives are read where
-they lie: inner tars are not compressed, so that each picture has an absolute offset in them. Samples have the same
-names whatever was unpacked. The test pictures have no labels and are left out.
+Unpacked files lie in ROOT, ROOT/train and ROOT/val, or in folders named like the archives. Archives are read in place:
+the inner tars are not compressed, so each picture has an absolute offset in the outer file. Samples have the same names
+whether or not anything was unpacked. The test pictures have no labels and are left out.
 """
 
 import hashlib
@@ -35,13 +35,13 @@ from pipeline.sources.tree import UNLABELLED, Folder, check_twins, walk_source
 
 TRAIN_ARCHIVE = "ILSVRC2012_img_train.tar"
 VAL_ARCHIVE = "ILSVRC2012_img_val.tar"
-_ARCHIVES = {  # name -> MD5 as published with them
+_ARCHIVES = {  # name -> published MD5
     TRAIN_ARCHIVE: "1d675b47d978889d74fa0da5fadfb00e",
     VAL_ARCHIVE: "29b22e2961454d5413ddabcf34fc5622",
     DEVKIT_ARCHIVE: "fa75699e90414af021442c21a62c3abf",
 }
-_UNPACKED = {"train": "ILSVRC2012_img_train", "val": "ILSVRC2012_img_val"}  # folders, beside those named like splits
-_HASHED_BYTES = 1 << 24  # at a time
+_UNPACKED = {"train": "ILSVRC2012_img_train", "val": "ILSVRC2012_img_val"}  # folders, besides those named like splits
+_HASHED_BYTES = 1 << 24  # read at a time
 _INNER_TAR = re.compile(r"n\d{8}\.tar")
 _WNID = re.compile(r"n\d{8}")
 _VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
@@ -51,7 +51,14 @@ _TEST_NAME = re.compile(r"ILSVRC2012_test_\d{8}\.JPEG")
 
 @dataclass(frozen=True)
 class _Labels:
-    """Classes, and the labels of the validation pictures: file name -> wnid; `origin` says whose they are."""
+    """Classes, and labels of the validation pictures.
+
+    Attributes:
+        classes: Classes sorted by wnid.
+        val: File name -> wnid of the validation pictures.
+        origin: Where classes and labels come from, for messages.
+        tables: Paths of the files they were read from, relative to the root.
+    """
 
     classes: list[ClassEntry]
     val: Mapping[str, str]
@@ -60,7 +67,7 @@ class _Labels:
 
 
 class OfficialArchives:
-    """Reads the official archives where they lie, or what was unpacked of them; a file is opened at each read."""
+    """Reads the official archives in place, or what was unpacked from them; each read opens the file."""
 
     layout: ClassVar[str] = "official"
     native_pixels: ClassVar[bool] = False
@@ -71,7 +78,7 @@ class OfficialArchives:
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        """Tell whether an archive is there, the tar of a class, or the validation pictures in one folder."""
+        """Return whether the folder holds an archive, the tar of a class, or the validation pictures."""
         if not root.is_dir():
             return False
         names = os.listdir(root)
@@ -85,7 +92,7 @@ class OfficialArchives:
         """List all pictures, sorted by name.
 
         Raises:
-            InputError: A part is missing or damaged, or the parts do not fit together.
+            InputError: A part is missing or damaged, or the parts do not match.
         """
         top = (tree := walk_source(self.root, self.options.ignore)).top
         places = {split: [top, *_part_folders(top, split)] for split in ("train", "val")}
@@ -125,10 +132,10 @@ class OfficialArchives:
         )
 
     def check_md5(self) -> None:
-        """Read all archives and compare their MD5 with the published ones.
+        """Read all archives and compare their MD5 sums with the published ones.
 
         Raises:
-            InputError: An archive is missing or another than the published one.
+            InputError: An archive is missing or differs from the published one.
         """
         missing = [name for name in _ARCHIVES if not (self.root / name).is_file()]
         if missing:
@@ -159,7 +166,7 @@ class OfficialArchives:
         if missing:
             raise InputError(
                 f"{self.root} lacks {', '.join(missing)}; put all of {', '.join(_ARCHIVES)} there, or what they unpack "
-                f"to (for the labels, {kaggle.CLASSES} and {kaggle.VAL_LABELS} do too)"
+                f"to (for the labels, {kaggle.CLASSES} and {kaggle.VAL_LABELS} will do, too)"
             )
 
     def _read_labels(self, top: Folder) -> _Labels:
@@ -230,7 +237,7 @@ class OfficialArchives:
 def _list_tar(
     file: BinaryIO, path: str, start: int, end: int, name: str, class_index: Mapping[str, int], tars: TarPictures
 ) -> pa.Table:
-    """Return the samples of one class's tar, which lies in a file of the source from byte `start` to byte `end`."""
+    """Return the samples of one class's tar, which spans the bytes from `start` to `end` of a file of the source."""
     wnid = name.removesuffix(".tar")
     members = tars.list(file, start, end, name)
     if not members:
@@ -264,7 +271,7 @@ def _part_folders(top: Folder, split: str) -> Iterator[Folder]:
 
 
 def _classes_of(folder: Folder) -> Folder:
-    """Return the folder with those of its folders alone that are named by a wnid and hold pictures."""
+    """Return a copy of the folder with only the subfolders that are named by a wnid and hold pictures."""
     classes = {wnid: below for wnid, below in folder.folders.items() if _WNID.fullmatch(wnid) and holds_pictures(below)}
     return Folder(folder.path, folders=classes)
 

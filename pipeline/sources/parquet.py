@@ -1,16 +1,16 @@
-"""Parquet files as Hugging Face lays image sets out: ROOT/data/train-*.parquet or ROOT/train-*.parquet.
+"""Parquet files in Hugging Face's layout for image sets: ROOT/data/train-*.parquet or ROOT/train-*.parquet.
 
 The first word of a file's name is its split: train or training, val, valid, validation or dev, test or testing. Files
-as Hugging Face converts them, ROOT/CONFIG/train/0000.parquet or, where the configuration's folder is named,
-ROOT/train/0000.parquet, are read too. All parts of a split must be there (`file_names.check_parts`), with the same
-columns. A row is a picture: `image` (or `img`) is struct{bytes: binary, path: string}, `label` (or `fine_label`,
-`labels`) an integer. Classes are named by the schema's metadata (key `huggingface`, a ClassLabel's names), else by
-ROOT/classes.txt, one a line, else by their numbers. A split whose labels are all -1, like ImageNet's test set, has no
-labels: it is left out.
+converted by Hugging Face are read, too: ROOT/CONFIG/train/0000.parquet, or ROOT/train/0000.parquet if the SOURCE is the
+configuration's folder. All parts of a split must be present (`file_names.check_parts`), with the same columns. Each row
+is a picture: `image` (or `img`) is struct{bytes: binary, path: string}, `label` (or `fine_label`, `labels`) is an
+integer. Class names come from the schema's metadata (key `huggingface`, a ClassLabel's names), else from
+ROOT/classes.txt, one per line; else classes are named by their numbers. A split whose labels are all -1, like
+ImageNet's test set, has no labels and is left out.
 
-In a listing, `offset` is the row's number in its file, and `num_bytes` the length of the pictures of its whole row
-group, as the file's footer says: a read notices by it that the file was written anew. Parquet gives row groups, not
-rows: a read at random costs a whole one, 100 pictures as Hugging Face writes them.
+In a listing, `offset` is the row's number in its file. `num_bytes` is the length of all pictures in the row's group, as
+the file's footer gives it; a read uses it to detect that the file was rewritten. Parquet is read by row groups, not
+rows: reading one row costs a whole group, which has 100 pictures in files written by Hugging Face.
 """
 
 import errno
@@ -35,7 +35,7 @@ _MAX_KEPT_BYTES = 128 * 2**20
 
 
 class ParquetFiles:
-    """Reads a folder of Parquet files; a process keeps the row groups that it read last."""
+    """Reads a folder of Parquet files; each process keeps the row groups it read last."""
 
     layout: ClassVar[str] = "parquet"
     native_pixels: ClassVar[bool] = False
@@ -46,15 +46,14 @@ class ParquetFiles:
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        """Tell whether a Parquet file, or its folder, is named after a split."""
+        """Return whether a Parquet file, or its folder, is named after a split."""
         return names_a_split(root)
 
     def list_samples(self) -> Listing:
-        """List all samples, in the files' order, by their labels alone.
+        """List all samples, in the files' order, reading only their labels.
 
         Raises:
-            InputError: A file is damaged or missing or has other columns, or labels and class names do not fit
-                together.
+            InputError: A file is damaged or missing or has other columns, or labels and class names do not match.
         """
         found = choose_files(self.root, self.options)
         tables: dict[str, list[pa.Table]] = {split: [] for split in SPLITS}
@@ -99,10 +98,10 @@ class ParquetFiles:
         return {name: "holds no row" for name in names if name not in listed}
 
     def read(self, file: str, offset: int, num_bytes: int) -> bytes:
-        """Read the picture in row `offset`; none, where the file holds its path alone.
+        """Read the picture in row `offset`; return no bytes if the file holds only its path.
 
         Raises:
-            OSError: The file can't be read or was written anew since it was listed.
+            OSError: The file can't be read, or was rewritten since it was listed.
             InputError: The file is damaged.
         """
         path = self.root / file
@@ -131,10 +130,10 @@ class ParquetFiles:
 
 
 class _RowGroups:
-    """The columns of pictures that were read last, as many as `_MAX_KEPT_BYTES` hold, and always the very last."""
+    """Cache of the picture columns read last: up to `_MAX_KEPT_BYTES`, but always at least the latest one."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[Path, int, int], pa.ChunkedArray] = {}  # the one that was asked for last at the end
+        self._kept: dict[tuple[Path, int, int], pa.ChunkedArray] = {}  # the most recently used one is last
         self._num_bytes = 0
 
     def get(self, key: tuple[Path, int, int], read: Callable[[], pa.ChunkedArray]) -> pa.ChunkedArray:
@@ -148,10 +147,10 @@ class _RowGroups:
         return pictures
 
 
-_row_groups = _RowGroups()  # of this process
+_row_groups = _RowGroups()  # one per process
 
 
 @lru_cache(maxsize=_MAX_OPEN_FILES)
 def _open_file(path: Path, mtime_ns: int, num_bytes: int) -> PictureFile:
-    """Return a file that stays open; one that was written anew meanwhile is another."""
+    """Return a file that stays open; a rewritten file counts as another one."""
     return PictureFile(path)

@@ -1,4 +1,4 @@
-"""Parquet files of pictures: which of a folder's files are a set's, and what one of them holds."""
+"""Parquet files of pictures: which files of a folder belong to a set, and what each of them holds."""
 
 import glob
 import itertools
@@ -22,21 +22,21 @@ from pipeline.sources.split_names import SPLIT_WORDS, split_of
 from pipeline.sources.tree import ignore_option, ignored_by
 
 _IMAGES, _LABELS = ("image", "img"), ("label", "fine_label", "labels")
-_CONVERTED = re.compile(r"\d+\.parquet")  # in a folder named after a split
-_PARTIAL = "partial-"  # before the folder's name where Hugging Face converted the first gigabytes alone
+_CONVERTED = re.compile(r"\d+\.parquet")  # file name in a folder named after a split
+_PARTIAL = "partial-"  # prefix of the folder's name if Hugging Face converted only the first gigabytes
 
 _SPLIT_FOLDERS = [prefix + word for prefix in ("", _PARTIAL) for word in SPLIT_WORDS]
 
 
 class _FoundFile(NamedTuple):
     path: Path
-    name: str  # relative to the source
-    configuration: str  # the folder that holds its splits, relative to the source
-    word: str  # where the name of a split is expected, in lower case
+    name: str  # path relative to the source
+    configuration: str  # folder of the set's splits, relative to the source
+    word: str  # part of the name, in lower case, that should name a split
 
 
 def names_a_split(root: Path) -> bool:
-    """Tell whether a Parquet file, or its folder, is named after a split."""
+    """Return whether a Parquet file, or its folder, is named after a split."""
     return any(split_of(file.word) for file in _find_files(root))
 
 
@@ -44,7 +44,7 @@ def choose_files(root: Path, options: ListingOptions) -> dict[Path, str]:
     """Return the split of each file, in the order of their samples' names.
 
     Raises:
-        InputError: A file's name does not tell its split, parts are missing, or files are of several sets.
+        InputError: A file's name does not name a split, parts are missing, or files belong to several sets.
     """
     files = [file for file in _find_files(root) if not _is_ignored(file.name, options)]
     for file in files:
@@ -56,7 +56,7 @@ def choose_files(root: Path, options: ListingOptions) -> dict[Path, str]:
             )
         if file.path.parent.name.startswith(_PARTIAL) and not options.partial:
             raise InputError(
-                f"{file.path.parent} holds the first part of a split alone; get the whole set, or read what is there "
+                f"{file.path.parent} holds only the first part of a split; get the whole set, or read what is there "
                 "with --partial"
             )
     configurations = sorted({file.configuration for file in files})
@@ -83,14 +83,14 @@ def choose_files(root: Path, options: ListingOptions) -> dict[Path, str]:
 
 
 def _find_files(root: Path) -> list[_FoundFile]:
-    """Return the Parquet files in all places where those of a split may lie, sorted."""
+    """Return the Parquet files in all places where a split's files may lie, sorted."""
     found = []
     for pattern in ("*.parquet", "data/*.parquet"):
         for path in root.glob(pattern):
             word = re.sub(r"_\d+$", "", re.split(r"[-.]", path.name)[0]).lower()
             found.append((path, path.parent, word))
     for configuration in (root, *(path for path in root.glob("*/") if path.is_dir())):
-        for name in _SPLIT_FOLDERS:  # asked for by name: class folders may hold a million files
+        for name in _SPLIT_FOLDERS:  # looked up by name, since class folders may hold a million files
             paths = [path for path in (configuration / name).glob("*.parquet") if _CONVERTED.fullmatch(path.name)]
             found += [(path, configuration, name.removeprefix(_PARTIAL)) for path in paths]
     return [
@@ -101,19 +101,19 @@ def _find_files(root: Path) -> list[_FoundFile]:
 
 
 def _is_ignored(name: str, options: ListingOptions) -> bool:
-    """Tell whether a file, or a folder that it lies in, is left out."""
+    """Return whether a file, or a folder that contains it, is left out."""
     parts = name.split("/")
     return any(ignored_by("/".join(parts[:depth]), options.ignore) for depth in range(1, len(parts) + 1))
 
 
 class PictureFile:
-    """One opened file.
+    """An open Parquet file.
 
     Attributes:
-        num_groups: Row groups.
-        first_rows: Of each row group, and the number of all rows.
-        group_bytes: Of each row group's pictures, uncompressed, int64.
-        class_names: By label, or None.
+        num_groups: Number of row groups.
+        first_rows: First row of each row group, then the number of all rows.
+        group_bytes: Uncompressed bytes of each row group's pictures, int64.
+        class_names: Class names in the order of the labels, or None.
     """
 
     def __init__(self, path: Path) -> None:
@@ -137,15 +137,15 @@ class PictureFile:
             self.class_names = _class_names((schema.metadata or {}).get(b"huggingface", b"{}"), self._label)
 
     def check_columns_are_those_of(self, other: "PictureFile") -> None:
-        """Compare the columns of two files of one split.
+        """Check that two files of one split have the same columns.
 
         Raises:
-            InputError: They differ, so that the files are not parts of one set.
+            InputError: The columns differ, so the files are not parts of one set.
         """
         differing = sorted(set(self._columns).symmetric_difference(other._columns))
         if differing:
             raise InputError(
-                f"{self._path} and {other._path} are of one split, but one alone has the columns "
+                f"{self._path} and {other._path} belong to one split, but only one of them has the columns "
                 f"{', '.join(differing)}; {WAY_OUT}"
             )
 
@@ -168,12 +168,12 @@ class PictureFile:
         return labels.cast(pa.int32()).to_numpy()
 
     def read_pictures(self, group: int) -> pa.ChunkedArray:
-        """Return a row group's column of pictures, struct{bytes}.
+        """Return a row group's picture column, struct{bytes}.
 
         Raises:
             InputError: The file is damaged.
         """
-        with _naming_damage(self._path):  # without threads: the processes that call this share the cores already
+        with _naming_damage(self._path):  # no threads: the calling processes already share the cores
             table = self._file.read_row_group(group, columns=[f"{self._image}.bytes"], use_threads=False)
             pictures = table[self._image]
             if len(pictures) != self.first_rows[group + 1] - self.first_rows[group]:
@@ -194,7 +194,7 @@ class PictureFile:
 
 @contextmanager
 def _naming_damage(path: Path) -> Iterator[None]:
-    """Turn what pyarrow raises at a damaged file into an InputError; an operating system's error passes."""
+    """Turn what pyarrow raises for a damaged file into an InputError; errors of the operating system pass."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -204,17 +204,17 @@ def _naming_damage(path: Path) -> Iterator[None]:
 
 
 def _class_names(document: bytes, label: str) -> tuple[str, ...] | None:
-    """Return the names that Hugging Face's metadata give to a column's labels.
+    """Return the names that Hugging Face's metadata gives to a column's labels.
 
     Raises:
-        ValueError: The metadata are of another form.
+        ValueError: The metadata has another form.
     """
     try:
         names = json.loads(document).get("info", {}).get("features", {}).get(label, {}).get("names")
     except (AttributeError, RecursionError) as error:
-        raise ValueError("the metadata of Hugging Face are of another form") from error
+        raise ValueError("Hugging Face's metadata has another form") from error
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise ValueError("the names of classes are no list of texts")
+        raise ValueError("the class names are not a list of strings")
     return None if names is None else tuple(names)
 
 

@@ -1,6 +1,6 @@
-"""What a file is, told from its first bytes: names lie."""
+"""Recognition of picture formats by a file's first bytes, since names may be wrong."""
 
-HEAD_BYTES = 32  # as many as the longest look needs
+HEAD_BYTES = 32  # enough for every format
 _PICTURES = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -23,10 +23,10 @@ _WHITE_SPACE = b" \t\r\n"
 
 
 def picture_format(head: bytes) -> str | None:
-    """Return the name of the picture format whose file begins with these bytes, or None.
+    """Return the name of the picture format of a file that begins with these bytes, or None.
 
     Args:
-        head: The file's first `HEAD_BYTES` bytes, or all if it has fewer.
+        head: First `HEAD_BYTES` bytes of the file, or all if it has fewer.
     """
     for signature, name in _PICTURES.items():
         if head.startswith(signature):

@@ -1,4 +1,4 @@
-"""What people call the splits."""
+"""Names that people give the splits."""
 
 import re
 
@@ -16,10 +16,10 @@ _RESEMBLING = re.compile(rf"(?:{'|'.join(SPLIT_WORDS)})[^a-z]+", re.IGNORECASE)
 
 
 def split_of(name: str) -> str | None:
-    """Return the split that a folder's or file's name means, in any case; None where it means none."""
+    """Return the split that a folder's or file's name means, in any case, or None."""
     return SPLIT_WORDS.get(name.lower())
 
 
 def resembles_split(name: str) -> bool:
-    """Return whether a name is a split's with something behind it, like `val2017` or `test_1`."""
+    """Return whether a name is a split's name followed by something else, like `val2017` or `test_1`."""
     return _RESEMBLING.fullmatch(name) is not None

@@ -1,4 +1,4 @@
-"""The pictures of tars that hold nothing else, like ImageNet's: what is no picture is counted, and never a picture."""
+"""Pictures of tars that hold only pictures, like ImageNet's; members that are not pictures are left out and counted."""
 
 import itertools
 from collections.abc import Sequence
@@ -22,27 +22,27 @@ from pipeline.sources.tree import (
 
 
 class TarPictures:
-    """Lists tars, and accounts for their members."""
+    """Lists tars and accounts for their members."""
 
     def __init__(self, ignore: Sequence[str]) -> None:
-        """Take the patterns of members that are left out."""
+        """Take the patterns of members to leave out."""
         self._ignore = ignore
         self._num_found = 0
         self._left_out: dict[str, LeftOut] = {}
 
     @property
     def members(self) -> Members:
-        """What was found so far."""
+        """Members found so far."""
         return Members(self._num_found, left_out=self._left_out)
 
     def list(self, file: BinaryIO, start: int, end: int, name: str) -> list[Member]:
-        """Return the pictures of the tar from byte `start` to byte `end` of a file, sorted by name.
+        """Return the pictures of the tar that spans the bytes from `start` to `end` of a file, sorted by name.
 
         Args:
-            file: Opened unbuffered.
-            start: Of the tar.
-            end: Of the tar.
-            name: The tar's, for people.
+            file: File opened without buffering.
+            start: Position of the tar's start.
+            end: Position of the tar's end.
+            name: Name of the tar, for messages.
 
         Raises:
             InputError: The tar is damaged, holds two pictures of one name, or a picture that is not named like one.

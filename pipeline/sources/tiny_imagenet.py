@@ -1,8 +1,8 @@
-"""Tiny ImageNet as it unpacks: ROOT/train/WNID/images, ROOT/val/images with val_annotations.txt.
+"""Tiny ImageNet as unpacked: ROOT/train/WNID/images, ROOT/val/images with val_annotations.txt.
 
-`wnids.txt` names the classes, a line each; `words.txt` names them for people: a wnid, a tab, the names. A line of
-`val/val_annotations.txt` is a picture's name, its wnid and a box, between tabs. The test pictures have no labels and
-are left out, as the boxes are.
+`wnids.txt` lists the classes, one per line. `words.txt` gives their names for people: a wnid, a tab, the names. A line
+of `val/val_annotations.txt` has a picture's name, its wnid and a box, separated by tabs. The test pictures, which have
+no labels, and the boxes are left out.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ _CLASSES, _NAMES, _VAL_LABELS = "wnids.txt", "words.txt", "val/val_annotations.t
 
 
 class TinyImageNet:
-    """Reads Tiny ImageNet's folder; a file is opened at each read."""
+    """Reads Tiny ImageNet's folder; each read opens the file."""
 
     layout: ClassVar[str] = "tiny-imagenet"
     native_pixels: ClassVar[bool] = False
@@ -31,14 +31,14 @@ class TinyImageNet:
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        """Tell whether the list of classes is there, and validation pictures that lie in one folder."""
+        """Return whether the list of classes and the single folder of validation pictures are present."""
         return (root / _CLASSES).is_file() and (root / "val/images").is_dir()
 
     def list_samples(self) -> Listing:
         """List the training and validation pictures, sorted by name.
 
         Raises:
-            InputError: A table is missing or does not fit the pictures.
+            InputError: A table is missing or does not match the pictures.
         """
         wnids = sorted({line.strip() for line in read_lines(self.root / _CLASSES)} - {""})
         tree = walk_source(self.root, self.options.ignore)
@@ -47,8 +47,8 @@ class TinyImageNet:
             raise InputError(f"{self.root} lacks train or val/images; unpack the archive again")
         if odd := train.folders.keys() ^ set(wnids):
             raise InputError(
-                f"{self.root / _CLASSES} and the folders of {self.root / 'train'} differ; the first odd: {min(odd)}; "
-                "unpack the archive again"
+                f"{self.root / _CLASSES} and the folders of {self.root / 'train'} differ; the first mismatch: "
+                f"{min(odd)}; unpack the archive again"
             )
         class_index = {wnid: index for index, wnid in enumerate(wnids)}
         second_links = check_twins(tree, Places({"train": train}).of)
@@ -78,6 +78,6 @@ class TinyImageNet:
         for number, line in enumerate(read_lines(path), start=1):
             name, *rest = line.split("\t")
             if len(rest) < 1 or name in labels:
-                raise InputError(f"{path}, line {number}: {line!r} labels no picture; unpack the archive again")
+                raise InputError(f"{path}, line {number}: {line!r} does not label a picture; unpack the archive again")
             labels[name] = rest[0].strip()
         return labels

@@ -1,7 +1,7 @@
-"""The files of a source's folder, walked once: whatever would double a file or lead round in a circle is refused.
+"""The files of a source's folder, walked once; links that would double a file or form a circle are refused.
 
-Links are followed. What a NAS or a desktop keeps beside the files, hidden files, and what a person ignores are left
-out, and counted.
+Links are followed. Hidden files, files that a NAS or desktop adds, and files that the user ignores are left out and
+counted.
 """
 
 import errno
@@ -21,23 +21,14 @@ import numpy as np
 
 from pipeline.command import InputError
 
-# Why files are left out.
+# Reasons to leave files out.
 HIDDEN, SYSTEM, SPECIAL, LINK = "hidden", "of a NAS or desktop", "not a regular file", "a second link to a file"
 UNLABELLED, ANNOTATIONS, OUTSIDE = "test pictures without labels", "annotations that are not used", "outside the splits"
 # In lower case: thumbnails, recycle bins and snapshots of Synology, QNAP and others; macOS, Windows and Linux desktops.
 _SYSTEM_NAMES = frozenset(
     (
-        *(
-            "@eadir",
-            "@recycle",
-            "@recently-snapshot",
-            "@tmp",
-            "#recycle",
-            "#snapshot",
-            ".@__thumb",
-            ".snapshot",
-            ".zfs",
-        ),
+        *("@eadir", "@recycle", "@recently-snapshot", "@tmp", "#recycle", "#snapshot"),
+        *(".@__thumb", ".snapshot", ".zfs"),
         *("__macosx", ".ds_store", ".appledouble", ".spotlight-v100", ".trashes", ".fseventsd", "icon\r"),
         *("$recycle.bin", "recycler", "system volume information", "thumbs.db", "ehthumbs.db", "desktop.ini"),
         *("lost+found", ".thumbnails", ".directory", ".ipynb_checkpoints"),
@@ -48,19 +39,24 @@ _SYSTEM_PREFIXES = ("._", ".trash-", ".nfs0", ".fuse_hidden")  # AppleDouble; a 
 
 @dataclass
 class LeftOut:
-    """Files or members of archives that were left out for one reason: how many, and the first of them by name."""
+    """Files or archive members left out for one reason.
+
+    Attributes:
+        num_files: Number of files or members.
+        first: Name of the first of them, in the order of names.
+    """
 
     num_files: int
     first: str
 
     def add(self, name: str) -> None:
-        """Count one more."""
+        """Count another file or member."""
         self.num_files += 1
         self.first = min(self.first, name)
 
 
 def leave_out(left_out: dict[str, LeftOut], reason: str, name: str) -> None:
-    """Count one file or member."""
+    """Count a file or member that is left out for a reason."""
     if reason in left_out:
         left_out[reason].add(name)
     else:
@@ -68,7 +64,7 @@ def leave_out(left_out: dict[str, LeftOut], reason: str, name: str) -> None:
 
 
 def is_system_name(name: str) -> bool:
-    """Return whether a NAS or a desktop gives this name to a file or folder of its own."""
+    """Return whether this is the name of a file or folder that a NAS or desktop adds."""
     lower = name.lower()
     return lower in _SYSTEM_NAMES or lower.startswith(_SYSTEM_PREFIXES)
 
@@ -77,9 +73,9 @@ def ignored_by(name: str, patterns: Sequence[str]) -> str | None:
     """Return the first pattern that leaves out a file, folder or member, or None.
 
     Args:
-        name: Relative to the source, with slashes.
-        patterns: Of the shell's kind (`*`, `?`, `[...]`), for the whole name or its last part; for the whole name
-            alone where they begin with a slash. A folder's leaves out all in it.
+        name: Path relative to the source, with slashes.
+        patterns: Shell patterns (`*`, `?`, `[...]`), matched against the whole path or its last part; patterns that
+            begin with a slash only against the whole path. A match on a folder leaves out all it contains.
     """
     last = name.rpartition("/")[2]
     for pattern in patterns:
@@ -90,14 +86,14 @@ def ignored_by(name: str, patterns: Sequence[str]) -> str | None:
 
 
 def ignore_option(name: str) -> str:
-    """Return the option that leaves out this file, folder or member and nothing else, for errors."""
+    """Return the option that leaves out just this file, folder or member, for error messages."""
     pattern = "".join(letter if letter.isprintable() else "?" for letter in glob.escape(name))
-    # Without its slash, a name of one part would be that of others below, and one with a dash an option.
+    # Without a slash, a name of one part would match others further down; one with a dash would be taken as an option.
     return f"--ignore {shlex.quote(f'/{pattern}' if '/' not in name or name.startswith('-') else pattern)}"
 
 
 def ignored_reason(name: str, patterns: Sequence[str]) -> str | None:
-    """Return the reason to leave out what a pattern of `--ignore` matches, or None; see `ignored_by`."""
+    """Return the reason to leave out a name that a pattern of `--ignore` matches, or None; see `ignored_by`."""
     pattern = ignored_by(name, patterns)
     return None if pattern is None else reason_of_pattern(pattern)
 
@@ -115,13 +111,14 @@ def ending_reason(name: str) -> str:
 
 @dataclass
 class Folder:
-    """One folder: its files and folders but for those left out.
+    """A folder with its files and subfolders, except those left out.
 
     Attributes:
-        path: Relative to the root, with slashes; empty for the root itself.
-        names: Of its files, in the file system's order.
-        sizes: Their bytes, in the order of `names`.
-        folders: Name -> folder, sorted by name.
+        path: Path relative to the root, with slashes; empty for the root itself.
+        names: Names of its files, in the file system's order.
+        sizes: Sizes of its files in bytes, in the order of `names`.
+        folders: Name -> subfolder, sorted by name.
+        inodes: Inode numbers of its files, in the order of `names`.
     """
 
     path: str
@@ -131,18 +128,18 @@ class Folder:
     inodes: array = field(default_factory=lambda: array("Q"))
 
     def of(self, name: str) -> str:
-        """Return the path of a file or folder in it, relative to the root."""
+        """Return the path, relative to the root, of a file or folder in this folder."""
         return f"{self.path}/{name}" if self.path else name
 
     def find(self, path: str) -> "Folder | None":
-        """Return the folder of a path relative to this one, or None."""
+        """Return the folder with this path, relative to this folder, or None."""
         folder: Folder | None = self
         for name in path.split("/"):
             folder = folder.folders.get(name) if folder is not None else None
         return folder
 
     def walk(self) -> Iterator["Folder"]:
-        """Yield the folder and all below it, sorted by name."""
+        """Yield this folder and all folders below it, sorted by name."""
         yield self
         for folder in self.folders.values():
             yield from folder.walk()
@@ -153,12 +150,12 @@ class SourceTree:
     """All files of a source's folder.
 
     Attributes:
-        root: The folder.
-        top: Its files and folders but for those left out.
-        hidden: Paths of hidden files, and of the files in hidden folders.
-        left_out: Reason -> other files that are left out.
-        twins: Paths that lead to one file, two or more each; the first is a link only if all are.
-        links: Of these, those that are symbolic links.
+        root: Folder that was walked.
+        top: Files and folders in it, except those left out.
+        hidden: Paths of hidden files, and of files in hidden folders.
+        left_out: Reason -> other files left out.
+        twins: Groups of two or more paths that lead to the same file; the first is a link only if all are.
+        links: Those of these paths that are symbolic links.
     """
 
     root: Path
@@ -169,14 +166,14 @@ class SourceTree:
     links: frozenset[str]
 
     def files(self) -> Iterator[str]:
-        """Yield the paths of all files but those left out, folder by folder."""
+        """Yield the paths of all files, except those left out, folder by folder."""
         for folder in self.top.walk():
             for name in folder.names:
                 yield folder.of(name)
 
     @property
     def num_files(self) -> int:
-        """All files that lie there."""
+        """Number of all files, including those left out."""
         left_out = sum(found.num_files for found in self.left_out.values())
         return sum(len(folder.names) for folder in self.top.walk()) + len(self.hidden) + left_out
 
@@ -185,21 +182,21 @@ def walk_source(root: Path, ignore: Sequence[str] = ()) -> SourceTree:
     """Walk a source's folder.
 
     Args:
-        root: The folder.
-        ignore: Patterns of what is left out; see `ignored_by`.
+        root: Folder to walk.
+        ignore: Patterns of names to leave out; see `ignored_by`.
 
     Raises:
-        InputError: A link leads nowhere, round in a circle, or to a folder that is there already.
+        InputError: A link is broken, forms a circle, or leads to a folder that was met before.
     """
     return _Walk(root, ignore).run()
 
 
 def check_twins(tree: SourceTree, place_of: Callable[[str], Hashable]) -> dict[str, str]:
-    """Return the links that are left out, since the pictures that they lead to are there already, with the reason.
+    """Return the links to leave out, because the pictures they lead to are present already, with the reason.
 
     Args:
-        tree: The source's files.
-        place_of: A path's split and class, or None where it is no picture.
+        tree: Files of the source.
+        place_of: Returns a path's split and class, or None if it is not a picture.
 
     Raises:
         InputError: One file would be a picture of two splits or classes.
@@ -218,14 +215,14 @@ def check_twins(tree: SourceTree, place_of: Callable[[str], Hashable]) -> dict[s
 
 
 class _Walk:
-    """One walk under way."""
+    """State of a walk."""
 
     def __init__(self, root: Path, ignore: Sequence[str]) -> None:
         self._root, self._ignore = root, ignore
         self._hidden: list[str] = []
         self._left_out: dict[str, LeftOut] = {}
-        self._folders: dict[tuple[int, int], str] = {}  # device and inode -> where it was met first
-        self._shared: dict[tuple[int, int], list[str]] = {}  # files that are links or have several names
+        self._folders: dict[tuple[int, int], str] = {}  # device and inode -> path where the folder was met first
+        self._shared: dict[tuple[int, int], list[str]] = {}  # device and inode -> paths, for links and shared files
         self._links: set[str] = set()
 
     def run(self) -> SourceTree:
@@ -240,7 +237,7 @@ class _Walk:
         return SourceTree(self._root, top, sorted(self._hidden), self._left_out, twins, frozenset(self._links))
 
     def _look_into(self, folder: Folder) -> None:
-        """Fill one folder from the file system."""
+        """Read a folder from the file system."""
         subfolders = []
         with os.scandir(self._root / folder.path) as entries:
             for entry in entries:
@@ -263,15 +260,15 @@ class _Walk:
         return HIDDEN if name.startswith(".") else None
 
     def _leave_out(self, reason: str, path: str, is_folder: bool) -> None:
-        """Count a file, or all files below a folder, links unfollowed."""
+        """Count a file, or all files below a folder, without following links."""
         paths = [path]
         if is_folder:
             start = len(os.path.join(self._root, ""))
-            # What belongs to the system may be closed to its users, as `lost+found` is.
+            # System folders may be unreadable for users, like `lost+found`.
             walked = os.walk(self._root / path, onerror=_raise if reason == HIDDEN else None)
             paths = [os.path.join(parent, name)[start:] for parent, _, names in walked for name in names]
         for name in paths:
-            # In a hidden folder, there may still be what a person ignores or a desktop has left.
+            # A hidden folder may still contain files that the user ignores or a desktop has added.
             found = self._reason_to_leave_out_below(name) if reason == HIDDEN else reason
             if found == HIDDEN:
                 self._hidden.append(name)
@@ -310,10 +307,10 @@ class _Walk:
             self._shared.setdefault((status.st_dev, status.st_ino), []).append(path)
 
     def _remember(self, folder: Folder) -> None:
-        """Refuse a folder that was met before.
+        """Note a folder.
 
         Raises:
-            InputError: Names both.
+            InputError: The folder was met before; the message names both paths.
         """
         path = self._root / folder.path
         status = path.stat()
@@ -326,9 +323,9 @@ class _Walk:
         raise InputError(f"{path} and {self._root / before} are one folder, reached through a link; {way_out}")
 
     def _find_twins(self, top: Folder) -> list[list[str]]:
-        """Return the paths that lead to one file, for each file that has several."""
+        """Return the paths of each file that has several."""
         targets = np.array([inode for _, inode in self._shared], dtype=np.uint64)
-        if self._links:  # a link's target may be a file of one name, which was not taken for a shared one
+        if self._links:  # a link's target may be a file with a single name, which was not noted as shared
             for folder in top.walk():
                 for index in np.flatnonzero(np.isin(np.frombuffer(folder.inodes, np.uint64), targets)).tolist():
                     path = folder.of(folder.names[index])
@@ -348,5 +345,5 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     """Return whether an entry is a folder, or a link to one."""
     try:
         return entry.is_dir()
-    except OSError:  # links that lead to each other
+    except OSError:  # links that point to each other
         return False

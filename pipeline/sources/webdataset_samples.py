@@ -1,7 +1,7 @@
-"""The samples of one WebDataset tar: members of one name up to the first dot, as the webdataset library groups them.
+"""Samples of one WebDataset tar: members with the same name up to the first dot, grouped by the webdataset library.
 
-Every member is accounted for: it is a sample's picture, gives its label, or is left out for a reason that is counted. A
-picture is never left out in silence, and a label never chosen among several that differ.
+Every member is accounted for: it is a sample's picture, or gives its label, or is left out and counted by reason. A
+picture is never left out in silence, and no label is chosen if several differ.
 """
 
 import json
@@ -21,13 +21,13 @@ PIXELS = "npy"
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff", PIXELS)
 _LABELS = ("cls", "cls.txt", "label", "index")
 _JSON, _JSON_LABELS = "json", ("label", "cls")
-_MAX_LABEL_BYTES = 2**24  # of a member that holds a label, and perhaps much besides
+_MAX_LABEL_BYTES = 2**24  # for a member that holds a label, and perhaps much more
 _NO_EXTENSION, _EXTRA = "members without an extension", "members that are neither a picture nor a label"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample: where its picture lies, and its class."""
+    """One sample: the position of its picture, and its class."""
 
     key: str
     extension: str
@@ -37,7 +37,7 @@ class Sample:
 
 @dataclass
 class FoundMembers:
-    """What the tars hold, counted while they are read."""
+    """Counts of the members of tars, updated while the tars are read."""
 
     num_found: int = 0
     num_labels: int = 0
@@ -52,16 +52,16 @@ class SampleReader:
     """Reads the samples of one tar."""
 
     def __init__(self, file: BinaryIO, name: str, options: ListingOptions, found: FoundMembers) -> None:
-        """Take the opened tar, its name for people, and where to count."""
+        """Take the open tar, its name for messages, the options, and the counts to update."""
         self._file, self._name, self._options, self._found = file, name, options, found
 
     def read_samples(self) -> Iterator[Sample]:
-        """Yield the samples in their order.
+        """Yield the samples in the tar's order.
 
         Raises:
-            InputError: The tar is damaged, or a sample lacks its picture or its label, or has several; names it.
+            InputError: The tar is damaged, or a sample has no picture or no label, or several; the message names it.
         """
-        from webdataset.tariterators import group_by_keys  # seconds to import: it loads torch
+        from webdataset.tariterators import group_by_keys  # takes seconds to import, since it loads torch
 
         members = ({"__url__": self._file.name, "fname": m.name, "data": m} for m in self._scan())
         try:
@@ -73,7 +73,7 @@ class SampleReader:
             ) from error
 
     def _scan(self) -> Iterator[Member]:
-        """Yield the members that are of a sample."""
+        """Yield the members that belong to a sample."""
         from webdataset.tariterators import base_plus_ext
 
         for member in scan_paths(self._file, 0, os.fstat(self._file.fileno()).st_size):
@@ -100,7 +100,7 @@ class SampleReader:
         """Count a member as left out.
 
         Raises:
-            InputError: It is a picture.
+            InputError: The member is a picture.
         """
         picture = picture_format(os.pread(self._file.fileno(), min(HEAD_BYTES, member.num_bytes), member.offset))
         if picture is not None:
@@ -126,12 +126,12 @@ class SampleReader:
             )
         for name, member in members.items():
             if name != extension and name not in labels:
-                self._leave_out(_EXTRA, member, f"the second of the sample {key} beside its {extension}")
+                self._leave_out(_EXTRA, member, f"but the sample {key} already has one, its {extension}")
         self._found.num_labels += len(labels)
         return Sample(key, extension, members[extension], next(iter(labels.values())))
 
     def _read_labels(self, key: str, members: dict[str, Member]) -> dict[str, int]:
-        """Return the labels of a sample, at least one: extension -> label."""
+        """Return extension -> label of a sample; there is at least one."""
         name = f"{self._file.name}: the sample {key}"
         needed = _first_member((*_LABELS, _JSON), members, f"{name} has no label")
         labels = {}
@@ -145,7 +145,7 @@ class SampleReader:
             label = _label_of_json(content) if extension == _JSON else _label_of_text(content)
             if label is not None:
                 labels[extension] = label
-            elif extension == needed or extension != _JSON:  # a json beside a label may tell other things
+            elif extension == needed or extension != _JSON:  # a json beside a label may hold something else
                 raise InputError(
                     f"{name} has the {extension} {content[:40]!r}, which gives no label; labels are integers from 0"
                 )
@@ -156,7 +156,7 @@ def _first_member(extensions: tuple[str, ...], members: dict[str, Member], lack:
     """Return the first extension that a sample has.
 
     Raises:
-        InputError: It has none; begins with `lack`.
+        InputError: The sample has none of them; the message begins with `lack`.
     """
     for extension in extensions:
         if extension in members:
@@ -174,7 +174,7 @@ def _label_of_text(content: bytes) -> int | None:
 
 
 def _label_of_json(content: bytes) -> int | None:
-    """Return the label of a json member; None where it holds none, or two that differ."""
+    """Return the label of a json member, or None if it holds none, or two that differ."""
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):

@@ -1,13 +1,13 @@
-"""WebDataset tars: ROOT/*.tar, where members of one name up to the first dot are one sample: 0001.jpg, 0001.cls.
+"""WebDataset tars: ROOT/*.tar, where members with the same name up to the first dot are a sample: 0001.jpg, 0001.cls.
 
-A tar whose name holds the word train or training, val, valid, validation or dev, test or testing is of that split;
-without any such name all tars are `train`. Numbered tars must all be there. The picture is the member jpg, jpeg, png,
-webp, bmp, gif, ppm, tif, tiff, or npy (uint8 pixels, HWC); the label is the member cls, cls.txt, label or index, an
-integer, or `label` or `cls` of the member json. Other members, hidden ones and those without an extension belong to no
-sample. ROOT/classes.txt may name the classes, one a line, in the order of the labels.
+A tar belongs to a split if its name contains the word train or training, val, valid, validation or dev, test or
+testing; if no name does, all tars are `train`. All numbered tars must be present. The picture is the member jpg, jpeg,
+png, webp, bmp, gif, ppm, tif, tiff, or npy (uint8 pixels, HWC). The label is an integer: the member cls, cls.txt, label
+or index, or the key `label` or `cls` of the member json. Other members, hidden members and members without an extension
+belong to no sample. ROOT/classes.txt may name the classes, one per line, in the order of the labels.
 
-A dataset of this project is such a folder too. Its dataset.json, classes and manifests say what it holds, so that a
-sample keeps its class's wnid and name and the name it had in the first source: sharding it again loses nothing.
+A dataset of this project is such a folder, too. Its dataset.json, classes and manifests say what it holds, so a sample
+keeps its class's wnid and name, and its own name from the first source: sharding it again loses nothing.
 """
 
 import io
@@ -32,12 +32,12 @@ from pipeline.sources.split_names import split_of
 from pipeline.sources.tree import ignore_option, ignored_by
 from pipeline.sources.webdataset_samples import PIXELS, FoundMembers, SampleReader
 
-_INTERRUPTED = ".partial"  # what an interrupted run leaves
+_INTERRUPTED = ".partial"  # folder that an interrupted run leaves
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 class WebDatasetTars:
-    """Reads a folder of WebDataset tars; a tar is opened at each read."""
+    """Reads a folder of WebDataset tars; each read opens the tar."""
 
     layout: ClassVar[str] = "webdataset"
 
@@ -47,7 +47,7 @@ class WebDatasetTars:
 
     @cached_property
     def native_pixels(self) -> bool:
-        """Whether the pictures are npy members, as dataset.json or the first sample says."""
+        """Whether the pictures are npy members, according to dataset.json or the first sample."""
         if self._is_dataset():
             return Dataset.open(self.root).member == PIXELS
         for path in itertools.chain(*self._find_tars().values()):
@@ -58,14 +58,14 @@ class WebDatasetTars:
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        """Tell whether a tar is there."""
+        """Return whether the folder holds a tar."""
         return any(_tars(root))
 
     def list_samples(self) -> Listing:
         """List all samples, sorted by name.
 
         Raises:
-            InputError: A tar is damaged or missing, or a sample lacks its picture or its label; names both.
+            InputError: A tar is damaged or missing, or a sample has no picture or no label; the message names both.
         """
         if self._is_dataset():
             return self._list_dataset(Dataset.open(self.root))
@@ -93,7 +93,7 @@ class WebDatasetTars:
 
         Raises:
             OSError: The tar can't be read or is shorter than listed.
-            InputError: An npy member holds something else.
+            InputError: An npy member does not hold a picture.
         """
         content = read_byte_range(self.root / file, offset, num_bytes)
         if not content.startswith(np.lib.format.MAGIC_PREFIX):
@@ -124,20 +124,20 @@ class WebDatasetTars:
             if len({split_of(word) for word in words[path]}) != 1:
                 named = " and ".join(words[path]) or "no split, but others are"
                 raise InputError(
-                    f"{path} is named after {named}; rename it after one of {', '.join(SPLITS)}, "
+                    f"{path} is named after {named}; name it after one of {', '.join(SPLITS)}, "
                     f"or leave it out with {ignore_option(path.name)}"
                 )
         check_words(str(self.root), {path.name: words[path][0] for path in paths})
         return {split: [path for path in paths if split_of(words[path][0]) == split] for split in SPLITS}
 
     def _list_dataset(self, dataset: Dataset) -> Listing:
-        """Return what the manifests of a dataset of this project name."""
+        """Return the listing of a dataset of this project, from its manifests."""
         documents = dataset.document["files"]
         for name, written in documents.items():
             if pattern := ignored_by(name, self.options.ignore):
                 raise InputError(
-                    f"{dataset.path} is a dataset of this project, which is read whole, {name} too; take the pattern "
-                    f"{pattern!r} from --ignore"
+                    f"{dataset.path} is a dataset of this project, which is read as a whole, including {name}; remove "
+                    f"the pattern {pattern!r} from --ignore"
                 )
             path = dataset.path / name
             if path.suffix == ".tar" and not (path.exists() and path.stat().st_size == written["num_bytes"]):
@@ -158,7 +158,7 @@ class WebDatasetTars:
                 INVENTORY_JSON,
                 *(name for name in documents if not name.endswith(".tar")),
             ],
-            members=Members(num_found=2 * num_samples, num_labels=num_samples),  # a picture and its cls each
+            members=Members(num_found=2 * num_samples, num_labels=num_samples),  # each sample has a picture and a cls
         )
 
     def _list_tar(self, path: Path, found: FoundMembers) -> pa.Table:
@@ -169,7 +169,7 @@ class WebDatasetTars:
                 if (sample.extension == PIXELS) != self.native_pixels:
                     raise InputError(
                         f"{path}: the sample {key} is {sample.extension}; stored pixels (npy) and encoded pictures "
-                        "can't be mixed: keep them in folders of their own"
+                        "can't be mixed: keep them in separate folders"
                     )
                 if key in rows:
                     raise InputError(f"{path} holds two samples {key}; pack it again with one name for each")
@@ -193,7 +193,11 @@ def _tars(root: Path) -> Iterator[Path]:
 
 
 def _pixels(content: bytes) -> np.ndarray:
-    """Return a picture's pixels; raises ValueError or KeyError where an npy file holds anything else."""
+    """Return a picture's pixels.
+
+    Raises:
+        ValueError, KeyError: The npy file does not hold a picture.
+    """
     stream = io.BytesIO(content)
     shape, fortran_order, dtype = _NPY_HEADERS[np.lib.format.read_magic(stream)](stream)
     if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3:

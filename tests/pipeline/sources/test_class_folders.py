@@ -265,7 +265,7 @@ def test_what_is_no_file_is_left_out(tmp_path):
 )
 def test_classes_whose_names_a_person_takes_for_one_are_refused(tmp_path, pair):
     save_pictures(tmp_path, [f"train/{pair[0]}/a.jpg", f"train/{pair[1]}/b.jpg", "train/x/c.jpg"])
-    with pytest.raises(InputError, match="whose names differ by case, spaces at the end or Unicode"):
+    with pytest.raises(InputError, match="whose names differ only by case, spaces at the end or Unicode"):
         taken(tmp_path)
 
 

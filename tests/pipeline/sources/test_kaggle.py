@@ -62,13 +62,13 @@ def test_it_can_be_sharded(folder, tmp_path):
         (lambda root: (root / "LOC_synset_mapping.txt").write_text("n01 a\nn02 b\n"), "does not name n10"),
         (
             lambda root: (root / "ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_1.JPEG").unlink(),
-            "the first odd: ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_1",
+            "the first mismatch: ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_1",
         ),
         (
             lambda root: (root / "LOC_val_solution.csv").write_text(
                 "ImageId,PredictionString\nx,n01 1 2 3 4 n02 1 2 3 4\n"
             ),
-            "gives no picture one class",
+            "does not give one picture one class",
         ),
     ],
 )
@@ -108,7 +108,9 @@ def test_folders_of_validation_pictures_that_contradict_the_table_are_refused(so
         (path.rename(other) if damage == "moved" else path.unlink())
     else:
         shutil.copy(path, other if damage == "doubled" else path.with_name("mine.JPEG"))
-    with pytest.raises(InputError, match=r"val and LOC_val_solution.csv differ, first in (ILSVRC2012_val_1|mine).JPEG"):
+    with pytest.raises(
+        InputError, match=r"val and LOC_val_solution.csv differ; the first difference: (ILSVRC2012_val_1|mine).JPEG"
+    ):
         taken(sorted_folder)
 
 

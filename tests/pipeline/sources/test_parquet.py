@@ -262,7 +262,7 @@ def test_where_files_lie_and_how_they_are_called(tmp_path, names, splits):
         (["train/0000.parquet", "train/0002.parquet"], "lacks train/0001.parquet"),
         (
             ["c/partial-train/0000.parquet"],
-            "partial-train holds the first part of a split alone; get the whole set, or",
+            "partial-train holds only the first part of a split; get the whole set, or",
         ),
     ],
 )
@@ -281,7 +281,7 @@ def test_incomplete_sets_are_for_trials_alone(tmp_path, names, message):
         (["train-0-of-1.parquet", "train.parquet"], "two sets of files for train, .*; keep those of one set, or leave"),
         (["train-0-of-1.parquet", "train-new-0-of-1.parquet"], "two sets of files for train"),
         (["c/train/0000.parquet", "c/partial-train/0000.parquet"], "two sets of files for train"),
-        (["val.parquet", "dev.parquet"], "calls val by two words, in dev.parquet and val.parquet"),
+        (["val.parquet", "dev.parquet"], "uses two words for val, in dev.parquet and val.parquet"),
         (["a/train/0000.parquet", "b/train/0000.parquet"], "of two configurations, a and b; name one's folder, .*/a"),
         (["train.parquet", "c/train/0000.parquet"], "and so does its folder c; keep one of them"),
     ],
@@ -305,7 +305,7 @@ def test_files_of_a_split_have_the_same_columns(folder):
     path = folder / "data" / TRAIN[1]
     pq.write_table(pq.read_table(path).append_column("source", pa.array(["web"] * 3)), path)
     with pytest.raises(
-        InputError, match=f"{TRAIN[1]} and .*{TRAIN[0]} are of one split, but .* the columns source; keep"
+        InputError, match=f"{TRAIN[1]} and .*{TRAIN[0]} belong to one split, but .* the columns source; keep"
     ):
         open_source(folder).list_samples()
 

@@ -339,12 +339,12 @@ def test_sources_that_can_not_be_read_are_one_line_each(tmp_path):
     with pytest.raises(InputError, match="is empty"):
         open_source(tmp_path)
     (tmp_path / "table.csv").touch()
-    with pytest.raises(InputError, match=r"not recognised; understood are: official .* idx .* folders") as caught:
+    with pytest.raises(InputError, match=r"not recognised; known layouts: official .* idx .* folders") as caught:
         open_source(tmp_path)
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=r"table\.csv is a file; name the folder"):
         open_source(tmp_path / "table.csv")
-    with pytest.raises(InputError, match="layout 'zip' is unknown; understood are: official"):
+    with pytest.raises(InputError, match="layout 'zip' is unknown; known layouts: official"):
         open_source(tmp_path, "zip")
 
 

@@ -225,7 +225,7 @@ def test_a_link_is_its_targets_bytes_at_its_own_place(tmp_path, kind, name, link
 def test_a_link_without_one_target_is_named(tmp_path, kind, link):
     content = LINKED + header("s/folder", 0, tarfile.DIRTYPE) + header("s/round.jpg", 0, tarfile.SYMTYPE, "z.jpg")
     content += 2 * file_member("s/twice.jpg", b"x") + header("s/z.jpg", 0, kind, link) + bytes(1024)
-    with pytest.raises(InputError, match=r"a.tar: s/(z|round).jpg is a link to .*, which is not one file of this"):
+    with pytest.raises(InputError, match=r"a.tar: s/(z|round).jpg is a link to .*, which is not a single file of this"):
         scan(tmp_path, content)
 
 
@@ -320,11 +320,11 @@ def test_names_that_are_not_utf8_stay_apart(tmp_path):
         (pax({"size": b"9" * 20}) + file_member("a.jpg", b"picture"), "a.jpg of 99999999999999999999 bytes"),
         (header("x", 2**33, tarfile.XHDTYPE), "an extended header of 8589934592 bytes"),
         (header("x", 2**33, tarfile.GNUTYPE_LONGNAME), "an extended header of 8589934592 bytes"),
-        (header("x", 9, tarfile.XHDTYPE) + b"99 a=b\nxx" + bytes(503) + file_member("a.jpg", b""), "is not whole"),
-        (header("x", 9, tarfile.XHDTYPE) + b"9 a b\nxx" + bytes(504) + file_member("a.jpg", b""), "is not whole"),
+        (header("x", 9, tarfile.XHDTYPE) + b"99 a=b\nxx" + bytes(503) + file_member("a.jpg", b""), "is incomplete"),
+        (header("x", 9, tarfile.XHDTYPE) + b"9 a b\nxx" + bytes(504) + file_member("a.jpg", b""), "is incomplete"),
         (pax({"path": b"a"}), "an extended header without its member"),
-        (header("a.jpg", 0, b"Z"), "a.jpg is of the unknown type b'Z'"),
-        (header("a.jpg", 0, b"M"), "a.jpg is of the unknown type b'M'"),
+        (header("a.jpg", 0, b"Z"), "a.jpg has the unknown type b'Z'"),
+        (header("a.jpg", 0, b"M"), "a.jpg has the unknown type b'M'"),
     ],
 )
 def test_a_header_that_says_the_impossible_is_refused(tmp_path, content, message):

@@ -136,7 +136,7 @@ def test_what_is_missing_is_named(archives, tmp_path, forms, message):
     [
         (lambda root: next((root / "train").glob("*.tar")).unlink(), "lacks n900000.0, which the devkit has"),
         (lambda root: next((root / "val").iterdir()).unlink(), "holds 5 pictures, the table of their labels lists 6"),
-        (lambda root: save_pictures(root, ["val/more.JPEG"]), r"the first odd: val/more.JPEG"),
+        (lambda root: save_pictures(root, ["val/more.JPEG"]), r"the first mismatch: val/more.JPEG"),
         (lambda root: save_pictures(root, ["train/n90000000/x.JPEG"]), "a file is a picture that the layout official"),
         (lambda root: save_pictures(root, ["more/x.JPEG"]), "a file is a picture that the layout official"),
         (lambda root: (root / "train/n90000000.tar").write_bytes(bytes(1024)), "n90000000.tar holds no picture"),
@@ -240,7 +240,9 @@ def test_kaggles_folder_without_its_tables_is_no_folder_of_classes(archives, tmp
         taken(tmp_path)
     with pytest.raises(InputError, match=r"Data/CLS-LOC would be one class, but holds folders"):
         taken(tmp_path / "ILSVRC")
-    with pytest.raises(InputError, match=r"for the labels, LOC_synset_mapping.txt and LOC_val_solution.csv do too"):
+    with pytest.raises(
+        InputError, match=r"for the labels, LOC_synset_mapping.txt and LOC_val_solution.csv will do, too"
+    ):
         taken(tmp_path / "ILSVRC/Data/CLS-LOC")
 
 
@@ -293,11 +295,11 @@ def test_tiny_imagenet_as_it_unpacks(tiny):
     ("damage", "message"),
     [
         (lambda root: (root / "val/val_annotations.txt").unlink(), "val_annotations.txt is missing"),
-        (lambda root: (root / "val/val_annotations.txt").write_text("val_0.JPEG\n"), "line 1: 'val_0.JPEG' labels no"),
-        (lambda root: (root / "val/images/val_1.JPEG").unlink(), "the first odd: val/images/val_1.JPEG"),
-        (lambda root: save_pictures(root, ["val/images/val_9.JPEG"]), "the first odd: val/images/val_9.JPEG"),
-        (lambda root: shutil.rmtree(root / "train/n00000001"), "differ; the first odd: n00000001"),
-        (lambda root: (root / "wnids.txt").write_text("n00000000\nn00000001\n"), "the first odd: n00000002"),
+        (lambda root: (root / "val/val_annotations.txt").write_text("val_0.JPEG\n"), "line 1: 'val_0.JPEG' does not"),
+        (lambda root: (root / "val/images/val_1.JPEG").unlink(), "the first mismatch: val/images/val_1.JPEG"),
+        (lambda root: save_pictures(root, ["val/images/val_9.JPEG"]), "the first mismatch: val/images/val_9.JPEG"),
+        (lambda root: shutil.rmtree(root / "train/n00000001"), "differ; the first mismatch: n00000001"),
+        (lambda root: (root / "wnids.txt").write_text("n00000000\nn00000001\n"), "the first mismatch: n00000002"),
         (lambda root: save_pictures(root, ["val/more.JPEG"]), "a file is a picture that the layout tiny-imagenet"),
     ],
 )

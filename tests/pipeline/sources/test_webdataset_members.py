@@ -48,9 +48,9 @@ def test_notes_of_a_mac_between_the_members_of_a_sample_do_not_part_it(tmp_path)
 @pytest.mark.parametrize(
     ("member", "message"),
     [
-        ("a.png", r"a.png is a picture \(PNG\), the second of the sample a beside its jpg; .*--ignore '\*.png'"),
-        ("a.seg.png", r"a.seg.png is a picture \(PNG\), the second of .*--ignore '\*.seg.png'"),
-        ("a.avif", r"a.avif is a picture \(PNG\), the second of .*--ignore '\*.avif'"),
+        ("a.png", r"a.png is a picture \(PNG\), but the sample a already has one, its jpg; .*--ignore '\*.png'"),
+        ("a.seg.png", r"a.seg.png is a picture \(PNG\), but the sample .*--ignore '\*.seg.png'"),
+        ("a.avif", r"a.avif is a picture \(PNG\), but the sample .*--ignore '\*.avif'"),
         (".old/b.jpg", r".old/b.jpg is a picture \(PNG\), but hidden; .*--ignore .old/b.jpg"),
         ("0001", r"0001 is a picture \(PNG\), but has no extension, .*--ignore /0001"),
     ],

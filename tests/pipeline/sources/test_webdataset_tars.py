@@ -174,9 +174,9 @@ def test_a_sample_that_is_not_whole_is_named(tmp_path, members, message):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train-0.tar", "extra.tar"], "extra.tar is named after no split, but others are; rename it after one of"),
-        (["train-test.tar"], "train-test.tar is named after train and test; rename it after one of"),
-        (["val-0.tar", "dev-0.tar"], "calls val by two words, in dev-0.tar and val-0.tar; keep those of one set"),
+        (["train-0.tar", "extra.tar"], "extra.tar is named after no split, but others are; name it after one of"),
+        (["train-test.tar"], "train-test.tar is named after train and test; name it after one of"),
+        (["val-0.tar", "dev-0.tar"], "uses two words for val, in dev-0.tar and val-0.tar; keep those of one set"),
     ],
 )
 def test_tars_whose_names_do_not_tell_the_split_are_refused(tmp_path, names, message):
@@ -324,6 +324,6 @@ def test_a_dataset_accounts_for_its_documents_and_members(copy):
 
 @pytest.mark.parametrize("pattern", ["train-000000.tar", "*.parquet"])
 def test_a_dataset_is_read_whole(copy, pattern):
-    with pytest.raises(InputError, match=r"a dataset of this project, which is read whole, .*from --ignore"):
+    with pytest.raises(InputError, match=r"a dataset of this project, which is read as a whole, .*from --ignore"):
         open_source(copy, None, ListingOptions(ignore=(pattern,))).list_samples()
     assert open_source(copy, None, ListingOptions(ignore=("*.txt",))).list_samples().members == Members(24, 12)
