@@ -1,1 +1,1 @@
-"""One picture: decoded, checked, encoded, shown."""
+"""Decoding, checking, encoding and showing single pictures."""

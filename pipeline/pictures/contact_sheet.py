@@ -1,7 +1,7 @@
-"""Pictures with captions on one white sheet, in rows of cells; drawn with Pillow.
+"""Pictures with captions in rows of cells on one white sheet, drawn with Pillow.
 
-The same rows give the same pixels, as long as Pillow and its built-in font are the same; texts beyond ASCII are drawn
-by a font that has their letters (pipeline/pictures/fonts.py).
+The same rows give the same pixels with the same version of Pillow and its built-in font. Text outside ASCII is drawn in
+a font that has its letters (pipeline/pictures/fonts.py).
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,12 +22,12 @@ _INK, _FAINT, _FRAME = "black", "#555555", "#bbbbbb"
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture, with its text beneath.
+    """A picture with text beneath it.
 
     Attributes:
-        picture: As it is drawn, see `fit`.
-        caption: Lines of text; one that is too long loses its middle.
-        width: Of the column, in pixels; a wider picture makes it wider.
+        picture: Picture in the size to draw; see `fit`.
+        caption: Lines of text; a line that is too long is shortened in the middle.
+        width: Minimum width of the cell, in pixels; a wider picture widens it.
     """
 
     picture: Image.Image
@@ -37,12 +37,12 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What stands side by side.
+    """Cells side by side, with text above them.
 
     Attributes:
-        title: In large letters; none if empty.
-        lines: Of text, above the cells.
-        cells: From left to right, aligned at the top.
+        title: Title in large letters; empty for none.
+        lines: Lines of text above the cells.
+        cells: Cells from left to right, aligned at the top.
     """
 
     title: str = ""
@@ -51,15 +51,15 @@ class Row:
 
 
 def fit(pixels_HWC: np.ndarray, side: int) -> Image.Image:
-    """Return a picture for a square cell: all of it, in its proportions.
+    """Return a picture that fits into a square cell, whole and in its proportions.
 
     Args:
-        pixels_HWC: uint8 RGB.
-        side: Of the cell, in pixels.
+        pixels_HWC: Pixels of the picture, uint8 RGB.
+        side: Side of the cell, in pixels.
 
     Returns:
-        A smaller picture with each pixel repeated, by the largest whole factor that fits: what is seen are its own
-        pixels. A larger one scaled down (bicubic, antialiased).
+        A small picture is enlarged by repeating each pixel, by the largest whole factor that fits, so its own pixels
+        are visible. A large picture is scaled down (bicubic, antialiased).
     """
     picture = Image.fromarray(pixels_HWC)
     width, height = picture.size
@@ -72,7 +72,7 @@ def fit(pixels_HWC: np.ndarray, side: int) -> Image.Image:
 
 
 def draw_sheet(rows: Iterable[Row]) -> Image.Image:
-    """Return the sheet, RGB, as large as its rows need; letters that no installed font has are told in one line."""
+    """Return the sheet, RGB, as large as its rows require; warn in one line of letters that no installed font has."""
     rows = [_drawable(row) for row in rows]
     texts = [
         text for row in rows for text in (row.title, *row.lines, *(line for cell in row.cells for line in cell.caption))
@@ -91,7 +91,7 @@ def draw_sheet(rows: Iterable[Row]) -> Image.Image:
 def _draw_row(row: Row) -> Image.Image:
     texts = [(row.title, _TITLE_SIZE, _TITLE_HEIGHT)] if row.title else []
     texts += [(line, _TEXT_SIZE, _LINE_HEIGHT) for line in row.lines]
-    # Framed, so that a white picture ends somewhere too.
+    # A frame shows where a white picture ends.
     pictures = [ImageOps.expand(cell.picture, 1, _FRAME) for cell in row.cells]
     widths = [max(cell.width + 2, picture.width) for cell, picture in zip(row.cells, pictures, strict=True)]
     heights = [
@@ -124,7 +124,7 @@ def _drawable(row: Row) -> Row:
 
 
 def _shortened(text: str, width: int) -> str:
-    """Return the text without as much of its middle as is too long for `width` pixels."""
+    """Return the text, shortened in the middle if it is longer than `width` pixels."""
     keep, shown, font = len(text), text, _font(_TEXT_SIZE, text)
     while font.getlength(shown) > width and keep > 2:
         keep -= 1

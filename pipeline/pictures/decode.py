@@ -1,16 +1,16 @@
-"""One encoded picture to upright RGB pixels, with an audit: decoded once and to its last pixel, or rejected.
+"""Decode and audit one encoded picture: upright RGB pixels, decoded once and to the last pixel, or a rejection.
 
 Each oddity of real archives has one rule, and is noted in the manifest, in this order:
 
-    png, gif, ..      any format but JPEG, whatever the file's name: decoded like any other
-    one_of_several    the first frame or page; the largest picture of an icon
-    extraneous_bytes  bytes in a JPEG that belong to nothing, all pixels being there: passed over
-    odd_header        a value in a JPEG's headers that libjpeg warns of, all pixels being there: what libjpeg assumes
-    no_end_mark       the end mark is missing, all pixels being there
-    surplus_data      data of a JPEG are left when all blocks are decoded, and nothing tells that they are the end of
-                      blocks that damage has shifted: passed over
-    damaged           pixels are missing or wrong; only where damaged pictures are kept
-    unchecked         a JPEG that the strict decoder can't read: Pillow's pixels, in which damage would not be noticed
+    png, gif, ..      a format other than JPEG, whatever the file's name: decoded like any other
+    one_of_several    several pictures in one file: the first frame or page, or the largest picture of an icon, is taken
+    extraneous_bytes  a JPEG with all pixels, but with bytes that belong to nothing: they are dropped
+    odd_header        a JPEG with all pixels, but with a header value that libjpeg warns of: libjpeg's value is used
+    no_end_mark       all pixels are present, but the end mark is missing
+    surplus_data      data remain after a JPEG's last block, and nothing suggests that damage has shifted the blocks:
+                      they are dropped
+    damaged           pixels are missing or wrong; only if damaged pictures are kept
+    unchecked         a JPEG that the strict decoder can't read: decoded by Pillow, which would not notice damage
     sixteen_bit       the upper 8 bits are kept
     cmyk              converted to RGB
     grey              the channel is repeated
@@ -18,13 +18,13 @@ Each oddity of real archives has one rule, and is noted in the manifest, in this
     alpha             dropped: the colour channels are kept as stored
     exif_rotated      pixels were turned or mirrored, as an EXIF block or XMP packet says
 
-A JPEG goes to libjpeg-turbo, which takes it without the least warning. What it warns of is judged by trial: if the JPEG
-without the odd bytes decodes in silence, all pixels are there; otherwise it is damaged, and rejected unless the caller
-keeps such pictures. Two kinds of damage of which no decoder warns are looked for: a progressive JPEG that ends between
-two scans, and zeros where data should be. All other formats go to Pillow, whose silence is not trusted where the format
-has a checksum of its own (PNG, deflated TIFF). What can't be noticed: a few changed bytes of a JPEG after which the
-number of its blocks is right again, and changed bytes of a format without a checksum (WebP, AVIF, JPEG 2000, BMP,
-uncompressed TIFF), whose missing end is noticed. Both decoders give the same bits of a JPEG
+JPEGs are decoded by libjpeg-turbo; every warning counts. A JPEG with a warning is judged by trial: if it decodes
+without a warning once the odd bytes are removed, all pixels are present. Otherwise it is damaged, and rejected unless
+the caller keeps damaged pictures. Two kinds of damage of which no decoder warns are checked for separately: a
+progressive JPEG that ends between two scans, and zeros in place of data. All other formats are decoded by Pillow, and
+the format's own checksum is verified if it has one (PNG, deflated TIFF). Some damage can't be detected: a few changed
+bytes in a JPEG that leave the number of blocks right, and changed bytes in a format without a checksum (WebP, AVIF,
+JPEG 2000, BMP, uncompressed TIFF); a missing end is detected there, too. Both decoders give the same bits for a JPEG
 (docs/decisions/0005-libjpeg-turbo-and-torch-make-the-pictures.md).
 """
 
@@ -58,8 +58,8 @@ from pipeline.pictures.picture_checks import damage_of_png, damage_of_tiff, gif_
 
 Damaged = Literal["reject", "note"]
 DAMAGED = get_args(Damaged)
-MAX_PIXELS = 178_956_970  # where Pillow itself refuses a decompression bomb: 512 MiB of RGB pixels
-_MODE_NOTES = {  # Pillow's pixel modes that can be brought to RGB by one of the rules above
+MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs: 512 MiB of RGB pixels
+_MODE_NOTES = {  # Pillow's pixel modes that one of the rules above converts to RGB -> note
     "RGB": "",
     "YCbCr": "",
     "CMYK": "cmyk",
@@ -72,7 +72,7 @@ _MODE_NOTES = {  # Pillow's pixel modes that can be brought to RGB by one of the
     "LA": "alpha",
     "PA": "alpha",
 }
-_TURNS = {  # EXIF orientations but 1, which is upright
+_TURNS = {  # EXIF orientations, except 1, which is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -81,11 +81,11 @@ _TURNS = {  # EXIF orientations but 1, which is upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_OUTSIDE_FORMATS = ("EPS", "WMF")  # which Pillow hands to Ghostscript and Windows, if there: others on each machine
+_OUTSIDE_FORMATS = ("EPS", "WMF")  # drawn by Ghostscript or Windows, if present: pixels would depend on the machine
 _CMYK_SPACES = ("CMYK", "YCCK")
-_ADDRESS = re.compile(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>")  # of a Python object: another one in each process
+_ADDRESS = re.compile(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>")  # a Python object's address, different in each process
 _SURPLUS = re.compile("([0-9]+) extraneous bytes before marker 0xd9")
-_MAX_DETAIL = 200  # letters
+_MAX_DETAIL = 200  # characters
 
 
 class RejectedPicture(Exception):
@@ -93,11 +93,11 @@ class RejectedPicture(Exception):
 
     Attributes:
         reason: One of `empty`, `undecodable`, `truncated`, `damaged`, `too_large`.
-        detail: The decoder's own words, in one line and as far as they are the same in every process.
+        detail: Message of the decoder in one line, without parts that differ between processes.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
-        """Take the reason and the decoder's words."""
+        """Take the reason and the decoder's message."""
         words = " ".join(_ADDRESS.sub("", detail).encode("utf-8", "backslashreplace").decode().split())
         self.reason = reason
         self.detail = words if len(words) <= _MAX_DETAIL else words[: _MAX_DETAIL - 3] + "..."
@@ -106,12 +106,12 @@ class RejectedPicture(Exception):
 
 @dataclass(frozen=True)
 class DecodedPicture:
-    """What a picture's bytes hold.
+    """A decoded picture.
 
     Attributes:
-        pixels_HWC: uint8 RGB, upright, all of the picture.
-        jpeg: An upright, flawless JPEG of just these pixels: the bytes as they came, or without what belonged to
-            nothing. None where there is none.
+        pixels_HWC: Upright pixels of the whole picture, uint8 RGB.
+        jpeg: Upright, flawless JPEG of exactly these pixels: the original bytes, mended if needed; None if there is
+            no such JPEG.
         notes: Names of the oddities found.
     """
 
@@ -122,7 +122,7 @@ class DecodedPicture:
 
 @dataclass(frozen=True)
 class _Jpeg:
-    """A decoded JPEG: its bytes, mended where that was needed, its pixels as stored, and what was odd."""
+    """A decoded JPEG: its bytes (mended if needed), its pixels as stored, and its oddities."""
 
     content: bytes
     pixels_HWC: np.ndarray
@@ -134,8 +134,8 @@ def decode_picture(content: bytes, damaged: Damaged = "reject") -> DecodedPictur
     """Decode and audit one picture.
 
     Args:
-        content: An encoded picture's bytes.
-        damaged: `reject`, or `note`: what a decoder still makes of a damaged picture is taken, and noted.
+        content: Bytes of an encoded picture.
+        damaged: `reject`: reject damaged pictures; `note`: keep what a decoder makes of them, with a note.
 
     Raises:
         RejectedPicture: The bytes are not a complete picture.
@@ -167,7 +167,7 @@ def _decode_jpeg(content: bytes, damaged: Damaged) -> DecodedPicture:
         notes.insert(0, "one_of_several")
     if jpeg.color_space in _CMYK_SPACES:
         notes.append("cmyk")
-        # Inverted, as Adobe's programs write it and everybody else after them.
+        # CMYK JPEGs are stored inverted: Adobe's convention, which everybody follows.
         pixels_HWC = np.array(Image.fromarray(255 - pixels_HWC, "CMYK").convert("RGB"))
     elif jpeg.color_space == "Gray":
         notes.append("grey")
@@ -184,11 +184,11 @@ def _read_jpeg(content: bytes, strict: bool = True) -> _Jpeg:
     """Decode a JPEG.
 
     Raises:
-        ValueError: The decoder's first warning or error; where it is not strict, its first error.
+        ValueError: The decoder's first error, or in strict mode its first warning.
     """
     try:
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(content, strict=strict)
-    except KeyError as error:  # where it is not strict, of a subsampling or colour space that it has no name for
+    except KeyError as error:  # simplejpeg, if not strict, has no name for this subsampling or colour space
         raise ValueError("unknown subsampling or colour space") from error
     if int(height) * int(width) > MAX_PIXELS:
         raise RejectedPicture("too_large", f"{width}x{height} pixels")
@@ -197,7 +197,7 @@ def _read_jpeg(content: bytes, strict: bool = True) -> _Jpeg:
 
 
 def _odd_jpeg(content: bytes, segments: list[Segment], words: str, damaged: Damaged) -> _Jpeg | None:
-    """Judge a JPEG that the strict decoder complained of; None where that decoder can't read it at all.
+    """Judge a JPEG that the strict decoder complained about; return None if that decoder can't read it at all.
 
     Raises:
         RejectedPicture: Pixels are missing or wrong.
@@ -219,14 +219,14 @@ def _odd_jpeg(content: bytes, segments: list[Segment], words: str, damaged: Dama
 
 
 def _without_surplus(content: bytes, notes: tuple[str, ...]) -> _Jpeg:
-    """Decode a JPEG without the data that are left between its last block and its end mark.
+    """Decode a JPEG without the data that remain between its last block and its end mark.
 
-    They are bytes of something else (one of ImageNet's training pictures has 1,483 such bytes, apache/mxnet#1522), or
-    damage further up has shifted the blocks. The unused bits of the last byte tell which: encoders set them (T.81,
-    F.1.2.3), whereas a shifted stream ends at any bit. So most such damage is found: nine of ten in tests.
+    These bytes belong to something else (one of ImageNet's training pictures has 1,483 of them, apache/mxnet#1522), or
+    earlier damage has shifted the blocks. The unused bits of the last byte tell which: encoders set them (T.81,
+    F.1.2.3), whereas a shifted stream ends at any bit. This finds most such damage: nine cases of ten in tests.
 
     Raises:
-        ValueError: That is not all that is odd, or the picture is damaged.
+        ValueError: The JPEG has other oddities as well, or the picture is damaged.
     """
     try:
         return _read_jpeg(content)
@@ -237,7 +237,7 @@ def _without_surplus(content: bytes, notes: tuple[str, ...]) -> _Jpeg:
     data = content[: -len(END_MARK) - int(surplus[1])]
     jpeg = _read_jpeg(data + END_MARK)
     with contextlib.suppress(ValueError):
-        while True:  # what the decoder had read ahead: some bytes
+        while True:  # a few bytes that the decoder had read ahead
             jpeg = _read_jpeg(data[:-1] + END_MARK)
             data = data[:-1]
     for bit in range(8):
@@ -254,7 +254,7 @@ def _without_surplus(content: bytes, notes: tuple[str, ...]) -> _Jpeg:
 
 
 def _unchecked_jpeg(content: bytes, segments: list[Segment], words: str, damaged: Damaged) -> DecodedPicture:
-    """Decode a JPEG of a kind that the strict decoder does not know, such as one of a rare chroma subsampling."""
+    """Decode a JPEG of a kind that the strict decoder does not know, for example with a rare chroma subsampling."""
     process = unsupported_process(content, segments)
     if process:
         raise RejectedPicture("undecodable", f"{process} is not supported ({words})")
@@ -272,7 +272,7 @@ def _unchecked_jpeg(content: bytes, segments: list[Segment], words: str, damaged
 
 
 def _silent_damage(content: bytes, segments: list[Segment]) -> str:
-    """Return what is wrong with a JPEG that the strict decoder has taken, or nothing."""
+    """Return what is wrong with a JPEG that the strict decoder accepts, or an empty string."""
     if lacks_scans(content, segments):
         return "the file ends before the last of its scans: what is there is a blurred picture"
     return "there are zeros where data of the picture should be" if lacks_data(content, segments) else ""
@@ -299,9 +299,9 @@ def _decode_other(content: bytes, damaged: Damaged) -> DecodedPicture:
         file_format, bits = str(image.format), _bits(image, content)
         if file_format in _OUTSIDE_FORMATS:
             raise RejectedPicture("undecodable", f"{file_format} is drawn by programs outside of this one")
-        # Of a GIF, which has to be read for that, from a file of its own.
+        # Looking for further frames reads a GIF, so it is opened a second time for that.
         several = _holds_several(Image.open(io.BytesIO(content)) if file_format == "GIF" else image)
-        # Pillow turns a TIFF as it loads it.
+        # Pillow turns a TIFF itself while loading it.
         turned_by_pillow = file_format == "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in _TURNS
         image.load()
         orientation = _orientation(image)
@@ -328,7 +328,7 @@ def _decode_other(content: bytes, damaged: Damaged) -> DecodedPicture:
 
 
 def _checked(image: Image.Image, content: bytes) -> tuple[str, bool]:
-    """Return what is wrong with a picture that Pillow has read in silence, and whether it has its end mark."""
+    """Return what is wrong with a picture that Pillow accepts, or an empty string; and whether it has its end mark."""
     if image.format == "PNG":
         return damage_of_png(content)
     if image.format == "TIFF":
@@ -337,7 +337,7 @@ def _checked(image: Image.Image, content: bytes) -> tuple[str, bool]:
 
 
 def _bits(image: Image.Image, content: bytes) -> int:
-    """Return the bits of a channel as stored, which Pillow does not tell of colours: 16 where there are so many."""
+    """Return the stored bits per channel, which Pillow does not tell for colour pictures."""
     if image.format == "PNG":
         return content[24]
     if image.format == "TIFF":
@@ -346,16 +346,16 @@ def _bits(image: Image.Image, content: bytes) -> int:
 
 
 def _holds_several(image: Image.Image) -> bool:
-    """Tell whether an opened file holds further pictures: frames, pages, sizes of an icon."""
+    """Return whether an open file holds several pictures: frames, pages, sizes of an icon."""
     return bool(getattr(image, "is_animated", False)) or len(image.info.get("sizes", ())) > 1
 
 
 @contextlib.contextmanager
 def _reading(content: bytes) -> Iterator[None]:
-    """Turn whatever Pillow raises at these bytes into a RejectedPicture."""
+    """Turn whatever Pillow raises for these bytes into a RejectedPicture."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF blocks, which we don't need whole
+            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF blocks, of which only the orientation matters
             yield
     except (RejectedPicture, MemoryError):
         raise
@@ -363,16 +363,16 @@ def _reading(content: bytes) -> Iterator[None]:
         raise RejectedPicture("undecodable", f"no known picture format: begins with {content[:16]!r}") from error
     except Image.DecompressionBombError as error:
         raise RejectedPicture("too_large", str(error)) from error
-    except Exception as error:  # a parser that meets odd bytes raises what it happens to trip over
+    except Exception as error:  # on odd bytes, parsers may raise anything
         reason = "truncated" if "truncated" in str(error) else "undecodable"
         raise RejectedPicture(reason, str(error) or type(error).__name__) from error
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 (upright) where the block is absent or broken."""
+    """Return the EXIF orientation, or 1 (upright) if the block is absent or broken."""
     try:
         value: Any = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # whatever a broken block makes the parser raise, the picture itself is whole
+    except Exception:  # on a broken block the parser may raise anything; the picture itself is complete
         return 1
     return value if isinstance(value, int) and value in _TURNS else 1
 

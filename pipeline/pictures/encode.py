@@ -1,11 +1,11 @@
-"""One picture brought to its stored form.
+"""Conversion of a picture to its stored form.
 
     bytes -> decode and audit -> centre square -> resize to SIZE x SIZE -> encode
-             decode.py           (whole: --crop none)  (what statistics count)
+             decode.py           (whole: --crop none)  (statistics count these pixels)
                                  (skipped: --crop squash)
 
-The resize is bicubic and antialiased, in integers: the same bits on every processor. `original` stores nothing resized,
-so its statistics count points of the stored pictures instead, which takes a quarter of the time
+The resize is bicubic and antialiased, in integers, so every processor gives the same bits. `original` stores no resized
+pictures, so its statistics count sampled points of the stored pictures, which takes a quarter of the time
 (docs/decisions/0005-libjpeg-turbo-and-torch-make-the-pictures.md).
 """
 
@@ -26,7 +26,7 @@ Encoding = Literal["jpeg", "raw", "original"]
 Crop = Literal["centre", "none", "squash"]
 ENCODINGS, CROPS = get_args(Encoding), get_args(Crop)
 _MEMBER = {"jpeg": "jpg", "original": "jpg", "raw": "npy"}
-# That decode, resize, encode, sample for the statistics, and write the manifests.
+# Libraries that decode, resize, encode, sample for the statistics, and write the manifests.
 _LIBRARIES = ("simplejpeg", "pillow", "torch", "opencv-python-headless", "pyarrow")
 
 
@@ -36,12 +36,12 @@ class EncodingConfig:
 
     Attributes:
         encoding: `jpeg`, `raw` (uint8 pixels as npy), or `original` (bytes untouched unless they are odd).
-        size: The shorter side is brought to so many pixels, or with `squash` both; None keeps the native size (sources
-            of stored pixels only).
-        crop: `centre`: the centre square of it is stored; `none`: all of it (`jpeg` only); `squash`: all of it in a
-            square, whatever its shape, as Caffe's ImageNet scripts do (`convert -resize 256x256!`).
-        quality: Of JPEGs that we encode, 1 to 95.
-        damaged: `reject`: pictures that lack pixels are rejected; `note`: what a decoder still makes of them is stored.
+        size: Length of the shorter side after resizing, in pixels, or of both sides with `squash`; None keeps the
+            native size (only for sources of stored pixels).
+        crop: `centre`: store the centre square; `none`: store the whole picture (`jpeg` only); `squash`: squeeze the
+            whole picture into a square, whatever its shape, like Caffe's ImageNet scripts (`convert -resize 256x256!`).
+        quality: Quality of the JPEGs that are encoded here, 1 to 95.
+        damaged: `reject`: reject pictures that lack pixels; `note`: store what a decoder makes of them.
     """
 
     encoding: Encoding
@@ -54,7 +54,7 @@ class EncodingConfig:
         """Check the fields.
 
         Raises:
-            ValueError: Names the field, its value and what would be right.
+            ValueError: A field is invalid; the message names it, its value and what would be right.
         """
         if self.encoding not in ENCODINGS:
             raise ValueError(f"encoding is {self.encoding!r}; known: {', '.join(ENCODINGS)}")
@@ -73,12 +73,12 @@ class EncodingConfig:
 
     @property
     def member(self) -> str:
-        """The extension of the picture's member in a shard."""
+        """Extension of the picture's member in a shard."""
         return _MEMBER[self.encoding]
 
     @property
     def resize_rule(self) -> str:
-        """What happens to a picture before its pixels are counted, in words."""
+        """Description of what is done to a picture before its pixels are counted."""
         if self.size is None:
             return "native size"
         if self.encoding == "original":
@@ -92,12 +92,12 @@ class EncodingConfig:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """What is imported at the first picture, because it takes long."""
+        """Slow imports that are delayed until the first picture."""
         return () if self.size is None or self.encoding == "original" else ("torch",)
 
     def document(self) -> dict[str, Any]:
-        """Return what `dataset.json` says about the encoding, with the versions of the libraries that did it."""
-        # Without what follows a plus sign: a build for another GPU computes the same pictures.
+        """Return the encoding's entry in `dataset.json`, with the versions of the libraries used."""
+        # Without the part after a plus sign: a build for another GPU computes the same pictures.
         versions = {name: importlib.metadata.version(name).partition("+")[0] for name in _LIBRARIES}
         return {
             "name": self.encoding,
@@ -116,11 +116,11 @@ class StoredPicture:
     """A picture ready to be written.
 
     Attributes:
-        data: The member's bytes.
-        width: Of the stored picture, in pixels.
-        height: Likewise.
-        source_width: Of the upright picture as it came, in pixels.
-        source_height: Likewise.
+        data: Bytes of the member.
+        width: Width of the stored picture, in pixels.
+        height: Height of the stored picture, in pixels.
+        source_width: Width of the upright source picture, in pixels.
+        source_height: Height of the upright source picture, in pixels.
         notes: Names of the oddities found.
     """
 
@@ -134,7 +134,7 @@ class StoredPicture:
 
     @property
     def pixels_HWC(self) -> np.ndarray:
-        """uint8 RGB after the resize rule, before encoding: what statistics count; resized where it is asked for."""
+        """Pixels that statistics count, uint8 RGB: after the resize rule, before encoding; computed on demand."""
         return self._square()
 
 
@@ -142,8 +142,8 @@ def store_picture(content: bytes | np.ndarray, config: EncodingConfig) -> Stored
     """Decode, audit and encode one picture.
 
     Args:
-        content: An encoded picture's bytes, or uint8 pixels (H, W, 3).
-        config: The stored form.
+        content: Bytes of an encoded picture, or uint8 pixels (H, W, 3).
+        config: Form in which pictures are stored.
 
     Raises:
         RejectedPicture: The bytes are not a complete picture.
@@ -181,29 +181,29 @@ def store_picture(content: bytes | np.ndarray, config: EncodingConfig) -> Stored
 
 
 def _resize_shorter_side(pixels_HWC: np.ndarray, size: int) -> np.ndarray:
-    """Return the picture with its shorter side brought to `size` pixels."""
+    """Return the picture resized so that its shorter side has `size` pixels."""
     height, width = pixels_HWC.shape[:2]
     short = min(height, width)
     return _resize(pixels_HWC, round(height * size / short), round(width * size / short))
 
 
 def _resize(pixels_HWC: np.ndarray, new_height: int, new_width: int) -> np.ndarray:
-    """Return the picture of another size; uint8 (new_height, new_width, 3), contiguous."""
+    """Return the resized picture, uint8 (new_height, new_width, 3), contiguous."""
     height, width = pixels_HWC.shape[:2]
     if (height, width) == (new_height, new_width):
         return np.ascontiguousarray(pixels_HWC)
-    widest = max(width, new_width)  # of the picture between the two passes and behind them
+    widest = max(width, new_width)  # largest width between and after the two passes
     if new_height * widest > MAX_PIXELS:
         raise RejectedPicture("too_large", f"{width}x{height} pixels would become {widest}x{new_height}")
-    import torch  # here: it takes seconds, which sources of stored pixels need not pay
+    import torch  # imported here: it takes seconds, and sources of stored pixels do not need it
     from torch.nn.functional import interpolate
 
-    # Unsqueezed before it is permuted: so torch sees that the channels lie last, and leaves them there.
+    # Unsqueezed before it is permuted: this way torch sees that the channels are last, and keeps them there.
     picture_1CHW = torch.from_numpy(pixels_HWC).unsqueeze(0).permute(0, 3, 1, 2)
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the processes share the cores already
+    torch.set_num_threads(1)  # the processes already share the cores
     try:
-        # Rows first, then columns: the slower pass, along rows, has the fewest of them.
+        # Vertically first, so that the slower, horizontal pass has fewer rows.
         for shape in ((new_height, width), (new_height, new_width)):
             picture_1CHW = interpolate(picture_1CHW, shape, mode="bicubic", antialias=True)
     finally:
@@ -214,8 +214,8 @@ def _resize(pixels_HWC: np.ndarray, new_height: int, new_width: int) -> np.ndarr
 def _points(square_HWC: np.ndarray, size: int) -> np.ndarray:
     """Return evenly spaced points of a square picture, contiguous (size, size, 3): pixels, or means of k x k pixels.
 
-    The boxes are the largest whose means still are `size` or more in a row: what a resize to that size would average,
-    but for less than a factor of two.
+    The boxes are the largest that still give `size` or more means per row. A resize to that size would average over
+    less than twice their width.
     """
     box = max(1, len(square_HWC) // size)
     if box > 1:

@@ -1,7 +1,7 @@
-"""Fonts for texts in any script: names of classes, runs and files come in all of them.
+"""Fonts for text in any script, since names of classes, runs and files may be in any of them.
 
-What this machine has is asked, in this order: matplotlib's own DejaVu Sans (Latin, Greek, Cyrillic and more), then all
-installed fonts. Letters that no font has are drawn as boxes, and told of once for a figure.
+The fonts of this machine are searched in this order: matplotlib's own DejaVu Sans (Latin, Greek, Cyrillic and more),
+then all installed fonts. Letters that no font has are drawn as boxes, with one warning per figure.
 """
 
 import functools
@@ -9,16 +9,16 @@ import sys
 from collections.abc import Iterable, Sequence
 
 _DEFAULT = "DejaVu Sans"
-_MAX_NAMED = 5  # letters
+_MAX_NAMED = 5  # letters named in a warning
 
 
 def drawable(text: str) -> str:
-    """Return one line without what can't be drawn: line breaks, tabs and a name's undecodable bytes become escapes."""
+    """Return a line that can be drawn: line breaks, tabs and a name's undecodable bytes become escapes."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def covering_fonts(texts: Iterable[str]) -> tuple[list[str], str]:
-    """Return files of fonts that have the texts' letters, DejaVu Sans first, and the letters that none has."""
+    """Return font files that cover the texts' letters, DejaVu Sans first, and the letters that no font has."""
     missing = {letter for letter in "".join(texts) if letter.isprintable() and not letter.isspace()}
     files = []
     for file in _font_files() if missing else ():
@@ -31,13 +31,13 @@ def covering_fonts(texts: Iterable[str]) -> tuple[list[str], str]:
 
 
 def best_font(text: str) -> str:
-    """Return the file of the one font that has most of the text's letters."""
+    """Return the file of the font that has most of the text's letters."""
     files, _ = covering_fonts([text])
     return max(files or _font_files()[:1], key=lambda file: sum(_has(file, letter) for letter in text))
 
 
 def font_families(files: Sequence[str]) -> list[str]:
-    """Return matplotlib's names of fonts."""
+    """Return matplotlib's names for font files."""
     from matplotlib import font_manager
 
     names: dict[str, str] = {}
@@ -47,27 +47,27 @@ def font_families(files: Sequence[str]) -> list[str]:
 
 
 def warn_of_missing_letters(letters: str) -> None:
-    """Say on standard error, in one line, which letters are drawn as boxes, if any, and what helps."""
+    """Warn in one line on standard error of letters that are drawn as boxes, if any, and say what helps."""
     if letters:
         named = " ".join(letters[:_MAX_NAMED]) + (" ..." if len(letters) > _MAX_NAMED else "")
         sys.stderr.write(
             f"warning: no installed font has the letters {named} ({len(letters)} in all), which are drawn as boxes; "
-            "install one that does: of Debian's packages fonts-noto-cjk for Chinese, Japanese and Korean, "
+            "install one that does, for example Debian's package fonts-noto-cjk for Chinese, Japanese and Korean, or "
             "fonts-noto-core for most other scripts\n"
         )
 
 
 @functools.cache
 def _font_files() -> list[str]:
-    """Return the files of all fonts, DejaVu Sans first, those included that matplotlib has not yet listed."""
-    from matplotlib import font_manager  # here: it takes a while, which plain texts need not pay
+    """Return the files of all fonts, DejaVu Sans first, including those that matplotlib has not listed yet."""
+    from matplotlib import font_manager  # imported here: it takes a while, and ASCII text does not need it
 
     first = str(font_manager.findfont(_DEFAULT))
     known = {str(entry.fname) for entry in font_manager.fontManager.ttflist}
     for file in sorted(set(font_manager.findSystemFonts()) - known):
         try:
             font_manager.fontManager.addfont(file)
-        except Exception:  # a file that FreeType can't read is no font for us, whatever it raises
+        except Exception:  # a file that FreeType can't read is not a font; it may raise anything
             continue
     usual = {str(entry.fname) for entry in font_manager.fontManager.ttflist if entry.style == "normal"}
     return [first, *sorted(usual - {first})]
@@ -84,5 +84,5 @@ def _letters(file: str) -> frozenset[int]:
 
     try:
         return frozenset(ft2font.FT2Font(file).get_charmap())
-    except Exception:  # the file is gone or broken, whatever FreeType says of that
+    except Exception:  # the file is gone or broken; FreeType may raise anything
         return frozenset()

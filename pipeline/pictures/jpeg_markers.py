@@ -1,6 +1,6 @@
-"""What a JPEG's markers tell without decoding it (ITU T.81, annex B), and the JPEG that its encoder meant.
+"""What a JPEG's markers tell without decoding it (ITU T.81, annex B), and repairs of its markers and headers.
 
-Markers are found as libjpeg finds them: bytes that belong to nothing are passed over, and so are fill bytes.
+Markers are found as libjpeg finds them: fill bytes and bytes that belong to nothing are passed over.
 """
 
 import re
@@ -14,7 +14,7 @@ _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = {0xC2, 0xCA}
 _HUFFMAN = {0xC0, 0xC1}  # sequential, Huffman-coded
 _END_OF_BLOCK = 0
-_HOLE = bytes(32)  # longer than any block whose coefficients are all -1, in the usual tables
+_HOLE = bytes(32)  # with the usual tables, longer than any block whose coefficients are all -1
 _LOSSLESS, _HIERARCHICAL = {0xC3, 0xCB}, {0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF}
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _MARKER_BEHIND_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
@@ -23,7 +23,7 @@ _UNSEEN = 255
 
 
 class Segment(NamedTuple):
-    """A marker and what belongs to it: `content[start:end]`."""
+    """A marker with its data: `content[start:end]`."""
 
     marker: int
     start: int
@@ -33,7 +33,7 @@ class Segment(NamedTuple):
 def read_segments(content: bytes, place: int = len(SOI), expression: re.Pattern[bytes] = _MARKER) -> list[Segment]:
     """Return a JPEG's segments from `place` up to the header of the next scan, or up to the end mark.
 
-    The last one may reach beyond the end of a file that was cut.
+    If the file was cut, the last segment may extend beyond its end.
     """
     found = []
     while match := expression.search(content, place):
@@ -48,7 +48,7 @@ def read_segments(content: bytes, place: int = len(SOI), expression: re.Pattern[
 
 
 def may_be_turned(content: bytes, segments: list[Segment]) -> bool:
-    """Tell whether there is an EXIF block, or an XMP packet that names an orientation."""
+    """Return whether the JPEG has an EXIF block, or an XMP packet with an orientation."""
     for marker, start, end in segments:
         if marker == _APP1 and (
             content.startswith(b"Exif\0", start + 4)
@@ -62,18 +62,18 @@ def may_be_turned(content: bytes, segments: list[Segment]) -> bool:
 
 
 def orientation_part(content: bytes, segments: list[Segment]) -> bytes:
-    """Return the headers without application data but EXIF and XMP, over which parsers stumble in their stead."""
+    """Return the headers with no application data except EXIF and XMP, since other data may confuse parsers."""
     others = {*range(_APP0, _APP0 + 16)} - {_APP1}
     return SOI + b"".join(content[s.start : s.end] for s in segments if s.marker not in others)
 
 
 def may_hold_several(content: bytes, segments: list[Segment]) -> bool:
-    """Tell whether there is an index of further pictures behind this one (CIPA DC-007, multi-picture format)."""
+    """Return whether the JPEG has an index of further pictures that follow it (CIPA DC-007, multi-picture format)."""
     return any(s.marker == _APP2 and content.startswith(b"MPF\0", s.start + 4) for s in segments)
 
 
 def unsupported_process(content: bytes, segments: list[Segment]) -> str:
-    """Return the name of a JPEG's coding process if decoders of everyday JPEGs lack it, else nothing."""
+    """Return the name of a JPEG's coding process if common decoders do not support it, else an empty string."""
     frame = next((s for s in segments if s.marker in _FRAMES), None)
     if frame is None or frame.end > len(content):
         return ""
@@ -86,9 +86,9 @@ def unsupported_process(content: bytes, segments: list[Segment]) -> str:
 
 
 def lacks_scans(content: bytes, segments: list[Segment]) -> bool:
-    """Tell whether the file ends before its scans have told every coefficient of every component to the last bit.
+    """Return whether the file ends before its scans have given every coefficient of every component to the last bit.
 
-    No decoder warns of that: a progressive JPEG that was cut between two scans is a whole, blurred picture.
+    No decoder warns of that: a progressive JPEG that was cut between two scans decodes to a blurred picture.
     """
     frame = next((s for s in segments if s.marker in _FRAMES), None)
     if frame is None or not segments or segments[-1].marker != _SOS:
@@ -97,7 +97,7 @@ def lacks_scans(content: bytes, segments: list[Segment]) -> bool:
     components = content[frame.start + 10 : frame.start + 10 + 3 * num_components : 3]
     progressive = frame.marker in _PROGRESSIVE
     if not progressive and content[segments[-1].start + 4] == num_components:
-        return False  # the usual JPEG: one scan, which holds all
+        return False  # the usual JPEG: one scan with everything
     missing_bits = {component: bytearray([_UNSEEN] * _NUM_COEFFICIENTS) for component in components}
     for scan in _scans(content, segments):
         num_in_scan = content[scan.start + 4]
@@ -119,20 +119,20 @@ def _scans(content: bytes, segments: list[Segment]) -> Iterator[Segment]:
 
 
 def has_end_mark(content: bytes, segments: list[Segment]) -> bool:
-    """Tell whether the mark of the file's end follows its scans."""
+    """Return whether the scans are followed by an end mark."""
     return _end_of_scans(content, segments)[1]
 
 
 def lacks_data(content: bytes, segments: list[Segment]) -> bool:
-    """Tell whether there are zeros where the data of a scan should be, as in a download that was never finished.
+    """Return whether a scan has zeros in place of data, as in an unfinished download.
 
-    The decoder takes them for data. They may be, where the code that is all zeros ends a block, as in plain areas;
-    otherwise they are blocks in which every frequency is equally strong, which no picture has.
+    The decoder takes zeros for data. They can be data if the all-zeros code ends a block, as in plain areas; otherwise
+    they mean blocks in which all frequencies are equally strong, which no picture has.
     """
     if not any(s.marker in _HUFFMAN for s in segments) or content.find(_HOLE, segments[-1].end) < 0:
         return False
     zero_codes: dict[int, int] = {}
-    while segments and segments[-1].marker == _SOS:  # each scan has components and perhaps tables of its own
+    while segments and segments[-1].marker == _SOS:  # each scan has its own components, and perhaps its own tables
         zero_codes |= _zero_codes(content, segments)
         scan = segments[-1]
         segments = read_segments(content, scan.end, _MARKER_BEHIND_SCAN)
@@ -146,7 +146,7 @@ def lacks_data(content: bytes, segments: list[Segment]) -> bool:
 
 
 def _zero_codes(content: bytes, segments: list[Segment]) -> Iterator[tuple[int, int]]:
-    """Yield class and number of each Huffman table, and the symbol whose code is all zeros: its first."""
+    """Yield the class and number of each Huffman table, and the symbol with the all-zeros code: its first one."""
     for segment in segments:
         if segment.marker == _DHT:
             place = segment.start + 4
@@ -156,9 +156,9 @@ def _zero_codes(content: bytes, segments: list[Segment]) -> Iterator[tuple[int, 
 
 
 def mended(content: bytes, segments: list[Segment]) -> Iterator[tuple[bytes, tuple[str, ...]]]:
-    """Yield the JPEG without what an encoder should not have written, as it may have been meant, and the notes on that.
+    """Yield candidate repairs of a JPEG, without anything that its encoder should not have written, and their notes.
 
-    Nothing is invented: whether all pixels are there shows when the decoder takes one of these without a warning.
+    Nothing is invented: all pixels are present if the decoder accepts one of the candidates without a warning.
     """
     if not segments or segments[-1].marker != _SOS:
         return
@@ -182,7 +182,7 @@ def mended(content: bytes, segments: list[Segment]) -> Iterator[tuple[bytes, tup
     stripped = data.rstrip(padding)
     fixed = b"".join(head)
     yield fixed + data + END_MARK, tuple(dict.fromkeys(notes))
-    if len(data) - len(stripped) > 1:  # padded; the last bytes of the data may be the same
+    if len(data) - len(stripped) > 1:  # padding; the data may end in the same byte
         for num_kept in range(3):
             yield (
                 fixed + stripped + padding * num_kept + END_MARK,
@@ -191,7 +191,7 @@ def mended(content: bytes, segments: list[Segment]) -> Iterator[tuple[bytes, tup
 
 
 def _end_of_scans(content: bytes, segments: list[Segment]) -> tuple[int, bool]:
-    """Return the place behind the last of the data, and whether an end mark follows."""
+    """Return the position after the last data, and whether an end mark follows."""
     while segments and segments[-1].marker == _SOS and segments[-1].end <= len(content):
         segments = read_segments(content, segments[-1].end, _MARKER_BEHIND_SCAN)
     if segments and segments[-1].marker == _EOI:
@@ -201,7 +201,7 @@ def _end_of_scans(content: bytes, segments: list[Segment]) -> tuple[int, bool]:
 
 
 def _plain_header(marker: int, segment: bytes, progressive: bool, num_components: int) -> bytes:
-    """Return a segment with the values that libjpeg assumes where it warns of others."""
+    """Return a segment in which values that libjpeg warns of are replaced by those it assumes."""
     if marker == _APP0 and segment[4:9] == b"JFIF\0" and segment[9:10] != b"\x01":
         return segment[:9] + b"\x01\x01" + segment[11:]
     transform = {3: 1, 4: 2}.get(num_components, 0)  # to YCbCr, to YCCK

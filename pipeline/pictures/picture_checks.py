@@ -1,4 +1,4 @@
-"""Damage that Pillow passes over in silence, found by the checksums and lengths that a format has of its own."""
+"""Checks for damage that Pillow ignores, by a format's own checksums and lengths."""
 
 import struct
 import zlib
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from PIL import ExifTags, Image
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> channels
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-_DEFLATE = (8, 32946)  # TIFF's numbers of that compression: Adobe's, and the one before it
+_DEFLATE = (8, 32946)  # TIFF's numbers for this compression: Adobe's, and the older one
 
 
 def damage_of_png(content: bytes) -> tuple[str, bool]:
-    """Return what is wrong with the chunks that make a PNG's pixels, or nothing; and whether it has its end mark."""
+    """Return what is wrong with the chunks of a PNG's pixels, or an empty string; and whether it has its end mark."""
     expected, packed, has_end_mark = 0, zlib.decompressobj(), False
     num_bytes = 0
     for name, data, checksum in _png_chunks(content):
@@ -46,7 +46,7 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes, int]]:
 
 
 def _png_num_bytes(header: bytes) -> int:
-    """Return the bytes of the unpacked rows, each with its filter's number."""
+    """Return the number of bytes of the unpacked rows, including a filter byte per row."""
     width, height, depth, color_type, _, _, interlace = struct.unpack(">IIBBBBB", header)
     bits = depth * _PNG_CHANNELS[color_type]
     passes = _ADAM7 if interlace else ((0, 0, 1, 1),)
@@ -59,7 +59,7 @@ def _png_num_bytes(header: bytes) -> int:
 
 
 def gif_has_end_mark(content: bytes) -> bool:
-    """Tell whether a GIF's blocks end with its end mark."""
+    """Return whether a GIF's blocks are followed by its end mark."""
     place = 13 + _gif_colors(content[10])
     while place < len(content) and content[place] != ord(";"):
         kind = content[place]
@@ -76,12 +76,12 @@ def gif_has_end_mark(content: bytes) -> bool:
 
 
 def _gif_colors(flags: int) -> int:
-    """Return the bytes of a GIF's colour table."""
+    """Return the length of a GIF's colour table, in bytes."""
     return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def damage_of_tiff(image: Image.Image, content: bytes) -> str:
-    """Return what is wrong with the strips or tiles of a deflated TIFF, or nothing."""
+    """Return what is wrong with the strips or tiles of a deflated TIFF, or an empty string."""
     tags = getattr(image, "tag_v2", {})
     if tags.get(ExifTags.Base.Compression) not in _DEFLATE:
         return ""

@@ -1,12 +1,13 @@
-"""Pictures from anywhere, brought to what evaluation reads of a dataset.
+"""Preparation of picture files from anywhere for evaluation, as if they came from a dataset.
 
     file -> decode, audit -> square or whole, resized -> encode -> decode -> square    (as the offline stage stores it)
          -> centre crop or ten crops, normalised                                       (reference.py)
 
-The same code stores a dataset's pictures and these, JPEG's loss included. Of encodings `raw` and `jpeg`, the images
-have the bits of `EvalLoader` on the CPU. Of `original`, DALI resizes there and torch here: they differ by less
-than half a grey level on average, by at most 4 in the tests' centre crops, and by more at the very edge of the square,
-behind which DALI's filter sees the rest of the picture. A GPU's JPEG decoder differs by some grey levels.
+The pictures are stored by the same code as a dataset's, including JPEG's loss. For the encodings `raw` and `jpeg`, the
+images have the same bits as those of `EvalLoader` on the CPU. For `original`, DALI resizes there and torch here: the
+images differ by less than half a grey level on average, by at most 4 in the tests' centre crops, and by more at the
+very edge of the square, where DALI's filter also sees the rest of the picture. A GPU's JPEG decoder differs by a few
+grey levels.
 """
 
 from collections.abc import Sequence
@@ -23,17 +24,17 @@ from pipeline.pictures.encode import EncodingConfig, store_picture
 
 
 def read_square(path: Path, encoding: EncodingConfig) -> np.ndarray:
-    """Return a picture file as evaluation sees it before it is cropped.
+    """Return a picture file as evaluation sees it before the crop.
 
     Args:
-        path: Of any format that the offline stage reads.
-        encoding: Of the dataset, with its stored size.
+        path: Picture file of any format that the offline stage reads.
+        encoding: Encoding of the dataset, with its stored size.
 
     Returns:
-        uint8 RGB (size, size, 3).
+        Pixels, uint8 RGB (size, size, 3).
 
     Raises:
-        InputError: Names the file, which can't be read or is not a complete picture.
+        InputError: The file can't be read or is not a complete picture; the message names it.
     """
     try:
         return square_of(path.read_bytes(), encoding)
@@ -44,14 +45,14 @@ def read_square(path: Path, encoding: EncodingConfig) -> np.ndarray:
 
 
 def square_of(content: bytes | np.ndarray, encoding: EncodingConfig) -> np.ndarray:
-    """Return a picture as evaluation sees it before it is cropped.
+    """Return a picture as evaluation sees it before the crop.
 
     Args:
-        content: A file's bytes, or pixels, uint8 RGB (H, W, 3).
-        encoding: Of the dataset, with its stored size.
+        content: Bytes of a file, or pixels, uint8 RGB (H, W, 3).
+        encoding: Encoding of the dataset, with its stored size.
 
     Returns:
-        uint8 RGB (size, size, 3).
+        Pixels, uint8 RGB (size, size, 3).
 
     Raises:
         RejectedPicture: The bytes are not a complete picture.
@@ -71,14 +72,14 @@ def evaluation_images(
     *,
     ten_crops: bool,
 ) -> np.ndarray:
-    """Return what a model is evaluated on: float32 (N, 3, crop, crop), or (N, 10, 3, crop, crop) with ten crops.
+    """Return a model's input for evaluation: float32 (N, 3, crop, crop), or (N, 10, 3, crop, crop) with ten crops.
 
     Args:
-        squares_NHWC: uint8 RGB pictures of the stored size.
-        augmentation: Of the model's recipe.
+        squares_NHWC: Pictures of the stored size, uint8 RGB.
+        augmentation: Augmentation of the model's recipe.
         basis: Colours of the model's training set.
-        mean_image_HWC: Of the training set, where the recipe subtracts it.
-        ten_crops: `pipeline.online.reference.TEN_CROPS` instead of the centre crop.
+        mean_image_HWC: Mean image of the training set, if the recipe subtracts it.
+        ten_crops: True for `pipeline.online.reference.TEN_CROPS` instead of the centre crop.
     """
     pixels_NHWC = np.stack(squares_NHWC)
     size = pixels_NHWC.shape[1]
