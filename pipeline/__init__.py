@@ -1,1 +1,1 @@
-"""Files and pixels: sources to shards, manifest and statistics; order, augmentation, DALI graph, loader."""
+"""Files and pixels: from sources to shards, manifest and statistics; order, augmentation, DALI graph, loader."""

@@ -1,8 +1,8 @@
-"""What every command of the project shares: how it ends.
+"""Errors and exit statuses shared by all commands of the project.
 
-What a person must know or mend is a `UserError`: one line per cause on standard error, which names the cause and the
-next step, exit status 2, no traceback. Most are an `InputError`: input that cannot be used. Ctrl-C ends at once with
-status 130 (SIGTERM with 143). Anything else is a bug of ours and keeps its traceback.
+An error that the user must know of or fix is a `UserError`: one line per cause on standard error that names the cause
+and the next step, exit status 2, no traceback. Most are an `InputError`: input that cannot be used. Ctrl-C ends a
+command at once with status 130, SIGTERM with 143. Any other exception is a bug and keeps its traceback.
 """
 
 import io
@@ -17,7 +17,7 @@ _NO_WORKING_DIRECTORY = "the working directory was removed; change to one that e
 
 
 class UserError(Exception):
-    """An error for the person who runs a command; the message is one line per cause: what is wrong, and what to do."""
+    """Error for the person who runs a command; the message has one line per cause: what is wrong, and what to do."""
 
 
 class InputError(UserError):
@@ -25,19 +25,19 @@ class InputError(UserError):
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived: unwinds the stack so that temporary files are removed."""
+    """SIGTERM arrived; unwinds the stack so that temporary files are removed."""
 
 
 def raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:
-    """Signal handler for SIGTERM."""
+    """Handle SIGTERM by raising `Terminated`."""
     raise Terminated
 
 
 def run_command(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
-    """Run `main(None)` as a process's command and exit with its status.
+    """Run `main(None)` as the command of this process, and exit with its status.
 
     Args:
-        main: The command; gets None (use `sys.argv`) and returns the exit status.
+        main: Command to run; takes None (meaning `sys.argv`) and returns the exit status.
     """
     signal.signal(signal.SIGTERM, raise_terminated)
     _prepare_streams()
@@ -53,8 +53,8 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
         if sys.getfilesystemencoding() == "utf-8":
             raise
         sys.stderr.write(
-            f"error: this locale names files in {sys.getfilesystemencoding()}, and a name has other letters; set "
-            "LC_ALL=C.UTF-8, unset PYTHONUTF8\n"
+            f"error: this locale encodes file names in {sys.getfilesystemencoding()}, and a name has other letters; "
+            "set LC_ALL=C.UTF-8, and unset PYTHONUTF8\n"
         )
         status = 2
     except OSError as error:
@@ -72,9 +72,9 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
 
 
 def _prepare_streams() -> None:
-    """Let anything be written to the standard streams, whatever the locale; where one is closed, to nowhere.
+    """Let any text be written to the standard streams, whatever the locale; connect closed ones to the null device.
 
-    Else a file that is opened later would be taken for the closed one, by libraries and by child processes.
+    Otherwise, libraries and child processes would take a file that is opened later for the closed stream.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
@@ -83,7 +83,7 @@ def _prepare_streams() -> None:
     sys.stdout = sys.stdout or open(1, "w", closefd=False)
     sys.stderr = sys.stderr or open(2, "w", closefd=False)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # UTF-8 too: a file's name may hold bytes that are no letters
+        if isinstance(stream, io.TextIOWrapper):  # even in UTF-8: a file's name may hold undecodable bytes
             stream.reconfigure(errors="backslashreplace")
 
 

@@ -13,20 +13,20 @@ def cache_folder() -> Path:
 
 
 def source_folder() -> Path:
-    """Return where the synthetic archives lie."""
+    """Return the folder of the synthetic archives."""
     return cache_folder() / "mini-imagenet" / "archives"
 
 
 def dataset_folder() -> Path:
-    """Return where they are sharded to; its name says the stored size, which other versions chose otherwise."""
+    """Return the dataset's folder; its name contains the stored size, which differs between versions."""
     return cache_folder() / "mini-imagenet" / f"dataset-{STORED_SIZE}"
 
 
 def datasets_of_other_versions() -> list[Path]:
-    """Return datasets of these archives that other versions of this program have left, and this one does not use."""
+    """Return the datasets left by other versions of this program, which this version does not use."""
     return sorted(path for path in dataset_folder().parent.glob("dataset*") if path != dataset_folder())
 
 
 def run_folder() -> Path:
-    """Return where the default recipe is trained on them."""
+    """Return the run folder of the default recipe on the embedded dataset."""
     return cache_folder() / "runs" / "synthetic_demo"

@@ -1,7 +1,7 @@
-"""Fetch a public data set of real pictures: from this machine where a distribution ships it, else from its origin.
+"""Fetch a public data set of real pictures: from this machine if a distribution's package is installed, else online.
 
-Every file is checked before it appears under its name. What is already there and right is kept; other data under these
-names is refused, and so is damaged data: it was not written by this command.
+Every file is checked before it appears under its name. Correct files that exist already are kept. Other or damaged data
+under these names is refused, since this command did not write it.
 """
 
 import gzip
@@ -29,14 +29,14 @@ _CHUNK_BYTES = 1 << 18
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """Where a data set comes from and how it is known to be right.
+    """Origin and checksums of a data set.
 
     Attributes:
         origin: URL of the folder that holds the files.
-        package: Debian's package of it.
-        package_folder: Where that package puts the files.
-        files: File name -> SHA-256 of its content, uncompressed: distributions compress anew.
-        class_names: In the order of the labels.
+        package: Name of Debian's package.
+        package_folder: Folder of the package's files.
+        files: File name -> SHA-256 of its uncompressed content, since distributions recompress files.
+        class_names: Class names in the order of the labels.
     """
 
     origin: str
@@ -48,7 +48,7 @@ class DataSet:
 
 DATA_SETS = {
     # Xiao, Rasul, Vollgraf, "Fashion-MNIST" (2017). The digests were taken from Debian's files; with the gzip headers
-    # of the origin put back, these have the MD5 sums that the authors publish (8d4fb7e6c68d591d4c3dfef9ec88bf0d, ...).
+    # of the origin restored, these have the MD5 sums that the authors publish (8d4fb7e6c68d591d4c3dfef9ec88bf0d, ...).
     "fashion-mnist": DataSet(
         origin="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
         package="dataset-fashion-mnist",
@@ -80,16 +80,20 @@ class Arguments:
     """Command line of `python -m pipeline.fetch`."""
 
     name: Annotated[str, tyro.conf.Positional]
-    """The data set: fashion-mnist."""
+    """Name of the data set: fashion-mnist."""
     out: Annotated[Path, tyro.conf.Positional]
-    """Folder to write its files to."""
+    """Folder for the files."""
 
 
 def fetch(name: str, out: Path) -> None:
-    """Put a data set's files, and a list of its class names, into a folder.
+    """Write a data set's files, and a list of its class names, into a folder.
+
+    Args:
+        name: Name of the data set.
+        out: Folder for the files.
 
     Raises:
-        InputError: The data set is unknown, can't be had, or is not what was published; or the folder holds other or
+        InputError: The data set is unknown, unavailable, or not what was published; or the folder holds other or
             damaged data under the names of its files.
     """
     if name not in DATA_SETS:
@@ -102,7 +106,7 @@ def fetch(name: str, out: Path) -> None:
         others.append(CLASS_NAMES)
     if others:
         raise InputError(
-            f"{out} already holds other or damaged data as {', '.join(others)}; remove that, or choose another folder "
+            f"{out} already holds other or damaged data as {', '.join(others)}; remove it, or choose another folder "
             f"for {name}"
         )
     for file_name, digest in data_set.files.items():
@@ -121,14 +125,14 @@ def fetch(name: str, out: Path) -> None:
                 _download(origin, file, remedy)
             file.flush()
             if content_sha256(Path(file.name)) != digest:
-                raise InputError(f"{origin} is not what was published (SHA-256 of its content: {digest}); {remedy}")
+                raise InputError(f"{origin} is not what was published (expected SHA-256: {digest}); {remedy}")
         sys.stdout.write(f"{file_name}: from {origin}\n")
     with atomic_file(out / CLASS_NAMES) as file:
         file.write(class_names)
 
 
 def content_sha256(path: Path) -> str | None:
-    """Return the SHA-256 of a .gz file's uncompressed content; None where it can't be uncompressed."""
+    """Return the SHA-256 of a .gz file's uncompressed content, or None if it can't be decompressed."""
     try:
         with gzip.open(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -140,7 +144,7 @@ def _download(url: str, file: IO[bytes], remedy: str) -> None:
     """Write the content of a URL into a file.
 
     Raises:
-        InputError: It can't be had; says why, and names the remedy.
+        InputError: The download failed; the message says why, and gives the remedy.
     """
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:

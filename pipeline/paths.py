@@ -1,18 +1,22 @@
-"""Paths that come from outside: on the command line of what may be a submitted job, and in a dataset's documents."""
+"""Paths from outside: from the command line of what may be a submitted job, and from a dataset's documents."""
 
 from pathlib import Path
 
 from pipeline.command import InputError
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-"""The folder that holds the project's packages."""
+"""Folder that holds the project's packages."""
 
-# Where Ray unpacks an uploaded working directory: a copy that is removed with the session.
+# Name of the folder where Ray unpacks an uploaded working directory; the copy is removed with the session.
 _UPLOAD_FOLDER = "runtime_resources"
 
 
 def shared_path(path: Path, option: str) -> Path:
     """Return an absolute path that means the same on every worker.
+
+    Args:
+        path: Path from the command line.
+        option: Name of its option, for messages.
 
     Raises:
         InputError: The path is relative to the temporary copy that a submitted job runs in.
@@ -20,13 +24,13 @@ def shared_path(path: Path, option: str) -> Path:
     if not path.is_absolute() and _UPLOAD_FOLDER in Path.cwd().parts:
         raise InputError(
             f"{option} {path} is relative, but a job submitted with --working-dir runs in a temporary copy; "
-            f"give the absolute path"
+            "give an absolute path"
         )
     return path.absolute()
 
 
 def lies_inside(name: object) -> bool:
-    """Return whether a name from a document stays in the document's folder: relative parts alone, and no backslash."""
+    """Return whether a name from a document stays in the document's folder: only relative parts, no backslash."""
     return (
         isinstance(name, str)
         and not {"\\", "\0"} & set(name)

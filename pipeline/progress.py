@@ -1,4 +1,4 @@
-"""Progress that a person can follow: a bar on a terminal, a line every few seconds elsewhere."""
+"""Progress for a person to follow: a bar on a terminal, a line every few seconds elsewhere."""
 
 import sys
 from typing import Any, TextIO
@@ -9,7 +9,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class _Lines:
-    """Turns tqdm's carriage returns into lines, for logs."""
+    """Stream that turns tqdm's carriage returns into lines, for logs."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -27,10 +27,10 @@ def progress_bar(total: int, description: str, unit: str, **options: Any) -> "tq
     """Return a tqdm bar on standard error.
 
     Args:
-        total: Units in all.
-        description: What is being done, one or two words.
-        unit: What is counted.
-        options: More of tqdm's own.
+        total: Total number of units.
+        description: Name of the activity, one or two words.
+        unit: Name of the unit.
+        options: Further options of tqdm.
     """
     if sys.stderr.isatty():
         return tqdm(total=total, desc=description, unit=unit, file=sys.stderr, **options)

@@ -1,10 +1,10 @@
 """Shard a source of pictures into a dataset folder: WebDataset tars, DALI indices, manifest and statistics in one pass.
 
 The source's layout is recognised: the official ImageNet archives (unpacked or not), Kaggle's folder, Tiny ImageNet,
-class folders, Hugging Face's Parquet files, WebDataset tars (a dataset of this project too), IDX and CIFAR files. What
-lies there is said first; pictures that would be left out in silence, and whatever may be read in two ways, are refused.
-Run again after an interruption, the same command goes on where it stopped. Without arguments it makes a small synthetic
-ImageNet in the user's cache folder and shards that.
+class folders, Hugging Face's Parquet files, WebDataset tars (including datasets of this project), IDX and CIFAR files.
+The command first prints what the source holds. It refuses sources that are ambiguous, or with pictures that would be
+left out in silence. After an interruption, the same command continues where it stopped. Without arguments, it makes a
+small synthetic ImageNet in the user's cache folder and shards that.
 """
 
 import os
@@ -37,7 +37,7 @@ from pipeline.sources.inventory import Inventory, take_inventory
 from pipeline.sources.official import OfficialArchives
 from pipeline.synthesize import synthesize
 
-_PICTURE_SIZE = 256  # of the 2012 paper
+_PICTURE_SIZE = 256  # as in the 2012 paper
 _TRAIN = "ray job submit --working-dir . -- python jobs/train.py"
 
 
@@ -46,49 +46,50 @@ class Arguments:
     """Command line of `python -m pipeline.shard`."""
 
     source: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = None
-    """Archives, folder or files to read. Without it: the embedded default."""
+    """Folder with the pictures or archives to read. Default: a small synthetic ImageNet."""
     out: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")] = None
     """Dataset folder to write."""
     layout: str | None = None
-    """The source's layout, where it should not be recognised."""
+    """Layout of the source. Default: recognised."""
     encoding: Encoding | None = None
     """jpeg, raw (uint8 pixels), or original (bytes untouched). Default: jpeg; raw for sources of stored pixels."""
     size: int | None = None
-    """Pixels that the shorter side is brought to (squash: both). Default: 256; native for sources of stored pixels."""
+    """Length of the shorter side after resizing (squash: of both), in pixels. Default: 256; native for sources of
+    stored pixels."""
     crop: Crop = "centre"
-    """centre: the centre square is stored; none: all of the resized picture; squash: all of it, pressed into a square,
-    as Caffe's ImageNet scripts do."""
+    """centre: store the centre square; none: store the whole resized picture; squash: squeeze the whole picture into a
+    square, like Caffe's ImageNet scripts."""
     quality: int = 95
     """JPEG quality, 1 to 95."""
     executor: Executor = "local"
-    """local: processes of this machine; ray: tasks on a running cluster, whose nodes all see SOURCE and OUT."""
+    """local: processes on this machine; ray: tasks on a running cluster, all of whose nodes see SOURCE and OUT."""
     workers: int | None = None
-    """Processes, or Ray tasks at once. Default: as many as there are CPUs. Does not change the output."""
+    """Number of processes or concurrent Ray tasks. Default: number of CPUs. Does not change the output."""
     seed: int = 0
-    """Of the global shuffle, of the validation split where the source has none, and of --max-train-samples."""
+    """Seed for the global shuffle, for --val-fraction and for --max-train-samples."""
     val_fraction: float | None = None
-    """Part of each training class that becomes `val` where the source has none. Default: 0.05."""
+    """Fraction of each training class that becomes `val` if the source has none. Default: 0.05."""
     val_last: int | None = None
-    """Instead: so many samples at the end of `train`, in the source's own order, become `val`. For IDX and CIFAR files,
-    whose order is random, as tutorials do."""
+    """Instead of --val-fraction: number of samples at the end of `train`, in the source's own order, that become `val`.
+    For IDX and CIFAR files, whose order is random; many tutorials split them this way."""
     max_train_samples: int | None = None
-    """For trials: keep so many training samples, a random part of each class. `val` and `test` stay whole."""
+    """For trials: number of training samples to keep, a random part of each class. `val` and `test` stay complete."""
     samples_per_shard: int = 1000
-    """Planned samples of a shard."""
+    """Planned number of samples per shard."""
     max_rejects: float = 0.001
-    """Largest tolerated fraction of undecodable pictures."""
+    """Maximum fraction of rejected pictures."""
     damaged: Damaged = "reject"
-    """Pictures that lack pixels. reject: they are left out; note: what is left is stored, and noted as damaged."""
+    """For pictures that lack pixels. reject: leave them out; note: store what can be decoded, noted as damaged."""
     check_md5: bool = False
-    """Read the official archives once more beforehand and compare their MD5 with the published ones."""
+    """Read the official archives once beforehand and compare their MD5 sums with the published ones."""
     ignore: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Leave out what the pattern matches, as a path in SOURCE or as a name: --ignore '*.txt'; /NAME is a path alone.
-    May be given again."""
+    """Pattern of files, folders or archive members to leave out, matched against the path in SOURCE or its last part:
+    --ignore '*.txt'. A pattern that begins with a slash matches only the whole path. May be repeated."""
     partial: bool = False
-    """For trials: read sets that are incomplete, where numbered files are missing."""
+    """For trials: read incomplete sets, with missing numbered files."""
     dry_run: bool = False
-    """Write nothing; say what lies in SOURCE, how many shards and bytes it would be, and about how long it would
-    take."""
+    """Write nothing; print what SOURCE holds, the expected number of shards and bytes, and about how long sharding
+    would take."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,17 +99,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--workers is {arguments.workers}; it must be at least 1")
     size = arguments.size
     if arguments.source is None and arguments.dry_run:
-        raise InputError("--dry-run writes nothing, not even the embedded default's archives; name a SOURCE and an OUT")
+        raise InputError("--dry-run writes nothing, so it cannot make the synthetic source; name a SOURCE and an OUT")
     if arguments.source is None:
         folder = embedded.dataset_folder()
         sys.stdout.write(f"no SOURCE given: sharding the embedded synthetic mini-ImageNet into {folder}\n")
         for other in embedded.datasets_of_other_versions():
-            sys.stdout.write(f"{other} was left by another version and is not used; it may be removed\n")
+            sys.stdout.write(f"{other} was left by another version and is not used; you may remove it\n")
         if (folder / DATASET_JSON).exists():
-            sys.stdout.write(f"it is already there; train on it with\n  {_TRAIN}\n")
+            sys.stdout.write(f"the dataset is already there; train on it with\n  {_TRAIN}\n")
             return 0
         if not (embedded.source_folder() / DEVKIT_ARCHIVE).exists():
-            shutil.rmtree(embedded.source_folder(), ignore_errors=True)  # killed while the archives were renamed
+            shutil.rmtree(embedded.source_folder(), ignore_errors=True)  # left by a kill during the renaming
             synthesize(embedded.source_folder(), workers=arguments.workers or len(os.sched_getaffinity(0)))
         source_path = embedded.source_folder()
         size = embedded.STORED_SIZE if size is None else size
@@ -117,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         source_path, folder = shared_path(arguments.source, "SOURCE"), shared_path(arguments.out, "OUT")
         if folder.is_relative_to(source_path):
-            raise InputError(f"OUT {folder} lies in SOURCE {source_path}; choose a folder outside of it")
+            raise InputError(f"OUT {folder} lies in SOURCE {source_path}; choose a folder outside SOURCE")
     source = open_source(source_path, arguments.layout, ListingOptions(arguments.ignore, arguments.partial))
     config = _config(arguments, source, size)
     if arguments.check_md5:
@@ -146,7 +147,8 @@ def _config(arguments: Arguments, source: Source, size: int | None) -> ShardingC
     pixels = source.native_pixels
     if pixels and arguments.encoding == "original":
         raise InputError(
-            "--encoding original keeps encoded files, this source holds pixels; use raw, which is lossless"
+            "--encoding original keeps encoded files, but this source holds pixels; use --encoding raw, which is "
+            "lossless"
         )
     if size is None and not pixels:
         size = _PICTURE_SIZE

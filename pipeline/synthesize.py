@@ -1,7 +1,7 @@
 """Make a licence-free miniature of ImageNet in the official layout: archives of synthetic pictures, and a devkit.
 
-Its classes differ by shape, texture and arrangement, so that they can be learned, but not from their mean colour. The
-same arguments give the same bytes.
+The classes differ in shape, texture and arrangement, so they can be learned, but not by their mean colour. The same
+arguments give the same bytes.
 """
 
 import io
@@ -32,7 +32,7 @@ from pipeline.synthetic.synthetic_pictures import NUM_CLASSES, draw_picture
 from pipeline.system.files import atomic_file
 
 Oddity = Literal["cmyk", "png_as_jpeg", "grey", "exif_rotated", "truncated"]
-_PICTURES_A_PROCESS = 250  # fewer are drawn sooner than another process starts
+_PICTURES_PER_PROCESS = 250  # for fewer pictures, another process does not pay off
 _CHUNK = 16  # pictures that a process draws at a time
 _EXIF_ROTATED = 6  # EXIF 2.3, 4.6.4: row 0 of the stored pixels is the picture's right side
 _JPEG_QUALITY = 90
@@ -43,21 +43,21 @@ class Arguments:
     """Command line of `python -m pipeline.synthesize`."""
 
     out: Annotated[Path, tyro.conf.Positional]
-    """Folder to write the three archives to."""
+    """Folder for the three archives."""
     classes: int = 10
     """Number of classes, at most 1144."""
     train_per_class: int = 300
-    """Training pictures of each class."""
+    """Training pictures per class."""
     val_per_class: int = 50
-    """Validation pictures of each class."""
+    """Validation pictures per class."""
     max_side: int = 500
-    """Longer side of a picture, in pixels, at most: a small number makes many pictures quickly."""
+    """Maximum length of a picture's longer side, in pixels. Small pictures are made quickly."""
     odd_files: bool = False
     """Add ImageNet's odd files to both archives: CMYK, a PNG named .JPEG, grey, EXIF-rotated, truncated."""
     seed: int = 0
-    """Of all pictures."""
+    """Seed for all pictures."""
     workers: int = os.cpu_count() or 1
-    """Processes. Does not change the output."""
+    """Number of processes. Does not change the output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Picture:
 
     @property
     def source(self) -> str:
-        """Its name in the archives."""
+        """Name of the picture in the archives."""
         if self.split == "val":
             return f"ILSVRC2012_val_{self.number:08d}.JPEG"
         wnid = class_wnid(self.class_index)
@@ -89,23 +89,23 @@ def synthesize(
     seed: int = Arguments.seed,
     workers: int = Arguments.workers,
 ) -> dict[str, Oddity]:
-    """Write the three archives into a folder; all of them appear at the end, the devkit last.
+    """Write the three archives into a folder; they appear together at the end, the devkit last.
 
     Args:
-        out: The folder; created if needed.
+        out: Folder for the archives; created if needed.
         classes: Number of classes.
-        train_per_class: Training pictures of each class.
-        val_per_class: Validation pictures of each class.
-        max_side: Longer side of a picture, in pixels, at most.
-        odd_files: Add one picture of each `Oddity` to each split.
-        seed: Of all pictures.
-        workers: Processes; does not change the bytes.
+        train_per_class: Training pictures per class.
+        val_per_class: Validation pictures per class.
+        max_side: Maximum length of a picture's longer side, in pixels.
+        odd_files: True to add one picture of each `Oddity` to each split.
+        seed: Seed for all pictures.
+        workers: Number of processes; does not change the bytes.
 
     Returns:
-        Name of each odd picture, as the official layout's source lists it -> what is odd about it.
+        Name of each odd picture in the listing of the official layout -> its oddity.
 
     Raises:
-        InputError: A number is out of range, or the folder holds one of the archives.
+        InputError: A number is out of range, or the folder already holds one of the archives.
     """
     _check_range("classes", classes, 1, NUM_CLASSES)
     _check_range("train-per-class", train_per_class, 1, 10**6)
@@ -122,7 +122,7 @@ def synthesize(
     pictures = [*train, *val]
     num_train_images = Counter(picture.class_index for picture in train)
     devkit = devkit_archive([num_train_images[index] for index in range(classes)], [p.class_index for p in val])
-    num_processes = min(workers, 1 + len(pictures) // _PICTURES_A_PROCESS)
+    num_processes = min(workers, 1 + len(pictures) // _PICTURES_PER_PROCESS)
     with (
         atomic_file(paths[2]) as devkit_file,
         atomic_file(paths[1]) as val_file,
@@ -143,7 +143,7 @@ def synthesize(
 
 
 def encode_picture(picture: Picture, seed: int, max_side: int) -> bytes:
-    """Draw one picture and return its file; all that is random in it depends on the seed and the picture alone."""
+    """Draw a picture and return its file; all random choices depend only on the seed and the picture."""
     stream = picture_stream(picture.split, picture.class_index, picture.number)
     random = np.random.Generator(np.random.Philox(key=np.array([seed, stream], dtype=np.uint64)))
     image = draw_picture(picture.class_index, random, max_side)
@@ -173,7 +173,7 @@ def _encode(image: Image.Image, file_format: str = "JPEG", **options: Any) -> by
 def _plan(
     classes: int, train_per_class: int, val_per_class: int, oddities: Sequence[Oddity], seed: int
 ) -> tuple[list[Picture], list[Picture]]:
-    """Return the pictures of `train`, sorted by class, and of `val`, shuffled, each with the odd ones last."""
+    """Return the pictures of `train`, sorted by class, and of `val`, shuffled; in each, the odd ones are last."""
     train = []
     for class_index in range(classes):
         odd_ones = oddities[class_index::classes]
@@ -189,7 +189,7 @@ def _plan(
 
 
 def _counted(items: Iterable[bytes], update: Callable[[], object]) -> Iterator[bytes]:
-    """Yield the items, calling `update` for each."""
+    """Yield the items and call `update` for each."""
     for item in items:
         update()
         yield item

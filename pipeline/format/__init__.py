@@ -1,1 +1,1 @@
-"""The dataset folder: what its files are called and hold."""
+"""The dataset folder: names and contents of its files."""

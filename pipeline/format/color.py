@@ -1,8 +1,8 @@
-"""The colours of a training set: mean, covariance, its eigenbasis, and the colour noise that is drawn along it.
+"""Colour statistics of a training set: mean, covariance, its eigenbasis, and colour noise along the eigenvectors.
 
-Everything is kept in units of `pixel_scale`: with 255, a mean of 0.48 is a grey level of 122.4, and an eigenvalue is
+All values are in units of `pixel_scale`: with 255, a mean of 0.48 is a grey level of 122.4, and an eigenvalue is
 a variance of pixels in [0, 1]. The paper adds [p1 p2 p3][a1*l1, a2*l2, a3*l3] to each pixel (Krizhevsky et al. 2012,
-section 4.1), a formula that is not scale-free, so what stands for `l` has a name:
+section 4.1). This formula is not scale-free, so each meaning of `l` has a name:
 
     fb             the eigenvalue, pixels in [0, 1] (fb.resnet.torch; the printed formula in these units)
     cuda-convnet   the standard deviation, the eigenvalue's square root
@@ -22,12 +22,12 @@ class ColorBasis:
     """Colour statistics of a training set.
 
     Attributes:
-        pixel_scale: What one unit is in grey levels.
+        pixel_scale: Grey levels per unit.
         mean_3: Mean of red, green, blue; float64 (3,), in units of `pixel_scale`.
         covariance_33: Population covariance; float64 (3, 3), in squared units.
-        eigenvalues_3: Of the covariance, largest first; float64 (3,).
-        eigenvectors_33: float64 (3, 3); column i belongs to eigenvalue i, has length one, and its entry of largest
-            magnitude is positive.
+        eigenvalues_3: Eigenvalues of the covariance, largest first; float64 (3,).
+        eigenvectors_33: Eigenvectors as columns, float64 (3, 3); column i belongs to eigenvalue i, has length one, and
+            its entry of largest magnitude is positive.
     """
 
     pixel_scale: int
@@ -51,7 +51,7 @@ class ColorBasis:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> "ColorBasis":
-        """Read the basis out of a parsed `statistics/color.json`."""
+        """Build the basis from a parsed `statistics/color.json`."""
         return cls(
             pixel_scale=int(document["pixel_scale"]),
             mean_3=np.array(document["mean"]),
@@ -65,13 +65,13 @@ class ColorBasis:
 
         Args:
             alpha_N3: Coefficients along the principal components, shape (N, 3).
-            convention: What the coefficients multiply; see the module.
+            convention: Meaning of the factor that the coefficients multiply; see the module.
 
         Returns:
-            float64 (N, 3), in grey levels.
+            RGB vectors, float64 (N, 3), in grey levels.
         """
         lengths_3 = self.eigenvalues_3 if convention == "fb" else np.sqrt(self.eigenvalues_3)
-        # Written out: a matrix product may sum in another order on another processor, and these bits reach the
-        # pictures.
+        # Written out, because a matrix product may sum in a different order on another processor, and these bits end
+        # up in the pictures.
         shift_N3 = sum((alpha_N3[:, i : i + 1] * lengths_3[i]) * self.eigenvectors_33[:, i] for i in range(3))
         return np.asarray(shift_N3) * self.pixel_scale

@@ -1,1 +1,1 @@
-"""Where pictures come from: one module a layout, one protocol (`base.Source`)."""
+"""Sources of pictures: one module per layout, one protocol (`base.Source`)."""

@@ -1,1 +1,1 @@
-"""Synthetic pictures, and the ImageNet archives that are made of them."""
+"""Synthetic pictures, and the ImageNet archives made of them."""

@@ -1,7 +1,7 @@
-"""The devkit of the synthetic ImageNet, built like ILSVRC-2012's: ILSVRC ids that are not class indices, inner synsets.
+"""The devkit of the synthetic ImageNet, built like ILSVRC-2012's.
 
-Its traps are the real one's: the ids of the classes are no rank of the wnids, and `synsets` ends with synsets that have
-children and are no classes, whose wnids lie before, between and after those of the classes.
+It has the traps of the real one: the ids of the classes are not ranks of the wnids, and `synsets` ends with synsets
+that have children and are not classes, with wnids before, between and after those of the classes.
 """
 
 import gzip
@@ -25,7 +25,7 @@ _SYNSET_FIELDS = (
     "num_train_images",
 )
 _MAT_HEADER = b"MATLAB 5.0 MAT-file, synthetic ILSVRC2012 devkit"
-_MAT_TEXT_BYTES = 116  # of the header's text field, in which scipy writes the time
+_MAT_TEXT_BYTES = 116  # length of the header's text field, into which scipy writes the time
 
 
 def class_wnid(class_index: int) -> str:
@@ -34,7 +34,7 @@ def class_wnid(class_index: int) -> str:
 
 
 def ilsvrc_id(class_index: int, num_classes: int) -> int:
-    """Return the ILSVRC id of a class, from 1 to `num_classes`: its index turned round by a third of the classes."""
+    """Return the ILSVRC id of a class, from 1 to `num_classes`: its index, shifted by a third of the classes."""
     return (class_index + (num_classes + 1) // 3) % num_classes + 1
 
 
@@ -42,7 +42,7 @@ def devkit_archive(num_train_images: Sequence[int], val_classes: Sequence[int]) 
     """Return the devkit's .tar.gz.
 
     Args:
-        num_train_images: Of each class.
+        num_train_images: Number of training pictures of each class.
         val_classes: class_index of each validation picture, in the order of their names.
     """
     num_classes = len(num_train_images)
@@ -58,14 +58,14 @@ def devkit_archive(num_train_images: Sequence[int], val_classes: Sequence[int]) 
 
 
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Append a file to a tar, without time or owner."""
+    """Append a file to a tar without time or owner."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))
 
 
 def _meta(num_train_images: Sequence[int]) -> bytes:
-    """Return meta.mat: `synsets`, a column of structs, first the classes by ILSVRC id, then the inner synsets."""
+    """Return meta.mat with `synsets`, a column of structs: the classes by ILSVRC id, then the inner synsets."""
     num_classes = len(num_train_images)
     first_half = [ilsvrc_id(index, num_classes) for index in range((num_classes + 1) // 2)]
     second_half = [number for number in range(1, num_classes + 1) if number not in first_half]
@@ -93,7 +93,7 @@ def _meta(num_train_images: Sequence[int]) -> bytes:
         synsets.append((number, wnid, words, gloss, len(children), np.array(children, np.uint16), height, 0))
     column = np.array(synsets, dtype=[(field, object) for field in _SYNSET_FIELDS])[:, None]
     buffer = io.BytesIO()
-    from scipy.io import savemat  # here: the offline stage imports this module, and seldom needs it
+    from scipy.io import savemat  # imported here: the offline stage imports this module but rarely needs it
 
     savemat(buffer, {"synsets": column}, do_compression=True)
     return _MAT_HEADER.ljust(_MAT_TEXT_BYTES) + buffer.getvalue()[_MAT_TEXT_BYTES:]

@@ -1,12 +1,12 @@
-"""Synthetic pictures: 1,144 classes that differ by shape, texture and arrangement, never by colour.
+"""Synthetic pictures: 1,144 classes that differ in shape, texture and arrangement, never in colour.
 
-Class k shows one of 13 shapes in one of 8 textures in one of 11 arrangements: the choices are k modulo 13, 8 and 11.
-The three numbers share no factor, so no two classes agree in all three (the Chinese remainder theorem), and neighbours
-differ in each. Colours, background, clutter, grain, position, scale and tilt are drawn from the same distributions for
-all classes.
+Class k shows one of 13 shapes in one of 8 textures in one of 11 arrangements, chosen by k modulo 13, 8 and 11. The
+three numbers share no factor, so no two classes agree in all three (the Chinese remainder theorem), and neighbouring
+classes differ in each. Colours, background, clutter, grain, position, scale and tilt are drawn from the same
+distributions for all classes.
 
-A shape is the set of points where a function is negative (a distance, roughly); a texture is the share of the first of
-two colours. Both are functions of an object's own coordinates u (right) and v (down), measured in its radius.
+A shape is the set of points where a function is negative (roughly a distance). A texture is the share of the first of
+two colours. Both are functions of an object's own coordinates u (right) and v (down), in units of its radius.
 """
 
 import math
@@ -15,13 +15,13 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw
 
-Field = np.ndarray  # float32, one number a pixel of a patch
+Field = np.ndarray  # float32, one number per pixel of a patch
 
 _CANVAS_SIDE = 250  # pixels; larger pictures are drawn at this longer side and enlarged
 _GRAIN = 16.0  # grey levels, half the width of the uniform noise
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
-_LUMINANCE_BANDS = ((45, 88), (110, 146), (168, 211))  # one each for the ground and an object's two colours
-_SIZES = (  # width, height; repeated as often as they are common in ILSVRC-2012, roughly
+_LUMINANCE_BANDS = ((45, 88), (110, 146), (168, 211))  # one for each of the background and an object's two colours
+_SIZES = (  # width, height; repeated roughly in proportion to their frequency in ILSVRC-2012
     *[(500, 375)] * 8,
     *[(375, 500)] * 3,
     *[(500, 333)] * 3,
@@ -41,7 +41,7 @@ def _polygon(u: Field, v: Field, sides: int) -> Field:
 
 
 def _polar(u: Field, v: Field, corners: int, depth: float) -> Field:
-    """Return the distance to a circle whose radius swings `corners` times a turn."""
+    """Return the distance to a circle whose radius oscillates `corners` times per turn."""
     return np.hypot(u, v) - 0.9 + depth * (0.5 - 0.5 * np.cos(corners * np.arctan2(u, -v)))
 
 
@@ -67,11 +67,11 @@ SHAPES: dict[tuple[str, str], Callable[[Field, Field], Field]] = {
 
 
 def _share(wave: Field) -> Field:
-    """Turn a wave between -1 and 1 into a share with soft edges."""
+    """Convert a wave between -1 and 1 to a share with soft edges."""
     return np.clip(0.5 + 2.5 * wave, 0.0, 1.0)
 
 
-TEXTURES: dict[str, Callable[[Field, Field, Field], Field]] = {  # of u, v and the shape's own distance
+TEXTURES: dict[str, Callable[[Field, Field, Field], Field]] = {  # functions of u, v and the shape's distance
     "plain": lambda u, v, d: np.ones_like(d),
     "striped": lambda u, v, d: _share(np.sin(10.0 * v)),
     "checked": lambda u, v, d: _share(np.sin(7.5 * u) * np.sin(7.5 * v)),
@@ -91,7 +91,7 @@ def _circle(count: int) -> list[tuple[float, float]]:
     return [(math.sin(2 * math.pi * i / count), -math.cos(2 * math.pi * i / count)) for i in range(count)]
 
 
-ARRANGEMENTS: dict[str, list[tuple[float, float]]] = {  # centres in a square from -1 to 1
+ARRANGEMENTS: dict[str, list[tuple[float, float]]] = {  # centres of the objects in a square from -1 to 1
     "one {}": [(0.0, 0.0)],
     "three {} in a triangle": _circle(3),
     "two {} side by side": _row(2),
@@ -108,7 +108,7 @@ NUM_CLASSES = len(SHAPES) * len(TEXTURES) * len(ARRANGEMENTS)
 
 
 def class_name(class_index: int) -> str:
-    """Return a class's name for people, such as "three striped rings in a row"."""
+    """Return the name of a class for people, such as "three striped rings in a row"."""
     (singular, plural), texture, arrangement = _traits(class_index)
     noun = singular if len(ARRANGEMENTS[arrangement]) == 1 else plural
     return arrangement.format(f"{texture} {noun}")
@@ -118,9 +118,9 @@ def draw_picture(class_index: int, random: np.random.Generator, max_side: int) -
     """Draw one picture of a class.
 
     Args:
-        class_index: From 0 to `NUM_CLASSES` - 1.
-        random: All that differs between two pictures of a class is drawn from it, the picture's size too.
-        max_side: In pixels; larger pictures are made smaller, in the same proportions.
+        class_index: Class, from 0 to `NUM_CLASSES` - 1.
+        random: Generator for everything that differs between two pictures of a class, including the size.
+        max_side: Maximum length of a side, in pixels; larger pictures are scaled down in proportion.
 
     Returns:
         An RGB picture of one of ImageNet's usual sizes.
@@ -135,7 +135,7 @@ def draw_picture(class_index: int, random: np.random.Generator, max_side: int) -
 
     centres = np.array(ARRANGEMENTS[arrangement])
     alone = len(centres) == 1
-    extent = short_side * random.uniform(0.16, 0.32)  # from the group's middle to its outermost centres
+    extent = short_side * random.uniform(0.16, 0.32)  # distance from the group's middle to its outermost centres
     radius = extent * (1.15 if alone else 0.45 * _closest(centres))
     middle = np.array(canvas_size) / 2 + short_side * random.uniform(-0.15, 0.15, 2)
     tilt = random.uniform(-0.3, 0.3)
@@ -182,7 +182,7 @@ def _closest(points: np.ndarray) -> float:
 def _colors(random: np.random.Generator) -> np.ndarray:
     """Return three colours of different luminance, in random order: shape (3, 3), float32, 0 to 255.
 
-    Each of them alone has the same distribution, so that no class has a colour of its own.
+    Each colour on its own has the same distribution, so no class has a characteristic colour.
     """
     bands = np.array(_LUMINANCE_BANDS)[random.permutation(3)]
     colors = random.uniform(-90, 90, (3, 3))
@@ -191,7 +191,7 @@ def _colors(random: np.random.Generator) -> np.ndarray:
 
 
 def _background(color: np.ndarray, size: tuple[int, int], random: np.random.Generator) -> Image.Image:
-    """Return a smooth, uneven ground about a colour, with strokes of clutter over it."""
+    """Return a smooth, uneven background around a colour, with strokes of clutter on it."""
     patches = np.clip(color + random.uniform(-38, 38, (4, 4, 3)), 0, 255).astype(np.uint8)
     ground = Image.fromarray(patches).resize(size, Image.Resampling.BICUBIC)
     _scribble(ground, color, int(random.integers(4, 10)), 0.08, random)
@@ -204,11 +204,11 @@ def _scribble(
     """Draw bent strokes over a picture, in place, in colours near the given one.
 
     Args:
-        picture: RGB.
-        color: 0 to 255, shape (3,).
-        num_strokes: How many.
-        thickness: The largest, as a share of the picture's shorter side.
-        random: Where all is drawn from.
+        picture: RGB picture.
+        color: RGB colour, 0 to 255, shape (3,).
+        num_strokes: Number of strokes.
+        thickness: Maximum width of a stroke, as a fraction of the picture's shorter side.
+        random: Generator for all random choices.
     """
     draw = ImageDraw.Draw(picture)
     short_side = min(picture.size)
@@ -229,15 +229,15 @@ def _paint(
     angle: float,
     colors: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    """Paint one object over the canvas, in place; what lies outside is cut off.
+    """Paint one object on the canvas, in place; parts outside the canvas are cut off.
 
     Args:
-        planes: float32, shape (3, height, width).
-        shape: Negative inside, in radii.
+        planes: Canvas, float32 (3, height, width).
+        shape: Signed distance in radii, negative inside the object.
         texture: Share of the first colour.
-        centre: x and y, in pixels.
-        radius: In pixels.
-        angle: In radians.
+        centre: Position of the centre (x, y), in pixels.
+        radius: Radius of the object, in pixels.
+        angle: Rotation, in radians.
         colors: Two RGB colours.
     """
     _, height, width = planes.shape

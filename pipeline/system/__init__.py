@@ -1,1 +1,1 @@
-"""What a process finds around it: the operating system, its files, the processor, a Ray."""
+"""The environment of a process: operating system, files, processor, Ray."""

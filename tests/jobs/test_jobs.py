@@ -130,7 +130,7 @@ def test_a_path_relative_to_an_uploaded_copy_is_refused(tmp_path, monkeypatch):
     upload = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_0"
     upload.mkdir(parents=True)
     monkeypatch.chdir(upload)
-    with pytest.raises(InputError, match=r"--data d is relative, but a job .* give the absolute path"):
+    with pytest.raises(InputError, match=r"--data d is relative, but a job .* give an absolute path"):
         train.main(["--data", "d", "--run", "/r"])
 
 

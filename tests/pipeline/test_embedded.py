@@ -25,7 +25,7 @@ def test_both_commands_work_on_the_embedded_default(tmp_path, monkeypatch, capsy
     dataset = Dataset.open(embedded.dataset_folder())
     assert (dataset.num_samples("train"), dataset.num_samples("val"), dataset.stored_size) == (8, 4, 32)
     assert shard.main([]) == 0
-    assert "it is already there; train on it with" in capsys.readouterr().out
+    assert "the dataset is already there; train on it with" in capsys.readouterr().out
     assert training_job.find_paths(arguments)[0] == embedded.dataset_folder()
 
 
@@ -37,7 +37,7 @@ def test_a_dataset_of_another_version_is_told_of_and_left_alone(tmp_path, monkey
     old.mkdir(parents=True)
     (old / "dataset.json").write_text("{}")
     assert shard.main([]) == 0
-    assert f"{old} was left by another version and is not used; it may be removed" in capsys.readouterr().out
+    assert f"{old} was left by another version and is not used; you may remove it" in capsys.readouterr().out
     assert Dataset.open(embedded.dataset_folder()).stored_size == 32
     assert (old / "dataset.json").read_text() == "{}"
 

@@ -207,7 +207,10 @@ def test_a_name_that_a_locale_lacks_is_told(tmp_path):
     code = "from pipeline.command import run_command\nrun_command(lambda _: open('\u00fc'))"
     answer = _run(tmp_path, code, **ASCII)
     assert (answer.returncode, answer.stdout) == (2, b"")
-    told = "error: this locale names files in ascii, and a name has other letters; set LC_ALL=C.UTF-8, unset PYTHONUTF8"
+    told = (
+        "error: this locale encodes file names in ascii, and a name has other letters; set LC_ALL=C.UTF-8, and unset "
+        "PYTHONUTF8"
+    )
     assert answer.stderr.decode() == f"{told}\n"
 
 
