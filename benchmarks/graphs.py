@@ -27,6 +27,7 @@ from benchmarks.photographs import describe, list_photographs
 from benchmarks.record import Comparison, publish, record_document, run_rounds
 from pipeline.command import run_command
 from pipeline.dataset import Dataset
+from pipeline.online.augmentation import AugmentationParameters
 from pipeline.online.graph import GraphConfig, normalised
 from pipeline.online.shard_reader import ShardReader
 from pipeline.shard import main as shard
@@ -78,8 +79,9 @@ def _normalise(pixels: Any, x: Any, y: Any, mirror: Any, mean: Any, **form: Any)
     )
 
 
-def _kernel(*fed: Any) -> Any:
+def _kernel(pixels: Any, x: Any, y: Any, mirror: Any, mean: Any) -> Any:
     """Define the second half as the loader has it on a CPU."""
+    left, top = (fn.cast(offset * float(_SIZE - _CROP), dtype=types.INT32) for offset in (x, y))
     config = GraphConfig(
         raw=False,
         whole=False,
@@ -98,7 +100,7 @@ def _kernel(*fed: Any) -> Any:
         num_threads=1,
         prefetch_batches=1,
     )
-    return normalised(*fed, config)
+    return normalised(pixels, AugmentationParameters(left, top, mirror, mean), config)
 
 
 _OF_JPEG: dict[str, Form] = {

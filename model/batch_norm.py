@@ -2,7 +2,7 @@
 
 Ordinary batch normalisation takes its statistics over a worker's batch, so the training depends on how many workers
 share a global batch. Here a group of `group_size` consecutive samples has its own (Hoffer, Hubara, Soudry: "Train
-longer, generalize better", 2017); workers take whole groups (`rank_slice`), so that each group is the
+longer, generalize better", 2017); workers take whole groups (`RankShare`), so that each group is the
 same on any number of them.
 
 Evaluation uses running means, which must not depend on the workers either: a layer collects the statistics of its

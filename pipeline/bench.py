@@ -184,7 +184,7 @@ class _Stages:
         decode = build_decode_graph(contents, config)
         yield "decode", decode.run
         pixels = [np.array(decode.run()[0].as_array()) for _ in range(self._num_held)]
-        fed = itertools.cycle([(pixels_NHWC, *self._fed(next(parameters))) for pixels_NHWC in pixels])
+        fed = itertools.cycle([(pixels_NHWC, *next(parameters).arrays()) for pixels_NHWC in pixels])
         augment = build_augment_graph(fed, config)
         yield "augment", augment.run
         threads = LoaderConfig(num_threads=self._num_threads)
@@ -213,20 +213,10 @@ class _Stages:
             if len(ahead) > _LOOKAHEAD:
                 yield [self._reader.read(sample_id) for sample_id in ahead.popleft().tolist()]
 
-    def _draw(self, positions: np.ndarray) -> AugmentationParameters:
+    def _draw(self, positions: np.ndarray) -> AugmentationParameters[np.ndarray]:
         epochs, sample_ids = positions // self._order.num_samples, self._order.sample_ids(positions)
         basis, stored_size = self._dataset.color_basis, self._dataset.stored_size
         return draw_parameters(self._config, basis, stored_size, _SEED, epochs, sample_ids)
-
-    def _fed(self, parameters: AugmentationParameters) -> tuple[np.ndarray, ...]:
-        """Return parameters as the graph takes them: offsets as a part of the free range."""
-        free = np.float32(max(1, self._dataset.stored_size - self._crop_size))
-        return (
-            parameters.crop_x_N.astype(np.float32) / free,
-            parameters.crop_y_N.astype(np.float32) / free,
-            parameters.mirror_N,
-            parameters.mean_N3,
-        )
 
     def _share(self, pool: ThreadPoolExecutor, work: Callable[[Any], object], items: Sequence[Any]) -> None:
         """Do a batch's work in threads, each an equal part of it."""

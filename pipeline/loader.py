@@ -14,7 +14,6 @@ import time
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,70 +28,14 @@ from pipeline.online.augmentation import (
     divisor,
     draw_parameters,
 )
+from pipeline.online.batch import Batch, LoaderConfig
 from pipeline.online.feed import BatchThread, Draw, Feed
-from pipeline.online.graph import Decode, Device, GraphConfig, Layout, OutputType
-from pipeline.online.order import SampleOrder, rank_slice
-from pipeline.online.shard_reader import OnBadSample, ShardReader
+from pipeline.online.graph import GraphConfig
+from pipeline.online.order import RankShare, SampleOrder
+from pipeline.online.shard_reader import ShardReader
 from pipeline.online.stream_order import StreamConfig, StreamOrder
 
-
-@dataclass(frozen=True)
-class Batch:
-    """One rank's part of a global batch; it owns its memory.
-
-    Attributes:
-        images: (N, 3, crop, crop), or (N, 10, 3, crop, crop) for ten crops; normalised, on the loader's device.
-        labels: int64 (N,), class_index, on the loader's device.
-        sample_ids: int64 (N,), row numbers of the split's manifest, on the CPU.
-        positions: int64 (N,), places in the endless stream (evaluation: the sample ids), on the CPU.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    sample_ids: torch.Tensor
-    positions: torch.Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
-    """How batches are made, which changes no sample of them.
-
-    Attributes:
-        device: Where augmentation runs, and where the batch lies: `cpu` or `gpu`.
-        decode: Where JPEGs are decoded: `cpu`, the same bits on either device, or `mixed`, by a GPU too, whose pixels
-            may differ by some grey levels. None: `mixed` where the device is a GPU.
-        device_id: Of the GPU; ignored for `cpu`.
-        num_threads: DALI's; None: one more than the cores that this process may use, so that none idles while another
-            thread ends a batch.
-        prefetch_batches: Finished batches that wait.
-        output_type: Of the images.
-        layout: Of the images in memory. Their shape is always (N, 3, H, W): NHWC is torch's channels-last format.
-        on_bad_sample: A sample whose bytes have changed since they were written, or are gone with the end of a shard or
-            all of it, is an `error`, or is replaced by the next whole one and counted (`skip-and-count`).
-        group_size: Training samples that stay on one rank, as ghost batch normalisation wants it; divides the global
-            batch.
-    """
-
-    device: Device = "cpu"
-    decode: Decode | None = None
-    device_id: int = 0
-    num_threads: int | None = None
-    prefetch_batches: int = 3
-    output_type: OutputType = "float32"
-    layout: Layout = "NCHW"
-    on_bad_sample: OnBadSample = "error"
-    group_size: int = 1
-
-    def __post_init__(self) -> None:
-        """Check the fields.
-
-        Raises:
-            ValueError: Names the field, its value and what would be right.
-        """
-        if self.group_size < 1:
-            raise ValueError(f"group_size={self.group_size}: must be at least 1")
-        if self.decode == "mixed" and self.device != "gpu":
-            raise ValueError("decode='mixed': needs device='gpu'; a CPU decodes alone, decode='cpu'")
+__all__ = ["Batch", "EvalLoader", "LoaderConfig", "TrainLoader"]
 
 
 class _Loader(Iterator[Batch]):
@@ -182,7 +125,6 @@ class _Loader(Iterator[Batch]):
             positions,
             identify,
             draw,
-            num_offsets=self._stored_size - self.crop_size,
             num_alive=self._config.prefetch_batches + 2,
         )
 
@@ -238,15 +180,16 @@ class TrainLoader(_Loader):
             )
         if not 0 <= rank < world_size:
             raise InputError(f"rank {rank} is not in a world of {world_size}")
+        share = RankShare(global_batch_size, rank, world_size, group_size)
         super().__init__(
             dataset,
             "train",
             augmentation or AugmentationConfig(),
             dataset.color_basis,
-            -(-num_groups // world_size) * group_size,
+            share.largest,
             config,
         )
-        self._shape = global_batch_size, rank, world_size, group_size
+        self._share = share
         self._seed = seed
         self._order = SampleOrder(dataset.num_samples("train"), seed)
         if streams is not None and streams.num_streams:
@@ -260,7 +203,7 @@ class TrainLoader(_Loader):
     def __next__(self) -> Batch:
         """Return this rank's part of the next global batch."""
         batch = super().__next__()
-        self.samples_seen += self._shape[0]
+        self.samples_seen += self._share.global_batch_size
         return batch
 
     def state_dict(self) -> dict[str, int]:
@@ -278,10 +221,9 @@ class TrainLoader(_Loader):
         self.samples_seen = samples_seen
 
     def _new_feed(self) -> Feed:
-        order = self._order
-        firsts = itertools.count(self.samples_seen, self._shape[0])
-        shape = self._shape
-        positions = (order.rank_positions(first, *shape) for first in firsts)
+        order, share = self._order, self._share
+        firsts = itertools.count(self.samples_seen, share.global_batch_size)
+        positions = (order.rank_positions(first, share) for first in firsts)
         draw = functools.partial(
             _draw_training, self._augmentation, self._basis, self._stored_size, self._seed, order.num_samples
         )
@@ -319,7 +261,7 @@ class EvalLoader(_Loader):
             ten_crops: Images are (N, 10, 3, H, W): corners and centre, then mirrored (`TEN_CROPS`).
             config: See `TrainLoader`.
         """
-        self._positions = rank_slice(0, dataset.num_samples(split), rank, world_size)
+        self._positions = RankShare(dataset.num_samples(split), rank, world_size).range_from(0)
         super().__init__(
             dataset,
             split,
@@ -347,7 +289,7 @@ def _draw_training(
     num_samples: int,
     positions: np.ndarray,
     sample_ids: np.ndarray,
-) -> AugmentationParameters:
+) -> AugmentationParameters[np.ndarray]:
     return draw_parameters(augmentation, basis, stored_size, seed, positions // num_samples, sample_ids)
 
 
@@ -357,5 +299,5 @@ def _draw_evaluation(
     stored_size: int,
     positions: np.ndarray,
     sample_ids: np.ndarray,
-) -> AugmentationParameters:
+) -> AugmentationParameters[np.ndarray]:
     return center_parameters(augmentation, basis, stored_size, len(sample_ids))

@@ -132,7 +132,7 @@ def read_samples(dataset: Dataset, arguments: Arguments) -> Iterator[Sample]:
 
 def noise_parameters(
     config: AugmentationConfig, basis: ColorBasis, stored_size: int, component: int
-) -> AugmentationParameters:
+) -> AugmentationParameters[np.ndarray]:
     """Return centre crops with the noise of each of `NOISE_SIGMAS` along one principal component (0, 1 or 2)."""
     alpha_N3 = np.zeros((len(NOISE_SIGMAS), 3))
     alpha_N3[:, component] = np.multiply(NOISE_SIGMAS, config.color_noise_sigma)
@@ -142,7 +142,7 @@ def noise_parameters(
 
 
 def displayable_crops(
-    square_HWC: np.ndarray, parameters: AugmentationParameters, crop_size: int, basis: ColorBasis
+    square_HWC: np.ndarray, parameters: AugmentationParameters[np.ndarray], crop_size: int, basis: ColorBasis
 ) -> np.ndarray:
     """Return what `reference.augment` makes of one picture under each row of parameters, as pixels again.
 
@@ -187,7 +187,7 @@ def _drawn(crop_HWC: np.ndarray, stored_size: int) -> Image.Image:
     return fit(crop_HWC, enlarged or round(_STORED_SIDE * len(crop_HWC) / stored_size))
 
 
-def _noise_texts(parameters: AugmentationParameters, basis: ColorBasis) -> list[str]:
+def _noise_texts(parameters: AugmentationParameters[np.ndarray], basis: ColorBasis) -> list[str]:
     """Return the colour noise that is part of each row's mean, in grey levels."""
     noise_N3 = basis.mean_3 * basis.pixel_scale - parameters.mean_N3
     # Plus zero, so that none of them is a negative zero.

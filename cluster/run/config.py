@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from model.alexnet import ModelConfig
 from model.optim import OptimizerConfig
 from pipeline.online.augmentation import AugmentationConfig
-from pipeline.online.shard_reader import OnBadSample
+from pipeline.online.batch import OnBadSample
 from pipeline.online.stream_order import StreamConfig
 
 Precision = Literal["auto", "float32", "bfloat16", "float64"]

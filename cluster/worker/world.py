@@ -9,9 +9,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.command import InputError
-from pipeline.loader import LoaderConfig
-from pipeline.online.graph import Decode
-from pipeline.online.shard_reader import OnBadSample
+from pipeline.online.batch import Decode, LoaderConfig, OnBadSample
 
 # In messages of gloo, which has no exception of its own.
 _SIGNS_OF_A_LOST_PEER = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from pipeline.online.order import SampleOrder, rank_slice
+from pipeline.online.order import RankShare, SampleOrder
 
 NUM_SAMPLES, GLOBAL_BATCH_SIZE, NUM_STEPS = 20, 12, 5
 INK, QUIET = "#22303c", "#7d8a96"
@@ -48,7 +48,7 @@ def main(out: Path) -> None:
                 axes.add_patch(box)
                 axes.text(left + place + 0.5, top - 0.5, sample, ha="center", va="center", color=INK, fontsize=6)
             for rank in range(num_workers[step]):
-                begin, end = rank_slice(0, GLOBAL_BATCH_SIZE, rank, num_workers[step])
+                begin, end = RankShare(GLOBAL_BATCH_SIZE, rank, num_workers[step]).range_from(0)
                 shape = (left + begin + 0.08, top - 1.55), end - begin - 0.16, 0.36
                 axes.add_patch(FancyBboxPatch(*shape, boxstyle="round,pad=0,rounding_size=0.15", color=RANKS[rank]))
         if row == 2:

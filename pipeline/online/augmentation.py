@@ -6,7 +6,7 @@ the same parameters. `graph.py` and `reference.py` only apply them.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Generic, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from pipeline.online.random_streams import CounterStream
 
 _ALPHA_RESOLUTION = 2.0**16
 Subtract = Literal["mean", "mean_image"]
+Values = TypeVar("Values")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +76,11 @@ class AugmentationConfig:
 
 
 @dataclass(frozen=True)
-class AugmentationParameters:
-    """One row per sample.
+class AugmentationParameters(Generic[Values]):
+    """What samples are augmented with, one row per sample: arrays, or the nodes of a DALI graph that stand for them.
 
     Attributes:
-        crop_x_N: Offset of the crop from the left, int64, in [0, stored_size - crop_size].
+        crop_x_N: Offset of the crop from the left in pixels, int32, in [0, stored_size - crop_size].
         crop_y_N: Offset from the top, likewise.
         mirror_N: int32, 1 where the crop is mirrored left-right.
         mean_N3: What is subtracted from the pixels, in grey levels, float32 (N, 3): the training set's mean (where its
@@ -87,10 +88,18 @@ class AugmentationParameters:
             are one operation.
     """
 
-    crop_x_N: np.ndarray
-    crop_y_N: np.ndarray
-    mirror_N: np.ndarray
-    mean_N3: np.ndarray
+    crop_x_N: Values
+    crop_y_N: Values
+    mirror_N: Values
+    mean_N3: Values
+
+    def arrays(self) -> tuple[Values, ...]:
+        """Return the values in the order of `PARAMETERS`, in which a graph is fed with them."""
+        return tuple(getattr(self, name) for name in PARAMETERS)
+
+
+PARAMETERS = {"crop_x_N": ("int32", 0), "crop_y_N": ("int32", 0), "mirror_N": ("int32", 0), "mean_N3": ("float32", 1)}
+"""Name of each parameter -> its dtype, and the number of dimensions of a sample's value."""
 
 
 def draw_parameters(
@@ -100,12 +109,12 @@ def draw_parameters(
     seed: int,
     epochs_N: np.ndarray,
     sample_ids_N: np.ndarray,
-) -> AugmentationParameters:
+) -> AugmentationParameters[np.ndarray]:
     """Return the training parameters of each (epoch, sample id); shapes in `AugmentationParameters`."""
     words_N4 = _words(seed, epochs_N, sample_ids_N, CounterStream.GEOMETRY)
     num_offsets = np.uint64(stored_size - config.crop_of(stored_size) + 1)
     # A word times the number of offsets, upper half: uniform to within num_offsets / 2**32.
-    crop_x_N, crop_y_N = ((words_N4[:, i] * num_offsets >> np.uint64(32)).astype(np.int64) for i in (0, 1))
+    crop_x_N, crop_y_N = ((words_N4[:, i] * num_offsets >> np.uint64(32)).astype(np.int32) for i in (0, 1))
     mirror_N = (words_N4[:, 2] >> np.uint64(31)).astype(np.int32) * np.int32(config.flip)
     noise_N3 = np.zeros((len(sample_ids_N), 3))
     if config.color_noise_sigma > 0:
@@ -120,10 +129,10 @@ def draw_parameters(
 
 def center_parameters(
     config: AugmentationConfig, basis: ColorBasis, stored_size: int, num_samples: int
-) -> AugmentationParameters:
+) -> AugmentationParameters[np.ndarray]:
     """Return the evaluation parameters: centre crop, no flip, no noise."""
     offset = (stored_size - config.crop_of(stored_size)) // 2
-    offsets_N = np.full(num_samples, offset, dtype=np.int64)
+    offsets_N = np.full(num_samples, offset, dtype=np.int32)
     mean_N3 = np.tile(_mean(config, basis).astype(np.float32), (num_samples, 1))
     return AugmentationParameters(offsets_N, offsets_N, np.zeros(num_samples, dtype=np.int32), mean_N3)
 

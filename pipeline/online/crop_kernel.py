@@ -20,24 +20,7 @@ _VALUES, _SHAPES = types.CPointer(types.CPointer(types.uint8)), types.CPointer(t
 _RANKS, _COUNT = types.CPointer(types.int32), types.int32
 _RUN = types.void(_VALUES, _SHAPES, _RANKS, _COUNT, _VALUES, _SHAPES, _RANKS, _COUNT)
 _SET_UP = types.void(_SHAPES, _RANKS, _COUNT, _SHAPES, _RANKS, _COUNT, _COUNT)
-_NUM_FIXED = 5  # settings before the placements: see `settings`
-
-
-def settings(
-    divisor_3: Array, channels_last: bool, placements: tuple[tuple[int, int, int], ...], mean_image_HWC: Array | None
-) -> Array:
-    """Return the kernel's last input: all that is the same for every sample, in one float32 vector.
-
-    Args:
-        divisor_3: What mean-free pixels are divided by, float32 (3,): multiplied by its reciprocal.
-        channels_last: The output is HWC, else CHW.
-        placements: (x, y, mirror), the place in halves of the free range: each picture gives all of these, whatever
-            crop and mirror it comes with. Empty: the one that it comes with.
-        mean_image_HWC: Subtracted before, cut like the picture, whose shape it has; float32.
-    """
-    fixed = [channels_last, len(placements), *(np.float32(1) / divisor_3)]
-    mean_image = () if mean_image_HWC is None else mean_image_HWC.ravel()
-    return np.concatenate([fixed, np.ravel(placements), mean_image]).astype(np.float32)
+NO_MEAN_IMAGE = np.zeros(1, dtype=np.float32)  # where none is subtracted: DALI has no empty constants
 
 
 def _compiled(decorator: Callable[..., Any], function: Callable[..., Any]) -> Any:
@@ -97,30 +80,27 @@ def _normalise(
 
 
 def _run(outputs, output_shapes, ranks, _0, inputs, input_shapes, _1, _2):  # type: ignore[no-untyped-def]
-    """Make a sample's output from pixels (uint8 HWC), crop_x, crop_y, mirror, means (3,), and settings.
+    """Make a sample's output: an image for each of its placements.
 
-    If the crop does not fit into the picture, the output is NaN: nothing outside of its memory is read.
+    Inputs: pixels, uint8 (H, W, 3); placements, int32 (3 K,): left, top and mirror of each image, in pixels; means and
+    reciprocals of the divisors, float32 (3,); the mean image, float32 (3 H W,), or `NO_MEAN_IMAGE`; 1 where the output
+    is HWC, int32. If a crop does not fit into the picture, the output is NaN: nothing outside of its memory is read.
     """
     height, width = input_shapes[0][0], input_shapes[0][1]
     pixels = carray(inputs[0], height * width * 3)
-    means = carray(inputs[4], 12).view(np.float32)
-    shared = carray(inputs[5], 4 * input_shapes[5][0]).view(np.float32)
-    channels_last, num_placements, reciprocals = shared[0] != 0, int(shared[1]), shared[2:_NUM_FIXED]
-    mean_image = shared[_NUM_FIXED + 3 * num_placements :]
-    num_images = max(1, num_placements)
+    num_images = input_shapes[1][0] // 3
+    placements = carray(inputs[1], 12 * num_images).view(np.int32).reshape((num_images, 3))
+    means, reciprocals = carray(inputs[2], 12).view(np.float32), carray(inputs[3], 12).view(np.float32)
+    mean_image = carray(inputs[4], 4 * input_shapes[4][0]).view(np.float32)[input_shapes[4][0] == 1 :]
+    channels_last = carray(inputs[5], 4).view(np.int32)[0] != 0
     size = output_shapes[0][ranks[0] - 2]  # HWC or CHW, one side as long as the other
     images = carray(outputs[0], num_images * 12 * size * size).view(np.float32).reshape((num_images, 3 * size * size))
-    if size > min(height, width) or len(mean_image) not in (0, 3 * height * width):
-        images[:] = np.nan
-        return
     for index in range(num_images):
-        if num_placements:
-            x, y, mirror = shared[_NUM_FIXED + 3 * index : _NUM_FIXED + 3 * index + 3]
-            left, top = int(x) * (width - size) // 2, int(y) * (height - size) // 2
-        else:
-            left = round(carray(inputs[1], 4).view(np.float32)[0] * (width - size))
-            top = round(carray(inputs[2], 4).view(np.float32)[0] * (height - size))
-            mirror = np.float32(carray(inputs[3], 4).view(np.int32)[0])
+        left, top, mirror = placements[index]
+        fits = 0 <= left <= width - size and 0 <= top <= height - size
+        if not fits or len(mean_image) not in (0, 3 * height * width):
+            images[index] = np.nan
+            continue
         _normalise(
             images[index], size, channels_last, pixels, width, mean_image, left, top, mirror != 0, means, reciprocals
         )

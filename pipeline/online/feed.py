@@ -21,7 +21,7 @@ from pipeline.online.augmentation import AugmentationParameters
 from pipeline.online.graph import GraphConfig, build_graph
 from pipeline.online.shard_reader import ChangedSample, ShardReader
 
-Draw = Callable[[np.ndarray, np.ndarray], AugmentationParameters]
+Draw = Callable[[np.ndarray, np.ndarray], AugmentationParameters[np.ndarray]]
 _LOOKAHEAD = 4  # batches whose bytes are asked for before they are read
 _POLL_SECONDS = 0.1  # of a thread that waits for room, to see whether it shall stop
 
@@ -48,7 +48,6 @@ class Feed:
         positions: Iterator[np.ndarray],
         identify: Callable[[np.ndarray], np.ndarray],
         draw: Draw,
-        num_offsets: int,
         num_alive: int,
     ) -> None:
         """Take what defines the batches.
@@ -58,19 +57,17 @@ class Feed:
             positions: Of this rank, int64 (N,), a batch at a time.
             identify: Positions -> sample ids.
             draw: Positions and sample ids -> augmentation.
-            num_offsets: Of a crop's corner along one side, less one.
             num_alive: Batches that the graph holds at once.
         """
         self._reader, self._identify, self._draw = reader, identify, draw
         self._positions = positions
-        self._free = np.float32(max(1, num_offsets))
         self.num_replaced = 0
         self._ahead: deque[tuple[np.ndarray, np.ndarray]] = deque()
         # The graph reads the fed arrays without a copy until the batch is done: keep those of all batches under way.
         self._alive: deque[Any] = deque(maxlen=num_alive)
         self._under_way: deque[tuple[np.ndarray, np.ndarray]] = deque()
 
-    def __call__(self) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def __call__(self) -> tuple[Any, ...]:
         """Return the next batch as the graph takes it; raises StopIteration after the last."""
         while len(self._ahead) <= _LOOKAHEAD and (positions := next(self._positions, None)) is not None:
             sample_ids = self._identify(positions)
@@ -85,13 +82,7 @@ class Feed:
             content.append(picture)
             sample_ids[place] = read_id
         parameters = self._draw(positions, sample_ids)
-        fed = (
-            content,
-            parameters.crop_x_N.astype(np.float32) / self._free,
-            parameters.crop_y_N.astype(np.float32) / self._free,
-            parameters.mirror_N,
-            parameters.mean_N3,
-        )
+        fed = (content, *parameters.arrays())
         self._alive.append(fed)
         self._under_way.append((sample_ids, positions))
         return fed

@@ -9,13 +9,15 @@ the back ends, in the four marked lines; and which kernel normalises, DALI's or,
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.online.crop_kernel import run_function, set_up_function, settings
+from pipeline.online.augmentation import PARAMETERS, AugmentationParameters
+from pipeline.online.batch import Decode, Device, Layout, OutputType
+from pipeline.online.crop_kernel import NO_MEAN_IMAGE, run_function, set_up_function
 from pipeline.online.reference import TEN_CROPS
 
 try:
@@ -36,18 +38,15 @@ except ModuleNotFoundError as error:
         "NVIDIA DALI is not installed: pip install 'alexnet-at-scale[cuda13]' (or [cuda12]; both run without a GPU)"
     ) from error
 
-Device = Literal["cpu", "gpu"]
-Decode = Literal["cpu", "mixed"]
-OutputType = Literal["float32", "float16"]
-Layout = Literal["NCHW", "NHWC"]
 Normalizer = Literal["kernel", "operator"]
-_TYPES = {"float32": types.FLOAT, "float16": types.FLOAT16}
+_TYPES = {"float32": types.FLOAT, "float16": types.FLOAT16, "int32": types.INT32}
 _EXPECTED_WARNINGS = (
     "The external source node",  # ten crops have no use for the crop and the mirror that are fed
     # By a process's first pipeline on a GPU. Debayering and remapping need that library, no operator of ours does.
     r"nvidia-dali-cuda\d+ is no longer shipped with CUDA runtime.* NPP is typically",
 )
-Feed = Callable[[], tuple[Any, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]
+Feed = Callable[[], tuple[Any, ...]] | Iterator[tuple[Any, ...]]
+Augmentation = AugmentationParameters[Any]  # nodes of the graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +110,7 @@ def define_graph(feed: Feed, config: GraphConfig) -> Pipeline:
 
     Args:
         feed: Called once a batch; returns what the graph is fed with: a list of N arrays (uint8: a JPEG's bytes, or
-            pixels HWC), then arrays of N rows: crop_x and crop_y (float32, in [0, 1] of the free range), mirror
-            (int32), mean (float32, (N, 3), in grey levels). The arrays are not copied: they must live until the
+            pixels HWC), then the arrays of `AugmentationParameters`. They are not copied, so they must live until the
             batch is done. Raises StopIteration at the end.
         config: See there.
 
@@ -130,18 +128,30 @@ def define_graph(feed: Feed, config: GraphConfig) -> Pipeline:
         exec_dynamic=True,  # outputs own their memory: a batch lives as long as anyone holds it
     )
     def graph() -> Any:
-        content, crop_x, crop_y, mirror, mean = fn.external_source(
-            source=feed,
-            num_outputs=5,
-            batch=True,
-            no_copy=True,
-            layout=["HWC" if config.raw else "", "", "", "", ""],
-            dtype=[types.UINT8, types.FLOAT, types.FLOAT, types.INT32, types.FLOAT],
-            ndim=[3 if config.raw else 1, 0, 0, 0, 1],
-        )
-        return normalised(decoded(content, config), crop_x, crop_y, mirror, mean, config)
+        content, augmentation = fed(feed, is_decoded=config.raw)
+        return normalised(decoded(content, config), augmentation, config)
 
     return graph()
+
+
+def fed(feed: Feed, is_decoded: bool) -> tuple[Any, Augmentation]:
+    """Define what enters the graph: the pictures, and what they are augmented with.
+
+    Args:
+        feed: See `define_graph`.
+        is_decoded: Pictures are pixels HWC, not JPEGs' bytes.
+    """
+    dtypes, ndims = zip(*PARAMETERS.values(), strict=True)
+    content, *parameters = fn.external_source(
+        source=feed,
+        num_outputs=1 + len(PARAMETERS),
+        batch=True,
+        no_copy=True,
+        layout=["HWC" if is_decoded else "", *("" for _ in PARAMETERS)],
+        dtype=[types.UINT8, *(_TYPES[dtype] for dtype in dtypes)],
+        ndim=[3 if is_decoded else 1, *ndims],
+    )
+    return content, Augmentation(*parameters)
 
 
 def decoded(content: Any, config: GraphConfig) -> Any:
@@ -175,10 +185,10 @@ def decoded(content: Any, config: GraphConfig) -> Any:
     )
 
 
-def normalised(pixels: Any, crop_x: Any, crop_y: Any, mirror: Any, mean: Any, config: GraphConfig) -> Any:
+def normalised(pixels: Any, augmentation: Augmentation, config: GraphConfig) -> Any:
     """Define the second half: crop, mirror, normalise and lay out, in one kernel; of ten crops, each."""
     if config.normalizer == "kernel" and takes_compiled_functions():
-        return _by_kernel(pixels, crop_x, crop_y, mirror, mean, config)
+        return _by_kernel(pixels, augmentation, config)
     if config.mean_image_HWC is not None:
         mean_image = types.Constant(
             config.mean_image_HWC,
@@ -187,40 +197,60 @@ def normalised(pixels: Any, crop_x: Any, crop_y: Any, mirror: Any, mean: Any, co
         )
         pixels = fn.cast(pixels, dtype=types.FLOAT) - mean_image
     if not config.ten_crops:
-        return _by_operator(pixels, crop_x, crop_y, mirror, mean, config)
+        return _by_operator(pixels, augmentation, config)
+    crops = (Augmentation(*placement, augmentation.mean_N3) for placement in _ten_placements(config))
+    return fn.stack(*(_by_operator(pixels, crop, config) for crop in crops))
+
+
+def _ten_placements(config: GraphConfig) -> list[tuple[int, int, int]]:
+    """Return left, top and mirror of each of the ten crops, in pixels."""
+    free = config.stored_size - config.crop_size
+    return [(free * x // 2, free * y // 2, mirror) for x, y, mirror in TEN_CROPS]
+
+
+def _by_operator(pixels: Any, augmentation: Augmentation, config: GraphConfig) -> Any:
     free = max(1, config.stored_size - config.crop_size)
-    halves = [free * half // 2 / free for half in range(3)]
-    crops = (_by_operator(pixels, halves[x], halves[y], mirrored, mean, config) for x, y, mirrored in TEN_CROPS)
-    return fn.stack(*crops)
 
+    def relative(offset: Any) -> Any:
+        """Turn pixels into a part of the free range, as DALI takes it; it rounds to the very pixel."""
+        return offset / free if isinstance(offset, int) else fn.cast(offset, dtype=types.FLOAT) / float(free)
 
-def _by_operator(pixels: Any, crop_x: Any, crop_y: Any, mirror: Any, mean: Any, config: GraphConfig) -> Any:
     return fn.crop_mirror_normalize(
         pixels,
         crop=(config.crop_size, config.crop_size),
-        crop_pos_x=crop_x,
-        crop_pos_y=crop_y,
-        mirror=mirror,
-        mean=mean,
+        crop_pos_x=relative(augmentation.crop_x_N),
+        crop_pos_y=relative(augmentation.crop_y_N),
+        mirror=augmentation.mirror_N,
+        mean=augmentation.mean_N3,
         std=config.divisor_3.tolist(),
         dtype=_TYPES[config.output_type],
         output_layout=config.layout[1:],
     )
 
 
-def _by_kernel(pixels: Any, crop_x: Any, crop_y: Any, mirror: Any, mean: Any, config: GraphConfig) -> Any:
-    crops = TEN_CROPS if config.ten_crops else ()
+def _by_kernel(pixels: Any, augmentation: Augmentation, config: GraphConfig) -> Any:
     side, channels_last = config.crop_size, config.layout == "NHWC"
-    shape = (side, side, 3) if channels_last else (3, side, side)
-    output_shape = (len(crops), *shape) if crops else shape
+    output_shape: tuple[int, ...] = (side, side, 3) if channels_last else (3, side, side)
+    if config.ten_crops:
+        output_shape = (len(TEN_CROPS), *output_shape)
+        placements = types.Constant(np.array(_ten_placements(config), dtype=np.int32).ravel())
+    else:
+        placements = fn.stack(augmentation.crop_x_N, augmentation.crop_y_N, augmentation.mirror_N)
+    mean_image = NO_MEAN_IMAGE if config.mean_image_HWC is None else config.mean_image_HWC.ravel()
     normalise = compiled_function(
         run_fn=run_function(),
         setup_fn=set_up_function(*output_shape),
-        in_types=[types.UINT8, types.FLOAT, types.FLOAT, types.INT32, types.FLOAT, types.FLOAT],
-        ins_ndim=[3, 0, 0, 0, 1, 1],
+        in_types=[types.UINT8, types.INT32, types.FLOAT, types.FLOAT, types.FLOAT, types.INT32],
+        ins_ndim=[3, 1, 1, 1, 1, 1],
         out_types=[types.FLOAT],
         outs_ndim=[len(output_shape)],
     )
-    shared = types.Constant(settings(config.divisor_3, channels_last, crops, config.mean_image_HWC))
-    images = normalise(pixels, crop_x, crop_y, mirror, mean, shared)
+    images = normalise(
+        pixels,
+        placements,
+        augmentation.mean_N3,
+        types.Constant(np.float32(1) / config.divisor_3),
+        types.Constant(mean_image),
+        types.Constant(np.array([channels_last], dtype=np.int32)),
+    )
     return images if config.output_type == "float32" else fn.cast(images, dtype=_TYPES[config.output_type])

@@ -15,6 +15,7 @@ property, for shards that are best read one after another.
 
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -40,19 +41,37 @@ def permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
 
 
-def rank_slice(
-    first_position: int, global_batch_size: int, rank: int, world_size: int, group_size: int = 1
-) -> tuple[int, int]:
-    """Return the half-open range of positions that a rank reads of the global batch that begins at `first_position`.
+@dataclass(frozen=True)
+class RankShare:
+    """A rank's part of each global batch: whole groups, as many as any other rank's, or one more or less.
 
-    The ranges of all ranks join to [first_position, first_position + G) without gap or overlap. They are whole groups
-    of `group_size` positions, which divides G, and differ by one group at most.
+    Attributes:
+        global_batch_size: Samples of all ranks, G.
+        rank: Rank that reads the part, 0 <= rank < world_size.
+        world_size: Number of ranks.
+        group_size: Consecutive positions that stay on one rank; divides G.
     """
-    num_groups = global_batch_size // group_size
-    return (
-        first_position + rank * num_groups // world_size * group_size,
-        first_position + (rank + 1) * num_groups // world_size * group_size,
-    )
+
+    global_batch_size: int
+    rank: int
+    world_size: int
+    group_size: int = 1
+
+    def range_from(self, first_position: int) -> tuple[int, int]:
+        """Return the half-open range of positions that the rank reads of the global batch at `first_position`.
+
+        The ranges of all ranks join to [first_position, first_position + G) without gap or overlap.
+        """
+        return first_position + self._end_of(self.rank), first_position + self._end_of(self.rank + 1)
+
+    @property
+    def largest(self) -> int:
+        """Samples of the largest part of any rank."""
+        return -(-self.global_batch_size // self.group_size // self.world_size) * self.group_size
+
+    def _end_of(self, num_ranks: int) -> int:
+        """Return the samples of the first `num_ranks` ranks."""
+        return num_ranks * (self.global_batch_size // self.group_size) // self.world_size * self.group_size
 
 
 class SampleOrder:
@@ -79,12 +98,9 @@ class SampleOrder:
             ids[chosen] = self._epoch(int(epoch))[places[chosen]]
         return ids
 
-    def rank_positions(
-        self, first_position: int, global_batch_size: int, rank: int, world_size: int, group_size: int = 1
-    ) -> np.ndarray:
+    def rank_positions(self, first_position: int, share: RankShare) -> np.ndarray:
         """Return the int64 positions that a rank reads of the global batch that begins at `first_position`."""
-        first, end = rank_slice(first_position, global_batch_size, rank, world_size, group_size)
-        return np.arange(first, end, dtype=np.int64)
+        return np.arange(*share.range_from(first_position), dtype=np.int64)
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         return permutation(self.seed, epoch, self.num_samples)

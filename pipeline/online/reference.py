@@ -13,7 +13,7 @@ TEN_CROPS = tuple((x, y, mirror) for mirror in (0, 1) for x, y in ((0, 0), (2, 0
 
 def augment(
     pixels_NHWC: np.ndarray,
-    parameters: AugmentationParameters,
+    parameters: AugmentationParameters[np.ndarray],
     crop_size: int,
     divisor_3: np.ndarray,
     mean_image_HWC: np.ndarray | None = None,
@@ -46,7 +46,7 @@ def augment(
 
 def ten_crops(
     pixels_NHWC: np.ndarray,
-    parameters: AugmentationParameters,
+    parameters: AugmentationParameters[np.ndarray],
     crop_size: int,
     divisor_3: np.ndarray,
     mean_image_HWC: np.ndarray | None = None,

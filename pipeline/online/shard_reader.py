@@ -4,7 +4,6 @@ import functools
 import mmap
 import os
 import weakref
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +12,9 @@ import xxhash
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.format.manifest import NPY_HEADER_BYTES
+from pipeline.online.batch import OnBadSample
 from pipeline.online.shard_maps import SHARD_MAPS, MappedShard
 from pipeline.system.os_errors import is_out_of_reach, limit_of, mending
-
-OnBadSample = Literal["error", "skip-and-count"]
 
 
 class ChangedSample(InputError):

@@ -7,7 +7,7 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline
 
-from pipeline.online.graph import GraphConfig, built, decoded, normalised
+from pipeline.online.graph import GraphConfig, built, decoded, fed, normalised
 
 
 def build_decode_graph(feed: Iterator[list[np.ndarray]], config: GraphConfig) -> Pipeline:
@@ -48,15 +48,8 @@ def build_augment_graph(feed: Iterator[tuple[Any, ...]], config: GraphConfig) ->
 
     @_of(config)
     def graph() -> Any:
-        pixels, crop_x, crop_y, mirror, mean = fn.external_source(
-            feed,
-            num_outputs=5,
-            no_copy=True,
-            layout=["HWC", "", "", "", ""],
-            dtype=[types.UINT8, types.FLOAT, types.FLOAT, types.INT32, types.FLOAT],
-            ndim=[3, 0, 0, 0, 1],
-        )
-        return normalised(pixels, crop_x, crop_y, mirror, mean, config)
+        pixels, augmentation = fed(feed, is_decoded=True)
+        return normalised(pixels, augmentation, config)
 
     return built(graph())
 

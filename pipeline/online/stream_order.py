@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.online.order import SampleOrder, rank_slice
+from pipeline.online.order import RankShare, SampleOrder
 from pipeline.online.random_streams import STREAM_EPOCHS, OrderStream
 
 _HALF_WORD = np.uint64(32)
@@ -76,13 +76,11 @@ class StreamOrder(SampleOrder):
         places = np.concatenate([(2 * np.arange(length) + 1) / (2 * length) for length in stream_lengths])
         self._interleaved = np.argsort(places, kind="stable")
 
-    def rank_positions(
-        self, first_position: int, global_batch_size: int, rank: int, world_size: int, group_size: int = 1
-    ) -> np.ndarray:
+    def rank_positions(self, first_position: int, share: RankShare) -> np.ndarray:
         """Return a rank's part of the global batch's positions, which are sorted by stream; int64."""
-        positions = np.arange(first_position, first_position + global_batch_size, dtype=np.int64)
+        positions = np.arange(first_position, first_position + share.global_batch_size, dtype=np.int64)
         streams = self.stream_of_sample[self.sample_ids(positions)]
-        first, end = rank_slice(0, global_batch_size, rank, world_size, group_size)
+        first, end = share.range_from(0)
         return positions[np.argsort(streams, kind="stable")[first:end]]
 
     def _epoch_order(self, epoch: int) -> np.ndarray:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from pipeline.loader import Batch, LoaderConfig
-from pipeline.online.order import rank_slice
+from pipeline.online.batch import Batch, LoaderConfig
+from pipeline.online.order import RankShare
 
 _TYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -45,25 +45,20 @@ class SyntheticLoader(Iterator[Batch]):
         """
         config = config or LoaderConfig()
         device = torch.device("cuda", config.device_id) if config.device == "gpu" else torch.device("cpu")
-        group_size = config.group_size
-        longest = -(-global_batch_size // group_size // world_size) * group_size
+        self._share = RankShare(global_batch_size, rank, world_size, config.group_size)
         generator = torch.Generator().manual_seed(seed)
-        images = torch.randn(longest, 3, crop_size, crop_size, generator=generator)
+        images = torch.randn(self._share.largest, 3, crop_size, crop_size, generator=generator)
         memory_format = torch.channels_last if config.layout == "NHWC" else torch.contiguous_format
         self._images = images.to(device, _TYPES[config.output_type], memory_format=memory_format)
-        self._shape, self._num_samples, self._num_classes = (
-            (global_batch_size, rank, world_size, group_size),
-            num_samples,
-            num_classes,
-        )
+        self._num_samples, self._num_classes = num_samples, num_classes
         self._device = device
         self.crop_size, self.samples_seen, self.data_wait_seconds = crop_size, samples_seen, 0.0
         self.num_replaced_samples = 0
 
     def __next__(self) -> Batch:
         """Return the next batch."""
-        first, end = rank_slice(self.samples_seen, *self._shape)
-        self.samples_seen += self._shape[0]
+        first, end = self._share.range_from(self.samples_seen)
+        self.samples_seen += self._share.global_batch_size
         positions = np.arange(first, end, dtype=np.int64)
         sample_ids = torch.from_numpy(positions % self._num_samples)
         labels = (sample_ids % self._num_classes).to(self._device)

@@ -66,7 +66,6 @@ def test_the_table_divides_by_cores_and_is_aligned():
 def test_the_stages_one_after_another_give_the_loaders_bits(fixture, request):
     dataset = request.getfixturevalue(fixture)
     config, size, num_images = AugmentationConfig(), dataset.stored_size, 12
-    crop_size = config.crop_of(size)
     loader = TrainLoader(dataset, global_batch_size=num_images, seed=3, config=LoaderConfig(num_threads=1))
     batch = next(loader)
     loader.close()
@@ -77,14 +76,7 @@ def test_the_stages_one_after_another_give_the_loaders_bits(fixture, request):
     pixels_NHWC = np.array(decode.run()[0].as_array())
     assert pixels_NHWC.shape == (num_images, size, size, 3)
     parameters = draw_parameters(config, dataset.color_basis, size, 3, np.zeros_like(ids), ids)
-    free = np.float32(size - crop_size)
-    fed = (
-        pixels_NHWC,
-        parameters.crop_x_N.astype(np.float32) / free,
-        parameters.crop_y_N.astype(np.float32) / free,
-        parameters.mirror_N,
-        parameters.mean_N3,
-    )
+    fed = (pixels_NHWC, *parameters.arrays())
     augment = build_augment_graph(itertools.repeat(fed), loader._graph_config)
     assert np.array_equal(augment.run()[0].as_array(), batch.images.numpy())
 

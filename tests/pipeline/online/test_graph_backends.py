@@ -99,7 +99,7 @@ def _fed(num_samples: int, side: int) -> tuple:
     generator, free = np.random.default_rng(0), 256 - 224
     return (
         list(generator.integers(0, 256, (num_samples, side, side, 3), dtype=np.uint8)),
-        *(np.float32(generator.integers(0, free + 1, num_samples)) / np.float32(free) for _ in range(2)),
+        *(generator.integers(0, free + 1, num_samples, dtype=np.int32) for _ in range(2)),
         np.arange(num_samples, dtype=np.int32) % 2,
         generator.normal(120, 9, (num_samples, 3)).astype(np.float32),
     )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.online.order import SampleOrder, permutation, rank_slice
+from pipeline.online.order import RankShare, SampleOrder, permutation
 from pipeline.online.philox import philox4x32
 
 GOLDEN_0_0 = [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
@@ -53,13 +53,13 @@ def test_uneven_slices_of_ten_positions():
         4: [(0, 2), (2, 5), (5, 7), (7, 10)],
     }
     for world_size, slices in table.items():
-        assert [rank_slice(0, 10, rank, world_size) for rank in range(world_size)] == slices
+        assert [RankShare(10, rank, world_size).range_from(0) for rank in range(world_size)] == slices
 
 
 @given(st.integers(0, 10**12), st.integers(1, 9), st.integers(0, 500))
 def test_the_ranks_cover_the_global_batch_exactly(first, world_size, extra):
     batch = world_size + extra
-    slices = [rank_slice(first, batch, rank, world_size) for rank in range(world_size)]
+    slices = [RankShare(batch, rank, world_size).range_from(first) for rank in range(world_size)]
     assert slices[0][0] == first and slices[-1][1] == first + batch
     assert all(left[1] == right[0] for left, right in itertools.pairwise(slices))
     lengths = [end - begin for begin, end in slices]
@@ -69,7 +69,9 @@ def test_the_ranks_cover_the_global_batch_exactly(first, world_size, extra):
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(0, 40), st.integers(2, 33))
 def test_groups_stay_together(first, world_size, extra, group_size):
     batch = (world_size + extra) * group_size
-    slices = [rank_slice(first * group_size, batch, rank, world_size, group_size) for rank in range(world_size)]
+    slices = [
+        RankShare(batch, rank, world_size, group_size).range_from(first * group_size) for rank in range(world_size)
+    ]
     assert slices[0][0] == first * group_size and slices[-1][1] == first * group_size + batch
     assert all(left[1] == right[0] for left, right in itertools.pairwise(slices))
     lengths = [end - begin for begin, end in slices]

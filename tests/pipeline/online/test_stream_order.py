@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.online.order import RankShare
 from pipeline.online.stream_order import StreamOrder
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=12)
@@ -27,7 +28,7 @@ def test_each_epoch_holds_each_sample_exactly_once(lengths, seed, num_streams, w
 def test_the_ranks_of_any_world_join_to_the_global_batch(lengths, num_streams, world_size, extra, first):
     order = StreamOrder(lengths, 3, min(num_streams, len(lengths)), 8)
     batch = world_size + extra
-    parts = [order.rank_positions(first, batch, rank, world_size) for rank in range(world_size)]
+    parts = [order.rank_positions(first, RankShare(batch, rank, world_size)) for rank in range(world_size)]
     assert sorted(np.concatenate(parts).tolist()) == list(range(first, first + batch))
     sizes = [len(part) for part in parts]
     assert max(sizes) - min(sizes) <= 1
@@ -45,7 +46,7 @@ def test_ranks_read_their_own_streams():
     for world_size in (1, 2, 4, 8):
         for step in range(20):
             for rank in range(world_size):
-                positions = order.rank_positions(step * 64, 64, rank, world_size)
+                positions = order.rank_positions(step * 64, RankShare(64, rank, world_size))
                 streams = set(order.stream_of_sample[order.sample_ids(positions)].tolist())
                 per_rank = 8 // world_size
                 assert streams <= set(range(rank * per_rank, (rank + 1) * per_rank))
