@@ -100,7 +100,7 @@ def _kernel(pixels: Any, x: Any, y: Any, mirror: Any, mean: Any) -> Any:
         num_threads=1,
         prefetch_batches=1,
     )
-    return normalised(pixels, AugmentationParameters(left, top, mirror, mean), config)
+    return normalised(pixels, AugmentationParameters(fn.stack(left, top, mirror), mean), config)
 
 
 _OF_JPEG: dict[str, Form] = {

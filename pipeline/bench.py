@@ -184,7 +184,7 @@ class _Stages:
         decode = build_decode_graph(contents, config)
         yield "decode", decode.run
         pixels = [np.array(decode.run()[0].as_array()) for _ in range(self._num_held)]
-        fed = itertools.cycle([(pixels_NHWC, *next(parameters).arrays()) for pixels_NHWC in pixels])
+        fed = itertools.cycle([(pixels_NHWC, *next(parameters).values()) for pixels_NHWC in pixels])
         augment = build_augment_graph(fed, config)
         yield "augment", augment.run
         threads = LoaderConfig(num_threads=self._num_threads)

@@ -163,9 +163,10 @@ def _crop_cells(
     parameters = draw_parameters(config, basis, stored_size, seed, epochs_N, sample_ids_N)
     crops_NHWC = displayable_crops(sample.square_HWC, parameters, config.crop_of(stored_size), basis)
     for index, (epoch, noise) in enumerate(zip(epochs_N.tolist(), _noise_texts(parameters, basis), strict=True)):
-        mirrored = "mirrored" if parameters.mirror_N[index] else "not mirrored"
+        left, top, mirror = parameters.placement_N3[index]
+        mirrored = "mirrored" if mirror else "not mirrored"
         caption = [
-            f"epoch {epoch}: x {parameters.crop_x_N[index]}, y {parameters.crop_y_N[index]}, {mirrored}",
+            f"epoch {epoch}: x {left}, y {top}, {mirrored}",
             f"noise {noise} grey levels",
         ]
         yield Cell(_drawn(crops_NHWC[index], stored_size), caption, _CROP_SIDE)

@@ -80,25 +80,22 @@ class AugmentationParameters(Generic[Values]):
     """What samples are augmented with, one row per sample: arrays, or the nodes of a DALI graph that stand for them.
 
     Attributes:
-        crop_x_N: Offset of the crop from the left in pixels, int32, in [0, stored_size - crop_size].
-        crop_y_N: Offset from the top, likewise.
-        mirror_N: int32, 1 where the crop is mirrored left-right.
+        placement_N3: Where the crop lies: its offsets from the left and from the top in pixels, each in
+            [0, stored_size - crop_size], and 1 where it is mirrored left-right, else 0; int32 (N, 3).
         mean_N3: What is subtracted from the pixels, in grey levels, float32 (N, 3): the training set's mean (where its
             mean picture is subtracted too: nothing) less the sample's colour noise, so that normalising and jittering
             are one operation.
     """
 
-    crop_x_N: Values
-    crop_y_N: Values
-    mirror_N: Values
+    placement_N3: Values
     mean_N3: Values
 
-    def arrays(self) -> tuple[Values, ...]:
+    def values(self) -> tuple[Values, ...]:
         """Return the values in the order of `PARAMETERS`, in which a graph is fed with them."""
         return tuple(getattr(self, name) for name in PARAMETERS)
 
 
-PARAMETERS = {"crop_x_N": ("int32", 0), "crop_y_N": ("int32", 0), "mirror_N": ("int32", 0), "mean_N3": ("float32", 1)}
+PARAMETERS = {"placement_N3": ("int32", 1), "mean_N3": ("float32", 1)}
 """Name of each parameter -> its dtype, and the number of dimensions of a sample's value."""
 
 
@@ -114,8 +111,8 @@ def draw_parameters(
     words_N4 = _words(seed, epochs_N, sample_ids_N, CounterStream.GEOMETRY)
     num_offsets = np.uint64(stored_size - config.crop_of(stored_size) + 1)
     # A word times the number of offsets, upper half: uniform to within num_offsets / 2**32.
-    crop_x_N, crop_y_N = ((words_N4[:, i] * num_offsets >> np.uint64(32)).astype(np.int32) for i in (0, 1))
-    mirror_N = (words_N4[:, 2] >> np.uint64(31)).astype(np.int32) * np.int32(config.flip)
+    offsets_N2 = (words_N4[:, :2] * num_offsets >> np.uint64(32)).astype(np.int32)
+    mirror_N1 = (words_N4[:, 2:3] >> np.uint64(31)).astype(np.int32) * np.int32(config.flip)
     noise_N3 = np.zeros((len(sample_ids_N), 3))
     if config.color_noise_sigma > 0:
         alpha_N3 = _normals(_words(seed, epochs_N, sample_ids_N, CounterStream.COLOR)) * config.color_noise_sigma
@@ -124,7 +121,7 @@ def draw_parameters(
         alpha_N3 = np.round(alpha_N3 * _ALPHA_RESOLUTION) / _ALPHA_RESOLUTION
         noise_N3 = basis.noise(alpha_N3, config.color_noise_convention)
     mean_N3 = (_mean(config, basis) - noise_N3).astype(np.float32)
-    return AugmentationParameters(crop_x_N, crop_y_N, mirror_N, mean_N3)
+    return AugmentationParameters(np.concatenate([offsets_N2, mirror_N1], axis=1), mean_N3)
 
 
 def center_parameters(
@@ -132,9 +129,9 @@ def center_parameters(
 ) -> AugmentationParameters[np.ndarray]:
     """Return the evaluation parameters: centre crop, no flip, no noise."""
     offset = (stored_size - config.crop_of(stored_size)) // 2
-    offsets_N = np.full(num_samples, offset, dtype=np.int32)
+    placement_N3 = np.tile(np.array([offset, offset, 0], dtype=np.int32), (num_samples, 1))
     mean_N3 = np.tile(_mean(config, basis).astype(np.float32), (num_samples, 1))
-    return AugmentationParameters(offsets_N, offsets_N, np.zeros(num_samples, dtype=np.int32), mean_N3)
+    return AugmentationParameters(placement_N3, mean_N3)
 
 
 def divisor(config: AugmentationConfig, basis: ColorBasis) -> np.ndarray:

@@ -82,7 +82,7 @@ class Feed:
             content.append(picture)
             sample_ids[place] = read_id
         parameters = self._draw(positions, sample_ids)
-        fed = (content, *parameters.arrays())
+        fed = (content, *parameters.values())
         self._alive.append(fed)
         self._under_way.append((sample_ids, positions))
         return fed

@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.online.augmentation import PARAMETERS, AugmentationParameters
 from pipeline.online.batch import Decode, Device, Layout, OutputType
 from pipeline.online.crop_kernel import NO_MEAN_IMAGE, run_function, set_up_function
-from pipeline.online.reference import TEN_CROPS
+from pipeline.online.reference import TEN_CROPS, ten_placements
 
 try:
     from nvidia.dali import fn, math, pipeline_def, types
@@ -198,14 +198,8 @@ def normalised(pixels: Any, augmentation: Augmentation, config: GraphConfig) -> 
         pixels = fn.cast(pixels, dtype=types.FLOAT) - mean_image
     if not config.ten_crops:
         return _by_operator(pixels, augmentation, config)
-    crops = (Augmentation(*placement, augmentation.mean_N3) for placement in _ten_placements(config))
-    return fn.stack(*(_by_operator(pixels, crop, config) for crop in crops))
-
-
-def _ten_placements(config: GraphConfig) -> list[tuple[int, int, int]]:
-    """Return left, top and mirror of each of the ten crops, in pixels."""
-    free = config.stored_size - config.crop_size
-    return [(free * x // 2, free * y // 2, mirror) for x, y, mirror in TEN_CROPS]
+    placements = ten_placements(config.stored_size, config.crop_size)
+    return fn.stack(*(_by_operator(pixels, Augmentation(crop, augmentation.mean_N3), config) for crop in placements))
 
 
 def _by_operator(pixels: Any, augmentation: Augmentation, config: GraphConfig) -> Any:
@@ -218,9 +212,9 @@ def _by_operator(pixels: Any, augmentation: Augmentation, config: GraphConfig) -
     return fn.crop_mirror_normalize(
         pixels,
         crop=(config.crop_size, config.crop_size),
-        crop_pos_x=relative(augmentation.crop_x_N),
-        crop_pos_y=relative(augmentation.crop_y_N),
-        mirror=augmentation.mirror_N,
+        crop_pos_x=relative(augmentation.placement_N3[0]),
+        crop_pos_y=relative(augmentation.placement_N3[1]),
+        mirror=augmentation.placement_N3[2],
         mean=augmentation.mean_N3,
         std=config.divisor_3.tolist(),
         dtype=_TYPES[config.output_type],
@@ -233,9 +227,9 @@ def _by_kernel(pixels: Any, augmentation: Augmentation, config: GraphConfig) -> 
     output_shape: tuple[int, ...] = (side, side, 3) if channels_last else (3, side, side)
     if config.ten_crops:
         output_shape = (len(TEN_CROPS), *output_shape)
-        placements = types.Constant(np.array(_ten_placements(config), dtype=np.int32).ravel())
+        placements = types.Constant(np.array(ten_placements(config.stored_size, side), dtype=np.int32).ravel())
     else:
-        placements = fn.stack(augmentation.crop_x_N, augmentation.crop_y_N, augmentation.mirror_N)
+        placements = augmentation.placement_N3
     mean_image = NO_MEAN_IMAGE if config.mean_image_HWC is None else config.mean_image_HWC.ravel()
     normalise = compiled_function(
         run_fn=run_function(),

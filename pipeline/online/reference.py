@@ -33,12 +33,12 @@ def augment(
     reciprocal_3 = np.float32(1) / divisor_3
     images_NCHW = np.empty((len(pixels_NHWC), 3, crop_size, crop_size), dtype=np.float32)
     for index, pixels_HWC in enumerate(pixels_NHWC):
-        left, top = parameters.crop_x_N[index], parameters.crop_y_N[index]
+        left, top, mirror = parameters.placement_N3[index]
         window = np.s_[top : top + crop_size, left : left + crop_size]
         crop_HWC = pixels_HWC[window].astype(np.float32)
         if mean_image_HWC is not None:
             crop_HWC -= mean_image_HWC[window]
-        if parameters.mirror_N[index]:
+        if mirror:
             crop_HWC = crop_HWC[:, ::-1]
         images_NCHW[index] = ((crop_HWC - parameters.mean_N3[index]) * reciprocal_3).transpose(2, 0, 1)
     return images_NCHW
@@ -55,11 +55,16 @@ def ten_crops(
 
     The arguments are those of `augment`; of the parameters, the mean alone is used.
     """
-    free, ones_N = pixels_NHWC.shape[1] - crop_size, np.ones(len(pixels_NHWC), dtype=np.int64)
     crops = []
-    for x, y, mirror in TEN_CROPS:
+    for placement in ten_placements(pixels_NHWC.shape[1], crop_size):
         moved = AugmentationParameters(
-            ones_N * (free * x // 2), ones_N * (free * y // 2), ones_N * mirror, parameters.mean_N3
+            np.tile(np.array(placement, dtype=np.int32), (len(pixels_NHWC), 1)), parameters.mean_N3
         )
         crops.append(augment(pixels_NHWC, moved, crop_size, divisor_3, mean_image_HWC))
     return np.stack(crops, axis=1)
+
+
+def ten_placements(stored_size: int, crop_size: int) -> list[tuple[int, int, int]]:
+    """Return left, top and mirror of each of the ten crops, as in `AugmentationParameters.placement_N3`."""
+    free = stored_size - crop_size
+    return [(free * x // 2, free * y // 2, mirror) for x, y, mirror in TEN_CROPS]

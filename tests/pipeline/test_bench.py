@@ -76,7 +76,7 @@ def test_the_stages_one_after_another_give_the_loaders_bits(fixture, request):
     pixels_NHWC = np.array(decode.run()[0].as_array())
     assert pixels_NHWC.shape == (num_images, size, size, 3)
     parameters = draw_parameters(config, dataset.color_basis, size, 3, np.zeros_like(ids), ids)
-    fed = (pixels_NHWC, *parameters.arrays())
+    fed = (pixels_NHWC, *parameters.values())
     augment = build_augment_graph(itertools.repeat(fed), loader._graph_config)
     assert np.array_equal(augment.run()[0].as_array(), batch.images.numpy())
 

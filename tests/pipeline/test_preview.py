@@ -130,10 +130,11 @@ def test_a_caption_names_offsets_mirror_and_noise(raw_dataset):
     captions = [row.cells[1].caption for row in preview.sheet_rows(raw_dataset, arguments) if row.cells]
     ids, basis = permutation(0, 0, 41)[:8], raw_dataset.color_basis
     drawn = draw_parameters(CONFIG, basis, 32, 0, np.zeros(8, dtype=np.int64), ids)
-    assert {0, 1} == set(drawn.mirror_N.tolist())
+    assert {0, 1} == set(drawn.placement_N3[:, 2].tolist())
     for index, caption in enumerate(captions):
-        mirrored = "mirrored" if drawn.mirror_N[index] else "not mirrored"
-        assert caption[0] == f"epoch 0: x {drawn.crop_x_N[index]}, y {drawn.crop_y_N[index]}, {mirrored}"
+        left, top, mirror = drawn.placement_N3[index]
+        mirrored = "mirrored" if mirror else "not mirrored"
+        assert caption[0] == f"epoch 0: x {left}, y {top}, {mirrored}"
         noise_3 = [float(word) for word in caption[1].split()[1:4]]
         np.testing.assert_allclose(noise_3, basis.mean_3 * 255 - drawn.mean_N3[index], atol=0.0501)
 

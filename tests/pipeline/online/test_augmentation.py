@@ -26,30 +26,28 @@ def _draw(config=CONFIG, seed=0, epoch=0, ids=None):
 def test_parameters_depend_on_seed_epoch_and_sample_alone():
     whole = _draw()
     ids = np.array([17, 3, 19_999])
-    for name in ("crop_x_N", "crop_y_N", "mirror_N", "mean_N3"):
+    for name in ("placement_N3", "mean_N3"):
         assert np.array_equal(getattr(_draw(ids=ids), name), getattr(whole, name)[ids])
 
 
 def test_the_parameters_never_change():
     drawn = _draw(seed=5, epoch=2, ids=np.array([0, 1_281_166]))
-    assert drawn.crop_x_N.tolist() == GOLDEN_X
-    assert drawn.crop_y_N.tolist() == GOLDEN_Y
-    assert drawn.mirror_N.tolist() == GOLDEN_MIRROR
+    assert drawn.placement_N3.T.tolist() == [GOLDEN_X, GOLDEN_Y, GOLDEN_MIRROR]
     assert drawn.mean_N3.tolist() == GOLDEN_MEAN
 
 
 def test_crops_are_uniform_over_33_by_33_offsets():
-    drawn = _draw()
-    for offsets in (drawn.crop_x_N, drawn.crop_y_N):
+    left_N, top_N, _ = _draw().placement_N3.T
+    for offsets in (left_N, top_N):
         counts = np.bincount(offsets, minlength=33)
         assert len(counts) == 33
         assert stats.chisquare(counts).pvalue > 1e-4
-    joint = np.bincount(drawn.crop_x_N * 33 + drawn.crop_y_N, minlength=33 * 33)
+    joint = np.bincount(left_N * 33 + top_N, minlength=33 * 33)
     assert stats.chisquare(joint).pvalue > 1e-4
 
 
 def test_half_of_the_pictures_are_mirrored():
-    assert stats.binomtest(int(_draw().mirror_N.sum()), N).pvalue > 1e-4
+    assert stats.binomtest(int(_draw().placement_N3[:, 2].sum()), N).pvalue > 1e-4
 
 
 def test_the_noise_is_normal_with_the_asked_deviation():
@@ -63,8 +61,8 @@ def test_the_noise_is_normal_with_the_asked_deviation():
 @pytest.mark.parametrize("other", [{"seed": 1}, {"epoch": 1}, {"ids": np.arange(1, N + 1)}])
 def test_seeds_epochs_and_neighbours_are_independent(other):
     one, two = _draw(), _draw(**other)
-    for name in ("crop_x_N", "crop_y_N", "mirror_N"):
-        correlation = np.corrcoef(getattr(one, name), getattr(two, name))[0, 1]
+    for ones, twos in zip(one.placement_N3.T, two.placement_N3.T, strict=True):
+        correlation = np.corrcoef(ones, twos)[0, 1]
         assert abs(correlation) < 5 / np.sqrt(N)
     assert abs(np.corrcoef(one.mean_N3[:, 0], two.mean_N3[:, 0])[0, 1]) < 5 / np.sqrt(N)
 
@@ -76,13 +74,12 @@ def test_the_noise_is_a_multiple_of_two_to_the_minus_sixteen():
 
 def test_flip_and_noise_can_be_switched_off():
     drawn = _draw(AugmentationConfig(crop_size=224, flip=False, color_noise_sigma=0))
-    assert not drawn.mirror_N.any() and not drawn.mean_N3.any()
+    assert not drawn.placement_N3[:, 2].any() and not drawn.mean_N3.any()
 
 
 def test_evaluation_takes_the_centre():
     parameters = center_parameters(CONFIG, UNIT_BASIS, 256, 3)
-    assert parameters.crop_x_N.tolist() == parameters.crop_y_N.tolist() == [16, 16, 16]
-    assert not parameters.mirror_N.any()
+    assert parameters.placement_N3.tolist() == [[16, 16, 0]] * 3
 
 
 @pytest.mark.parametrize(("stored", "crop"), [(256, 224), (64, 56), (32, 28), (28, 24), (1, 1)])

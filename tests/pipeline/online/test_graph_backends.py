@@ -97,12 +97,10 @@ def test_the_pictures_stay_on_the_gpu_once_they_are_there(form):
 
 def _fed(num_samples: int, side: int) -> tuple:
     generator, free = np.random.default_rng(0), 256 - 224
-    return (
-        list(generator.integers(0, 256, (num_samples, side, side, 3), dtype=np.uint8)),
-        *(generator.integers(0, free + 1, num_samples, dtype=np.int32) for _ in range(2)),
-        np.arange(num_samples, dtype=np.int32) % 2,
-        generator.normal(120, 9, (num_samples, 3)).astype(np.float32),
-    )
+    pictures = list(generator.integers(0, 256, (num_samples, side, side, 3), dtype=np.uint8))
+    placement_N3 = generator.integers(0, free + 1, (num_samples, 3), dtype=np.int32)
+    placement_N3[:, 2] = np.arange(num_samples) % 2
+    return pictures, placement_N3, generator.normal(120, 9, (num_samples, 3)).astype(np.float32)
 
 
 @pytest.mark.parametrize("output_type", ["float32", "float16"])
