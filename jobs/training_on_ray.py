@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from cluster.launch.footprint import training_requirements
 from cluster.launch.placement import WorkerRange, place_workers
 from cluster.launch.ray_launch import RayCluster, training_session
-from cluster.launch.ray_node_checks import FitNodes, settled_nodes
+from cluster.launch.ray_node_checks import FitNodes
+from cluster.launch.ray_nodes import settled_nodes
 from cluster.launch.supervisor import supervise
 from cluster.run.config import TrainingConfig
 from cluster.run.run_folder import stop_request_of

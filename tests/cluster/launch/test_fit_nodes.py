@@ -9,9 +9,9 @@ import pytest
 
 ray = pytest.importorskip("ray")
 
-from cluster.launch import ray_node_checks
+from cluster.launch import node_inquiry, ray_node_checks, ray_nodes
 from cluster.launch.footprint import training_requirements
-from cluster.launch.node_checks import judge
+from cluster.launch.node_findings import Finding, judge
 from cluster.launch.placement import NoPlacement, WorkerRange, place_workers
 from cluster.launch.ray_node_checks import FitNodes
 from cluster.worker import precision
@@ -83,11 +83,13 @@ def cluster(monkeypatch):
 
     def enter(**states):
         fake = FakeRay(**states)
-        monkeypatch.setattr(ray_node_checks, "ray", fake)
+        for module in (ray_nodes, node_inquiry):
+            monkeypatch.setattr(module, "ray", fake)
         there = "NodeAffinitySchedulingStrategy"
-        monkeypatch.setattr(ray_node_checks, there, lambda node_id, soft: SimpleNamespace(node_id=node_id))
-        monkeypatch.setattr(ray_node_checks, "time", SimpleNamespace(monotonic=lambda: fake.now))
-        monkeypatch.setattr(ray_node_checks, "_answers", lambda node: fake.states[node["NodeID"]] != "gone")
+        monkeypatch.setattr(node_inquiry, there, lambda node_id, soft: SimpleNamespace(node_id=node_id))
+        for module in (ray_node_checks, node_inquiry):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: fake.now))
+        monkeypatch.setattr(ray_nodes, "_answers", lambda node: fake.states[node["NodeID"]] != "gone")
         return fake
 
     monkeypatch.setenv("RAY_JOB_STOP_WAIT_TIME_S", "60")
@@ -214,9 +216,9 @@ def test_a_full_disk_is_no_fault_of_a_node_that_joins_later(cluster, requirement
     fake = cluster(a="fit")
     with FitNodes(requirements, is_local=False) as nodes:
         nodes.place(place("1:2"))
-        usage = ray_node_checks.inspect_node
+        usage = node_inquiry.inspect_node
         monkeypatch.setattr(
-            ray_node_checks,
+            node_inquiry,
             "inspect_node",
             lambda *arguments: dataclasses.replace(usage(*arguments), free_disk_bytes=10),
         )
@@ -230,13 +232,11 @@ def test_a_full_disk_is_no_fault_of_a_node_that_joins_later(cluster, requirement
 
 def test_a_further_kind_of_finding_leaves_out_its_node(cluster, requirements, monkeypatch):
     def stricter(report, driver, requirements):
-        own = [
-            ray_node_checks.Finding("error", report.node.name, "would emulate the precision", "use --precision float32")
-        ]
+        own = [Finding("error", report.node.name, "would emulate the precision", "use --precision float32")]
         return judge(report, driver, requirements) + own * ("(b, " in report.node.name)
 
     cluster(a="fit", b="fit")
-    monkeypatch.setattr(ray_node_checks, "judge", stricter)
+    monkeypatch.setattr(node_inquiry, "judge", stricter)
     with FitNodes(requirements, is_local=False) as nodes:
         assert nodes.place(place("1:2")).node_ids == ("a",)
 
@@ -260,7 +260,7 @@ def test_a_driver_that_can_not_look_at_its_folders_places_nothing_for_now(cluste
         fake.states["b"] = "fit"
         with monkeypatch.context() as patch:
             stale = OSError(errno.ESTALE, "Stale file handle", "RUN")
-            patch.setattr(ray_node_checks, "inspect_node", lambda *arguments: _raise(stale))
+            patch.setattr(node_inquiry, "inspect_node", lambda *arguments: _raise(stale))
             with pytest.raises(NoPlacement, match=r"^Stale file handle: RUN; the same command"):
                 nodes.place(place("1:2"), wait_seconds=0.0)
         assert nodes.place(place("1:2")).node_ids == ("a", "b")
