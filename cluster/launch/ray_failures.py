@@ -6,7 +6,7 @@ import ray.exceptions
 import ray.train
 
 from cluster.launch.supervisor import WorkersLost
-from cluster.worker.world import is_lost_peer, is_wrong_network, last_line, unreachable_workers
+from cluster.worker.torch_quirks import is_lost_peer, is_wrong_network, last_line, unreachable_workers
 from pipeline.command import InputError
 from pipeline.system.os_errors import as_input_error, described, way_out
 from pipeline.system.ray_quirks import health_check_cause, is_startup_timeout

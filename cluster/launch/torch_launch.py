@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 
 from cluster.launch.supervisor import WorkersLost
-from cluster.worker.world import World, is_lost_peer, process_group_backend, unreachable_workers
+from cluster.worker.torch_quirks import SHARES_STORE, is_lost_peer, unreachable_workers
+from cluster.worker.world import World, process_group_backend
 from pipeline.command import InputError, Terminated
 from pipeline.system.os_errors import as_input_error
 
@@ -106,7 +107,7 @@ def _check_torchrun() -> None:
         raise InputError(
             "--launcher torch is for a process of torchrun: torchrun --nproc-per-node 2 -- jobs/train.py ..."
         )
-    names = ("TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_USE_AGENT_STORE")
+    names = ("TORCHELASTIC_MAX_RESTARTS", SHARES_STORE)
     if missing := [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise InputError(
             f"TORCHELASTIC_RUN_ID is set, but not {missing[0]}, as by torchrun; start this by torchrun, or unset it"
