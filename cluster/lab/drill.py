@@ -73,12 +73,12 @@ def run_drill(config: DrillConfig, dataset: Dataset, out: Path) -> list[str]:
     """Make both runs, say what happens, and write `drill.json`.
 
     Args:
-        config: What is done.
-        dataset: To train on.
+        config: Events and limits of the drill.
+        dataset: Dataset to train on.
         out: An empty folder for both runs and the report.
 
     Returns:
-        What is not as it should be, a line each.
+        What is not as it should be, one line per cause.
     """
     began = time.monotonic()
     deadline, data = began + config.minutes * 60, str(dataset.path)

@@ -26,13 +26,13 @@ _WORDS: dict[Event, str] = {
 
 @dataclass(frozen=True)
 class PlannedEvent:
-    """What happens when, and to whom.
+    """An event of a drill, its moment and its target.
 
     Attributes:
-        event: What is done.
-        fraction: Of a checkpoint interval, that passes after the first checkpoint since workers were (re)started, in
-            [0, 1).
-        choice: Which of those that it may happen to, in [0, 1).
+        event: Kind of the event.
+        fraction: Time between the first checkpoint since workers were (re)started and the event, in checkpoint
+            intervals, in [0, 1).
+        choice: Place of the target among those that may be hit, in [0, 1).
     """
 
     event: Event
@@ -48,8 +48,9 @@ def plan(kinds: Sequence[Kind], seed: int) -> list[PlannedEvent]:
     """Return the events of a drill; the same seed gives the same.
 
     Args:
-        kinds: In their order. After `node`, which is not replaced at once, another node joins at a moment of its own.
-        seed: Of the moments and the choices.
+        kinds: Kinds of events, in their order. After `node`, which is not replaced at once, another node joins at a
+            moment of its own.
+        seed: Seed of the moments and the choices.
     """
     events: list[Event] = []
     for kind in kinds:
@@ -60,19 +61,20 @@ def plan(kinds: Sequence[Kind], seed: int) -> list[PlannedEvent]:
 
 @dataclass(frozen=True, kw_only=True)
 class Outage:
-    """What an event cost.
+    """The cost of an event.
 
     Attributes:
-        event: What was done.
-        step: The latest that was logged.
-        at_seconds: Since the run began.
-        noticed_seconds: Until the launcher knew it; of the driver's death: until Ray said that its job had failed.
-        first_step_seconds: Until a step after it was logged.
-        all_workers_seconds: Until a step by all workers that the cluster could hold was logged.
-        resumed_steps: The checkpoint of each restart.
-        num_recomputed_steps: That were logged, and undone by the restarts. Steps since the latest line are not known to
-            anyone; a line is written at least each time a checkpoint is begun.
-        num_workers: Before, and after each restart.
+        event: Kind of the event.
+        step: Latest step that was logged before it.
+        at_seconds: Time since the run began.
+        noticed_seconds: Time until the launcher knew it; for the driver's death, until Ray said that its job had
+            failed.
+        first_step_seconds: Time until a step after it was logged.
+        all_workers_seconds: Time until a step by all workers that the cluster could hold was logged.
+        resumed_steps: Checkpoint of each restart.
+        num_recomputed_steps: Number of steps that were logged, and undone by the restarts. Steps since the latest line
+            are not known to anyone; a line is written at least each time a checkpoint is begun.
+        num_workers: Number of workers before, and after each restart.
     """
 
     event: Event

@@ -40,11 +40,11 @@ class DrilledRun:
     """A training run that is hit while it runs.
 
     Args:
-        cluster: Its head has no CPUs; nodes of one CPU each are added.
-        command: That is submitted, and submitted again after its driver's death.
-        run_path: The run folder that it names.
-        deadline: Of all, by `time.monotonic`.
-        recovery_seconds: That an event may take until the run has recovered.
+        cluster: Cluster whose head has no CPUs; nodes of one CPU each are added.
+        command: Command that is submitted, and submitted again after its driver's death.
+        run_path: Run folder named in it.
+        deadline: End of the whole drill, by `time.monotonic`.
+        recovery_seconds: Longest time for the run to recover from an event.
     """
 
     def __init__(

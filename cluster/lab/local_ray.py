@@ -64,9 +64,9 @@ class Node:
         """Start it; see `wait_until_ready`.
 
         Args:
-            options: Of `ray start`.
+            options: Options of `ray start`.
             variables: The environment to start it in.
-            working_directory: Where it is started.
+            working_directory: Directory to start it in.
         """
         self._token = variables["RAY_AUTH_TOKEN"]
         temporary = folder_for_sockets(_SOCKET_BYTES)
@@ -146,10 +146,10 @@ class LocalRay:
     """A cluster of this machine.
 
     Attributes:
-        address: Of its job server.
-        gcs_address: That drivers and nodes join it by, HOST:PORT.
-        environment: To run a command in that talks to it: it holds the token.
-        head: Its first node.
+        address: Address of its job server.
+        gcs_address: Address by which drivers and nodes join it, HOST:PORT.
+        environment: Environment of commands that talk to it; it holds the token.
+        head: First node.
     """
 
     def __init__(self, num_cpus: int | None, working_directory: Path | None) -> None:
@@ -172,7 +172,7 @@ class LocalRay:
         """Let another node join.
 
         Args:
-            num_cpus: That it says it has.
+            num_cpus: CPUs that the node offers.
 
         Raises:
             InputError: It did not start.
@@ -202,8 +202,8 @@ def local_ray(num_cpus: int | None = None, working_directory: Path | None = None
     """Run a Ray of this machine while the block runs.
 
     Args:
-        num_cpus: That its head says it has; by default those of the machine.
-        working_directory: Where it is started; jobs without a `--working-dir` run there.
+        num_cpus: CPUs that the head offers; by default those of the machine.
+        working_directory: Directory to start it in; jobs without a `--working-dir` run there.
 
     Raises:
         InputError: It did not start.

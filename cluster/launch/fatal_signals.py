@@ -28,7 +28,7 @@ class FatalSignals:
     """A file for the last words of workers.
 
     Args:
-        path: Of the file, which all workers see.
+        path: Path of the file; all workers see it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,7 +36,7 @@ class FatalSignals:
 
     @contextlib.contextmanager
     def expected(self) -> Iterator[None]:
-        """Let workers write to the file while the block runs; where it can't be, nothing is told."""
+        """Let workers write to the file while the block runs; where that is impossible, nothing is told."""
         with contextlib.suppress(OSError):
             self._path.write_bytes(b"")
         try:

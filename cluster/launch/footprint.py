@@ -1,4 +1,4 @@
-"""What a run will take of disk and memory, from its recipe alone."""
+"""The disk and memory that a run will take, from its recipe alone."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ def training_requirements(config: TrainingConfig, dataset: Dataset, run_path: Pa
 
     Args:
         config: The recipe.
-        dataset: To train on.
-        run_path: Absolute.
+        dataset: Dataset to train on.
+        run_path: Run folder, absolute.
     """
     weights, checkpoint = (
         num_weight_bytes(config, dataset.num_classes),

@@ -23,12 +23,12 @@ _LEAST_STOP_SECONDS = 20  # two steps and a checkpoint of a large net on a CPU
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What is known of a node.
+    """A node's answer.
 
     Attributes:
         node_id: Id of the node.
-        report: What it has; None where it can't tell, or has not told in time.
-        findings: What is not as it should be.
+        report: Report of the node; None where it can't give one, or did not in time.
+        findings: Findings about the node.
     """
 
     node_id: str
@@ -63,8 +63,8 @@ class NodeInquiries:
 
     Attributes:
         driver_versions: Versions of Python and the libraries at the driver; empty before a node of a cluster is asked.
-        driver_findings: What is not as it should be at the driver, and so at all nodes.
-        job_findings: What is not as it should be with the job that this process is.
+        driver_findings: Findings about the driver, which concern all nodes.
+        job_findings: Findings about the submitted job.
     """
 
     def __init__(self, requirements: Requirements, is_local: bool, answer_seconds: float) -> None:
@@ -128,7 +128,7 @@ class NodeInquiries:
         """Yield the answers that come until a moment, or all; of a node that is late, that it does not answer.
 
         Args:
-            deadline: By `time.monotonic`.
+            deadline: Moment by `time.monotonic`.
 
         Yields:
             Answers of nodes that were asked together. One that comes late is yielded when it comes.

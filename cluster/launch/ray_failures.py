@@ -18,9 +18,9 @@ def explained(
     """Return what a failed launch means.
 
     Args:
-        error: That Ray Train raised, or that the driver met as it launched.
-        fatal_signal: That killed a worker, as far as it is known; see `cluster.launch.fatal_signals`.
-        next_time: What the same command does when it is run again.
+        error: Error raised by Ray Train, or met by the driver as it launched.
+        fatal_signal: Signal that killed a worker, where it is known; see `cluster.launch.fatal_signals`.
+        next_time: Effect of running the same command again.
 
     Returns:
         An InputError where a worker refused its input or met an error that lasts; WorkersLost where processes were lost

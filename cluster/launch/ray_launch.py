@@ -60,11 +60,11 @@ class RayCluster:
     """The cluster of this session; see `cluster.launch.supervisor.Cluster`.
 
     Args:
-        work: What a worker does, given its place; it is pickled, with what it holds.
-        name: For Ray's logs.
-        folder: That all workers see and write to.
-        fit_nodes: On which workers are placed.
-        stop_request: By which the workers are asked to stop.
+        work: Function that a worker runs, given its place; it is pickled, with what it holds.
+        name: Name in Ray's logs.
+        folder: Folder that all workers see and write to.
+        fit_nodes: Nodes that workers are placed on.
+        stop_request: Flag that asks the workers to stop.
     """
 
     def __init__(

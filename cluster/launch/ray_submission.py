@@ -24,13 +24,13 @@ _CONNECT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Upload:
-    """What is uploaded of a working directory.
+    """The part of a working directory that is uploaded.
 
     Attributes:
         folder: The working directory, absolute.
         files: Size of each file, by its path in the folder.
-        num_bytes: Of the archive.
-        limit_bytes: That it may have.
+        num_bytes: Size of the archive.
+        limit_bytes: Largest size that Ray takes.
     """
 
     folder: Path

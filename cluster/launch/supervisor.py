@@ -35,7 +35,7 @@ class WorkersLost(InputError):
 
 
 class Launch(Protocol):
-    """Workers that run."""
+    """Workers that are running."""
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait for their end, at most so long; return whether it has come.
@@ -47,7 +47,7 @@ class Launch(Protocol):
 
 
 class Cluster(Protocol):
-    """Where workers are launched."""
+    """A cluster that workers are launched on."""
 
     def place(self, place: Place, wait_seconds: float) -> Placement:
         """Return a placement on nodes that are fit for the run; others that live are left out.
@@ -69,9 +69,9 @@ def supervise(run: RunFolder, log: RunLog, cluster: Cluster, place: Place, most_
     """Train a run to its end.
 
     Args:
-        run: Not finished.
+        run: Run that is not finished.
         log: Its `launches.jsonl`.
-        cluster: To launch on.
+        cluster: Cluster to launch on.
         place: Says how to place workers on nodes.
         most_workers: Largest number that it places; a launch of that size is not watched for more.
 

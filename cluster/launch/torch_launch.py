@@ -101,7 +101,7 @@ def _check_torchrun() -> None:
     """Check that torchrun started this process, in a way that survives a restart.
 
     Raises:
-        InputError: It did not, or processes that it starts again would be given the addresses of those before.
+        InputError: It did not, or processes that it starts again would get the addresses of those before.
     """
     if not is_under_torchrun():
         raise InputError(
