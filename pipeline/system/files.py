@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic files, which appear complete or not at all."""
 
 import hashlib
 import json
@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that appears under its name only when it was written to the end.
+    """Open a file that appears under its name only once it is complete.
 
-    It is flushed to disk before it is renamed; if the block raises, nothing remains.
+    The file is flushed to disk before it is renamed. If the block raises, nothing remains.
     """
     with renamed_at_end(path) as aside, open(aside, "wb") as file:
         yield file
@@ -28,9 +28,12 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def renamed_at_end(path: Path) -> Iterator[Path]:
-    """Give the path of a file to write and flush, renamed to `path` at the end; if the block raises, it is removed."""
+    """Yield a path for a file to write and flush; at the end, the file is renamed to `path`.
+
+    If the block raises, the file is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # of this writer alone, also on other hosts
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # unique to this writer, even across hosts
     try:
         yield aside
         os.replace(aside, path)
@@ -40,12 +43,12 @@ def renamed_at_end(path: Path) -> Iterator[Path]:
 
 
 def is_temporary(name: str) -> bool:
-    """Return whether a file has the name of one that this project began to write; after a kill such files remain."""
+    """Return whether a file has the name of an unfinished file of this project, as a kill leaves them."""
     return re.fullmatch(r"\..+[.-][0-9a-f]{32}\.tmp", name) is not None
 
 
 def remove_temporary_files(*folders: Path) -> None:
-    """Remove what killed processes of this project began to write in folders, and nothing else."""
+    """Remove the unfinished files that killed processes of this project left in folders, and nothing else."""
     for folder in folders:
         for name in names_in(folder):
             if is_temporary(name):
@@ -53,10 +56,10 @@ def remove_temporary_files(*folders: Path) -> None:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Return the names in a folder, sorted; none where it is not there.
+    """Return the names in a folder, sorted; none if the folder does not exist.
 
     Raises:
-        OSError: It can't be listed. `Path.glob` would take it for an empty one.
+        OSError: The folder can't be listed; `Path.glob` would treat it as empty.
     """
     try:
         return sorted(os.listdir(folder))
@@ -65,7 +68,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Make a folder's new, renamed and removed names last through a power cut."""
+    """Make new, renamed and removed entries of a folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -74,7 +77,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a document atomically, keys in the given order, one trailing newline."""
+    """Write a JSON document atomically, with keys in the given order and a trailing newline."""
     with atomic_file(path) as file:
         file.write((json.dumps(document, indent=1) + "\n").encode())
 

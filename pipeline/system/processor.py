@@ -1,7 +1,7 @@
-"""What processor this machine has, and which limits keep libraries from using all of it. Standard library only.
+"""The processor of this machine, and limits that keep libraries from using all of it. Standard library only.
 
-Figures depend on it: a CPU without bfloat16 instructions emulates that type, a matrix product tens of times
-slower than float32.
+Measurements depend on it: a CPU without bfloat16 instructions emulates that type, which makes a matrix product tens of
+times slower than in float32.
 """
 
 import os
@@ -20,7 +20,7 @@ _INSTRUCTIONS = {
     "bf16": "bfloat16",
 }
 _BFLOAT16 = {"bfloat16", "AMX bfloat16"}
-# By which oneDNN, ATen, MKL and Numba are told to leave instructions unused.
+# Variables that tell oneDNN, ATen, MKL and Numba not to use certain instructions.
 _LIMITS = (
     "DNNL_MAX_CPU_ISA",
     "ONEDNN_MAX_CPU_ISA",
@@ -32,12 +32,12 @@ _LIMITS = (
 
 @dataclass(frozen=True)
 class Processor:
-    """A kind of processor, as a process on it finds it.
+    """A kind of processor, as seen by a process that runs on it.
 
     Attributes:
-        name: The maker's.
-        instructions: Vector instructions that it has, of those that matter here.
-        limits: Environment variables that keep libraries from using some of them, `NAME=value`.
+        name: Manufacturer's name for the processor.
+        instructions: Vector instructions it supports, of those that matter here.
+        limits: Environment variables that keep libraries from using some instructions, as `NAME=value`.
     """
 
     name: str
@@ -46,26 +46,26 @@ class Processor:
 
     @property
     def has_bfloat16(self) -> bool:
-        """True where instructions compute in bfloat16; whether a library uses them is another question."""
+        """Whether the processor has bfloat16 instructions, which libraries may or may not use."""
         return not _BFLOAT16.isdisjoint(self.instructions)
 
     @property
     def form(self) -> str:
-        """What the libraries are limited to, in lower case (`avx2`), or empty."""
+        """Instruction set that the libraries are limited to, in lower case (`avx2`), or empty."""
         return self.limits[0].partition("=")[2].lower() if self.limits else ""
 
     def __str__(self) -> str:
-        """Describe it in words."""
+        """Describe the processor in words."""
         without = "" if self.has_bfloat16 else ", no bfloat16"
         limits = f", limited by {' '.join(self.limits)}" if self.limits else ""
         return f"{self.name} ({', '.join(self.instructions) or 'no vector instructions known'}{without}{limits})"
 
 
 def this_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Processor:
-    """Return the kind of this machine's processor; where Linux does not tell, its architecture alone.
+    """Return the kind of this machine's processor, or just its architecture if Linux does not tell more.
 
     Args:
-        cpuinfo: Where Linux tells.
+        cpuinfo: Linux's description of the processors.
     """
     first: dict[str, str] = {}
     try:

@@ -1,10 +1,10 @@
-"""A token of one's own for a Ray that this project starts. Standard library only: it is needed before Ray is there."""
+"""Private tokens for Ray clusters that this project starts. Standard library only: needed before Ray is imported."""
 
 import secrets
 
 
 def private_token() -> dict[str, str]:
-    """Return variables by which a new Ray has a token that only those who get the variables know.
+    """Return environment variables that give a new Ray cluster a token known only to processes that get them.
 
     Ray then neither reads nor writes the user's `~/.ray/auth_token`.
     """

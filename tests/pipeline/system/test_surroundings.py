@@ -69,7 +69,9 @@ def test_a_long_temporary_folder_is_left_for_sockets_alone(long_folder):
 
 def test_where_no_folder_will_do_tmpdir_is_named_with_what_would(long_folder, monkeypatch):
     monkeypatch.setattr(os, "access", lambda folder, _: str(folder) != "/tmp")
-    told = f"TMPDIR={long_folder} is too long for sockets below it, and /tmp can't be written; set TMPDIR to a folder"
+    told = (
+        f"TMPDIR={long_folder} is too long for sockets below it, and /tmp can't be written to; set TMPDIR to a folder"
+    )
     with pytest.raises(InputError, match=f"^{told} whose path has at most 59 characters$"):
         folder_for_sockets(48)
 
@@ -79,7 +81,7 @@ def test_where_nothing_can_be_written_tmpdir_is_named(monkeypatch):
         raise FileNotFoundError("No usable temporary directory found in ['/tmp']")
 
     monkeypatch.setattr(tempfile, "gettempdir", fails)
-    with pytest.raises(InputError, match=r"no folder for temporary files can be written .*; set TMPDIR to one"):
+    with pytest.raises(InputError, match=r"no folder for temporary files is writable .*; set TMPDIR to one that is"):
         surroundings.usual_temporary_folder()
 
 
