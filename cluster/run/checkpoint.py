@@ -1,8 +1,8 @@
-"""Checkpoints: atomic, hashed, verified when loaded. Ours are the truth; a launcher's own are not used.
+"""Checkpoints: atomic, hashed, and verified when loaded. A launcher's own checkpoints are not used.
 
-`step-00000120.pt` holds weights, optimiser and counters; `step-00000120.json`, written after it, its SHA-256: a
-checkpoint without it, or whose bytes differ, counts as torn, and the one before is used. `best-*` is the best by
-`val`.
+`step-00000120.pt` holds weights, optimiser and counters. `step-00000120.json`, written after it, holds its SHA-256. A
+checkpoint with no hash, or whose bytes differ, counts as torn, and the one before is used. `best-*` is the best
+checkpoint by its error on `val`.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ class CheckpointStore:
     """The checkpoints of one run.
 
     Args:
-        folder: Where they lie.
-        num_kept: How many of the latest are kept beside the best.
+        folder: Folder of the checkpoints.
+        num_kept: Number of latest checkpoints to keep, in addition to the best.
     """
 
     def __init__(self, folder: Path, num_kept: int) -> None:
@@ -36,18 +36,20 @@ class CheckpointStore:
     def save(self, state: dict[str, Any], step: int, is_best: bool = False) -> None:
         """Write a checkpoint, and remove those that are too old.
 
-        One of this step that is there already stays as it is: a kill while it is replaced could cost the only one.
+        An existing checkpoint of this step is left as it is, since a kill during its replacement could destroy the only
+        one.
 
         Args:
-            state: To write.
-            step: Of it.
-            is_best: It replaces the best one too; that goes when the new one is whole.
+            state: State to write.
+            step: Step of the state.
+            is_best: True if it also replaces the best one, which is removed once the new one is complete.
         """
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getbuffer()
         digest = hashlib.sha256(content).hexdigest()
-        # The best one first, and all old ones last: a kill in between leaves the best of the step that is restored.
+        # The best one is written first, and old ones are removed last: after a kill in between, the best checkpoint as
+        # of the restored step is still there.
         kinds: tuple[Kind, ...] = ("best", "step") if is_best else ("step",)
         for kind in kinds:
             name = _name(kind, step)
@@ -60,29 +62,32 @@ class CheckpointStore:
             self._remove(old)
 
     def load_latest(self) -> dict[str, Any] | None:
-        """Return the newest whole checkpoint's state on the CPU, or None if there is none.
+        """Return the state of the newest intact checkpoint, on the CPU, or None if there is none.
 
-        Warns of every torn or tampered checkpoint that it passes over.
+        Warns of every torn or modified checkpoint that is skipped.
         """
         return self._newest_whole("step")
 
     def load_best(self) -> dict[str, Any] | None:
-        """Return the best checkpoint's state on the CPU, or None if there is none; warns as `load_latest` does."""
+        """Return the best checkpoint's state, on the CPU, or None if there is none; warns like `load_latest`."""
         return self._newest_whole("best")
 
     def load(self, step: int) -> dict[str, Any] | None:
-        """Return the state of a step's checkpoint on the CPU; None, with a warning, if it is not there or not whole."""
+        """Return the state of a step's checkpoint, on the CPU, or None, with a warning, if it is missing or torn."""
         return self._read(_name("step", step))
 
     def latest_step(self) -> int:
-        """Return the step of the newest whole checkpoint, or 0 if there is none; warns as `load_latest` does."""
+        """Return the step of the newest intact checkpoint, or 0 if there is none; warns like `load_latest`."""
         whole = (name for name in reversed(self._names("step")) if self._read_content(name) is not None)
         return int(next(whole, _name("step", 0)).removeprefix("step-"))
 
     def remove_leftovers(self, step: int) -> None:
-        """Remove what a killed run left half-written, and all that is newer than the checkpoint it goes on from.
+        """Remove unfinished files of a killed run, and all checkpoints newer than the one it resumes from.
 
-        That is torn, or it is of steps that are rolled back. Only for the one process that writes here.
+        Newer ones are torn, or belong to steps that are rolled back. Call this only in the process that writes here.
+
+        Args:
+            step: Step of the checkpoint that the run resumes from.
         """
         remove_temporary_files(self._folder)
         for kind in get_args(Kind):
@@ -92,7 +97,7 @@ class CheckpointStore:
                     self._remove(name)
 
     def _names(self, kind: Kind, extension: str = "json") -> list[str]:
-        """Return the names that `_name` has made, of files with an extension; others in the folder are somebody's."""
+        """Return the names made by `_name` of the files with an extension; other files in the folder are not ours."""
         pattern = re.compile(rf"({kind}-\d{{8,}})\.{extension}")
         matches = (pattern.fullmatch(name) for name in names_in(self._folder))
         return [match[1] for match in matches if match]
@@ -105,37 +110,37 @@ class CheckpointStore:
         return None
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        """Return a checkpoint's state, or None, with a warning, if it is not whole."""
+        """Return a checkpoint's state, or None, with a warning, if it is not intact."""
         content = self._read_content(name)
         if content is None:
             return None
         try:
             state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:  # torch refuses what could run code
+        except pickle.UnpicklingError as error:  # torch refuses content that could run code
             warnings.warn(
-                f"checkpoint {self._folder / name} was not written by this program and is passed over: {error}",
+                f"checkpoint {self._folder / name} was not written by this program and is skipped: {error}",
                 stacklevel=4,
             )
             return None
         return state
 
     def _read_content(self, name: str) -> bytes | None:
-        """Return the bytes of a checkpoint, or None, with a warning, if they are not those that were written."""
+        """Return the bytes of a checkpoint, or None, with a warning, if they differ from what was written."""
         try:
             expected = json.loads((self._folder / f"{name}.json").read_text())["sha256"]
             content = (self._folder / f"{name}.pt").read_bytes()
         except (OSError, ValueError, KeyError, TypeError) as error:
             if is_out_of_reach(error):
-                raise  # it may be whole, and those that are passed over are removed
-            warnings.warn(f"checkpoint {self._folder / name} can't be read and is passed over: {error}", stacklevel=4)
+                raise  # it may be intact, and skipped checkpoints are removed later
+            warnings.warn(f"checkpoint {self._folder / name} can't be read and is skipped: {error}", stacklevel=4)
             return None
         if hashlib.sha256(content).hexdigest() != expected:
-            warnings.warn(f"checkpoint {self._folder / name} is torn or was changed; it is passed over", stacklevel=4)
+            warnings.warn(f"checkpoint {self._folder / name} is torn or was modified; it is skipped", stacklevel=4)
             return None
         return content
 
     def _remove(self, name: str) -> None:
-        # The hash first: a weights file without it counts for nothing.
+        # The hash first: without it, the weights file no longer counts.
         (self._folder / f"{name}.json").unlink(missing_ok=True)
         (self._folder / f"{name}.pt").unlink(missing_ok=True)
 

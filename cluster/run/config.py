@@ -1,4 +1,4 @@
-"""What is trained: the recipe's type. Recipes themselves are functions in `jobs/recipes.py`."""
+"""The type of a recipe, which says what is trained. The recipes are functions in `jobs/recipes.py`."""
 
 import dataclasses
 import typing
@@ -12,38 +12,39 @@ from pipeline.online.batch import OnBadSample
 from pipeline.online.stream_order import StreamConfig
 
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
-# Fields that may change at a resume: how a run is operated, not what it computes where nothing is damaged.
+# Fields that may change at a resume: they affect how a run is operated, not what it computes from intact data.
 _OPERATION = ("on_bad_sample", "stuck_after_epochs", "checkpoint_interval", "num_checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """A recipe: everything that decides the numbers of a run, little about its operation, nothing about where it runs.
+    """A recipe: everything that determines the numbers of a run, a little about its operation, nothing about where.
 
     Attributes:
-        name: Of the recipe.
-        model: The network.
-        optimizer: The update and its learning rate.
-        augmentation: From stored picture to input.
-        streams: Shards read one after another, for slow disks.
-        decode: Where JPEGs are decoded: `cpu`, the same bits with and without a GPU; `mixed`, by the GPU too. None:
-            `mixed` where there is one.
-        on_bad_sample: A training sample whose bytes have changed is an `error`, or replaced and counted.
-        synthetic_data: Train on noise of the right shape, which costs nothing to make: what a step takes is computation
-            alone. Nothing is learnt.
-        global_batch_size: Samples of a step over all workers.
-        num_epochs: Length of the run; may be a fraction.
-        precision: `float32`, `bfloat16` (autocast; weights stay float32), `float64`, or `auto`: bfloat16 where all
-            devices of the run compute in it natively, else float32. It is resolved as a run begins, and recorded so.
-        stuck_after_epochs: A run whose loss after so many epochs is still that of a guess, to within 1 %, is stopped;
-            at least 1.
-        seed: Of weights, order, augmentation and dropout.
-        early_stop_patience: Evaluations in a row without a better top-1 on `val` after which the run ends; None: it
-            goes on.
-        evaluations_per_epoch: How often `val` is read; below 1, an evaluation lies several epochs apart.
-        checkpoint_interval: At most so many steps are computed again after a loss. A checkpoint is begun twice as
-            often, since it is written while training goes on, and is whole before the next one is begun.
-        num_checkpoints: Checkpoints kept beside the best.
+        name: Name of the recipe.
+        model: Network to train.
+        optimizer: Weight update and learning rate.
+        augmentation: Steps from a stored picture to the model's input.
+        streams: Settings for reading shards one after another, for slow disks.
+        decode: Device that decodes JPEGs: `cpu` gives the same bits with and without a GPU, `mixed` also uses the GPU;
+            None: `mixed` if there is a GPU.
+        on_bad_sample: Treatment of a training sample whose bytes have changed: an `error`, or it is replaced and
+            counted.
+        synthetic_data: True to train on noise of the right shape, which takes no time to make, so that only computation
+            is timed. Nothing is learnt.
+        global_batch_size: Samples per step over all workers.
+        num_epochs: Length of the run in epochs; may be fractional.
+        precision: `float32`, `bfloat16` (autocast; weights stay float32), `float64`, or `auto`: bfloat16 if all devices
+            of the run support it natively, else float32. `auto` is resolved and recorded when the run begins.
+        stuck_after_epochs: Number of epochs, at least 1, after which a run is stopped if its loss is still that of
+            guessing, to within 1 %.
+        seed: Seed of weights, order, augmentation and dropout.
+        early_stop_patience: Number of consecutive evaluations without a better top-1 on `val` after which the run ends;
+            None: it never ends early.
+        evaluations_per_epoch: Number of evaluations on `val` per epoch; below 1, they are several epochs apart.
+        checkpoint_interval: Maximum number of steps to repeat after workers are lost. Checkpoints are begun twice as
+            often, since each one is written while training continues, and is complete before the next one begins.
+        num_checkpoints: Number of checkpoints to keep, in addition to the best.
     """
 
     name: str
@@ -68,7 +69,7 @@ class TrainingConfig:
         """Check the fields.
 
         Raises:
-            ValueError: Names the field, its value and what would be right.
+            ValueError: A field is invalid; the message names it, its value and what would be right.
         """
         if self.global_batch_size < 1:
             raise ValueError(f"global_batch_size={self.global_batch_size}: must be at least 1")
@@ -100,12 +101,12 @@ class TrainingConfig:
 
     @property
     def may_be_bfloat16(self) -> bool:
-        """True where devices must be asked whether they emulate bfloat16."""
+        """Whether the devices must be checked for native bfloat16."""
         return self.precision in ("auto", "bfloat16")
 
     @property
     def steps_between_checkpoints(self) -> int:
-        """Steps from the beginning of a checkpoint to that of the next."""
+        """Steps from the beginning of one checkpoint to that of the next."""
         return max(1, self.checkpoint_interval // 2)
 
     def evaluation_interval(self, num_samples: int) -> int:
@@ -113,9 +114,10 @@ class TrainingConfig:
         return max(1, round(num_samples / self.global_batch_size / self.evaluations_per_epoch))
 
     def identity(self) -> "TrainingConfig":
-        """Return the recipe with what may change at a resume at its default: equal ones compute the same numbers.
+        """Return the recipe with all fields that may change at a resume set to their defaults.
 
-        How often `val` is read belongs to the identity only where the rate or the end depends on it.
+        Recipes with equal identities compute the same numbers. `evaluations_per_epoch` belongs to the identity only if
+        the learning rate or the end of the run depends on it.
         """
         operation = list(_OPERATION)
         if self.optimizer.schedule != "plateau" and self.early_stop_patience is None:
@@ -133,7 +135,7 @@ class TrainingConfig:
         """Rebuild a recipe from `to_json`.
 
         Raises:
-            ValueError, TypeError, KeyError: It was written by another version.
+            ValueError, TypeError, KeyError: The document was written by another version.
         """
         return typing.cast(TrainingConfig, _rebuild(cls, document))
 

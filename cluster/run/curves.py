@@ -1,4 +1,4 @@
-"""A run's numbers over its steps, read from its log: what counts after all that was rolled back."""
+"""A run's numbers over its steps, read from its log, without the steps that were rolled back."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,20 +12,21 @@ from pipeline.command import InputError
 
 @dataclass(frozen=True)
 class Curves:
-    """Training and validation of one run.
+    """Training and validation curves of one run.
 
-    The log has each step's loss, and the training error as a mean over the steps of a line (20, fewer at the start): a
-    step has its line's. Training numbers are of augmented pictures and, where the model has dropout, with it.
+    The log has the loss of each step, but the training error only as a mean over the steps of a line (20, fewer at the
+    start), so all steps of a line have the same error. Training numbers are for augmented pictures, and with dropout if
+    the model has it.
 
     Attributes:
-        num_samples: Of the training set.
-        global_batch_size: Samples of a step.
-        samples_seen: After each logged step, int64, ascending.
-        losses: Of the step, float64.
-        top1_errors: Of the step, fractions, float64.
-        val_samples_seen: At each evaluation, int64, ascending.
-        val_losses: Likewise, float64.
-        val_top1_errors: Likewise, fractions, float64.
+        num_samples: Number of samples in the training set.
+        global_batch_size: Samples per step.
+        samples_seen: Samples seen after each logged step, int64, ascending.
+        losses: Loss of each step, float64.
+        top1_errors: Training error of each step, as a fraction, float64.
+        val_samples_seen: Samples seen at each evaluation, int64, ascending.
+        val_losses: Loss of each evaluation, float64.
+        val_top1_errors: Error of each evaluation, as a fraction, float64.
     """
 
     num_samples: int
@@ -39,10 +40,10 @@ class Curves:
 
 
 def read_curves(run: RunFolder) -> Curves:
-    """Read a run's log.
+    """Read the curves from a run's log.
 
     Raises:
-        InputError: It has no step.
+        InputError: The log has no step.
     """
     lines = read_metrics(run.metrics_path)
     steps: dict[int, tuple[float, float]] = {}
@@ -70,7 +71,7 @@ def smoothed(samples_seen: np.ndarray, values: np.ndarray, window: int) -> tuple
 
 
 def samples_to_error(curves: Curves, error: float, window: int) -> int | None:
-    """Return the samples seen when the smoothed training error is first at most `error`, or None if it never is."""
+    """Return the samples seen when the smoothed training error first falls to `error`, or None if it never does."""
     samples_seen, errors = smoothed(curves.samples_seen, curves.top1_errors, window)
     reached = np.flatnonzero(errors <= error + 1e-9)  # means are rounded
     return int(samples_seen[reached[0]]) if len(reached) else None

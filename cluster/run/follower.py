@@ -1,4 +1,4 @@
-"""The progress that a person follows: the lines of a run's `metrics.jsonl`, in words, as they are written."""
+"""Progress for a person to follow: the lines of a run's `metrics.jsonl`, in words, as they are written."""
 
 import datetime
 import sys
@@ -9,12 +9,12 @@ from types import TracebackType
 from cluster.run.run_log import Evaluated, Line, Resumed, Stalled, Steps, Stopped, Warned, parse_metrics_line
 
 _POLL_SECONDS = 0.2
-_LINES_BEFORE_ADVICE = 4  # of steps since a start: by then some ten steps have been made, and the pace is known
+_LINES_BEFORE_ADVICE = 4  # lines of steps since a start: by then about ten steps have been made and the pace is known
 _LONG_SECONDS = 600.0
 
 
 def format_line(line: Line, total_steps: int) -> str | None:
-    """Return one line for a person, or None where there is nothing to say."""
+    """Return a line of the log in words, or None if there is nothing to show."""
     step = f"step {getattr(line, 'step', 0):>{len(str(total_steps))}}/{total_steps}"
     match line:
         case Steps():
@@ -41,14 +41,14 @@ def format_line(line: Line, total_steps: int) -> str | None:
 
 
 class Follower:
-    """Prints a growing log's new lines from a thread, while the block runs.
+    """Prints new lines of a growing log from a thread while the block runs.
 
-    After the first steps it says how long the run will take, if that is more than ten minutes.
+    After the first steps, it says how long the run will take if that is more than ten minutes.
 
     Args:
-        path: Of the log; lines that are there already are not shown.
-        total_steps: The run's length.
-        advice: What would shorten a run that takes long.
+        path: Path of the log; lines that exist already are not shown.
+        total_steps: Length of the run in steps.
+        advice: What would shorten a long run, for the message.
     """
 
     def __init__(self, path: Path, total_steps: int, advice: str = "") -> None:
@@ -59,14 +59,14 @@ class Follower:
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> "Follower":
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Show what is left and end."""
+        """Show the remaining lines and end the thread."""
         self._stop.set()
         self._thread.join()
 
@@ -81,7 +81,7 @@ class Follower:
             with open(self._path, "rb") as file:
                 file.seek(self._position)
                 content = file.read()
-        except OSError:  # not there yet, or a shared file system is out of reach for a moment
+        except OSError:  # the file does not exist yet, or a shared file system is out of reach for a moment
             return
         whole = content[: content.rfind(b"\n") + 1]
         self._position += len(whole)
@@ -95,7 +95,7 @@ class Follower:
         sys.stdout.flush()
 
     def _expected_time(self, line: Line) -> str | None:
-        """Return, once, a line that says how long the run will take, if that is long."""
+        """Return a line that says how long the run will take, once, if that is long."""
         if not isinstance(line, Steps):
             return None
         self._num_step_lines += 1

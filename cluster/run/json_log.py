@@ -1,4 +1,4 @@
-"""A log of one JSON line per entry, which one process writes and others may read meanwhile."""
+"""A log with one JSON line per entry, written by one process and readable by others at the same time."""
 
 import fcntl
 import json
@@ -13,19 +13,19 @@ _POLL_SECONDS = 0.2
 
 
 class JsonLog:
-    """Appends to a log; each line is written whole, and says when it was written."""
+    """Appends lines to a log, each with the time when it was written."""
 
     def __init__(self, path: Path, wait_seconds: float = 0.0) -> None:
-        """Open the log for this process alone; a line torn by a kill is closed off by the next.
+        """Open the log for this process alone; the next line terminates one that a kill has torn.
 
         Args:
-            path: Of the log.
-            wait_seconds: How long another process that still writes it is waited for.
+            path: Path of the log.
+            wait_seconds: How long to wait for another process that still writes it.
 
         Raises:
             InputError: Another process writes it.
         """
-        # Unbuffered: a line that can't be written would stay in a buffer, and fail once more when the log is closed.
+        # Unbuffered: otherwise a line that can't be written would stay in the buffer and fail again at closing.
         self._file = open(path, "ab+", buffering=0)
         deadline = time.monotonic() + wait_seconds
         # The kernel releases the lock when the process dies, however it dies.
@@ -33,8 +33,8 @@ class JsonLog:
             while not _is_locked(self._file):
                 if time.monotonic() >= deadline:
                     raise InputError(
-                        f"{path.parent} is being trained by another job; wait for it, or stop it first (the lock of a "
-                        "lost machine lasts up to two minutes)"
+                        f"{path.parent} is being trained by another job; wait for it, or stop it first (if its machine "
+                        "was lost, its lock may last two more minutes)"
                     )
                 time.sleep(_POLL_SECONDS)
         except BaseException:
@@ -46,7 +46,7 @@ class JsonLog:
             self._ends_torn = self._file.read(1) != b"\n"
 
     def write(self, kind: str, **values: Any) -> None:
-        """Append one line; one that an error tears is closed off by the next."""
+        """Append one line; if an error tears it, the next line terminates it."""
         entry = {"kind": kind, **values, "time": round(time.time(), 3)}
         left = b"\n" * self._ends_torn + (json.dumps(entry) + "\n").encode()
         while left:
@@ -68,6 +68,6 @@ def _is_locked(file: IO[bytes]) -> bool:
         if is_out_of_reach(error):
             raise
         raise InputError(
-            f"{file.name} can't be locked ({error.strerror}); its file system must have file locks"
+            f"{file.name} can't be locked ({error.strerror}); its file system must support file locks"
         ) from error
     return True

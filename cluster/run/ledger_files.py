@@ -1,13 +1,13 @@
-"""The sample ledger of a run: which samples each step consumed, whatever happened on the way.
+"""The sample ledger of a run: which samples each step consumed, even across interruptions and resumes.
 
     RUN/ledger/steps-00000001-00008192.parquet           a part: one row per step; steps 1 to 8192
-    RUN/ledger/rolling_back-00000091-00000120.parquet    a roll-back under way: its steps no longer count
+    RUN/ledger/rolling_back-00000091-00000120.parquet    a roll-back in progress: its steps no longer count
     RUN/ledger/rolled_back/0001-steps-00000091-00000120.parquet    steps undone by a resume, in the order of the resumes
 
-A part's name carries its range of steps; `ledger_parts.py` has its form. One process writes, under the lock of the
-run's log; every change is one atomic file, and what a kill leaves behind is resolved by two rules: a part whose range
-lies in another's is a leftover of a merge, and while `rolling_back` exists its steps are out of the ledger, whether or
-not the parts are cut yet.
+A part's name gives its range of steps; `ledger_parts.py` defines its format. One process writes, under the lock of the
+run's log. Every change is one atomic file. Two rules resolve what a kill leaves behind: a part whose range lies within
+another's is a leftover of a merge; and while `rolling_back` exists, its steps do not belong to the ledger, whether or
+not the parts have been cut.
 
 Step k, counted from 1, consumed the positions [(k - 1) G, k G) of the endless stream, G the global batch size.
 """
@@ -36,14 +36,14 @@ from cluster.run.ledger_parts import (
 )
 from pipeline.system.files import flush_folder, remove_temporary_files
 
-_IDS_OF_A_CLOSED_PART = 2**20  # about 2.7 MB: what a call of `consolidate` rewrites at most, but for the newest steps
+_IDS_OF_A_CLOSED_PART = 2**20  # about 2.7 MB: the most that a call of `consolidate` rewrites, besides the newest steps
 
 
 class Ledger:
     """The sample ledger of one run.
 
     Args:
-        folder: RUN/ledger; made when the first step is appended.
+        folder: RUN/ledger; created when the first step is appended.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,12 +53,12 @@ class Ledger:
         """Record consecutive steps; they are on disk when this returns.
 
         Args:
-            first_step: Number of the first one, counted from 1.
-            sample_ids_SG: What entered the loss, integers, in the order of the positions.
-            world_size: Workers that made the steps.
+            first_step: Number of the first step, counted from 1.
+            sample_ids_SG: Ids of the samples that entered the loss, integers, in the order of the positions.
+            world_size: Number of workers that made the steps.
 
         Raises:
-            ValueError: There is no step, or the ledger has one of these already.
+            ValueError: There is no step, or the ledger already has one of them.
         """
         if first_step < 1 or not sample_ids_SG.size:
             raise ValueError(f"first_step={first_step}, ids of shape {sample_ids_SG.shape}: must be at least one step")
@@ -73,7 +73,7 @@ class Ledger:
         )
 
     def consolidate(self) -> None:
-        """Merge the newest parts into the growing one; one that holds enough is closed and never rewritten."""
+        """Merge the newest parts into a growing one; a part that is large enough is closed and never rewritten."""
         self._finish_roll_back()
         parts = self._parts()
         for leftover in set(parts_in(self._folder, "steps")) - set(parts):
@@ -82,15 +82,15 @@ class Ledger:
             self._merge(group)
 
     def roll_back(self, step: int) -> int:
-        """Move all later steps to `rolled_back/`, and finish a roll-back that was killed.
+        """Move all steps after `step` to `rolled_back/`, and finish a roll-back that was killed.
 
-        To be called whenever a run is taken up, before anything is appended.
+        Call this whenever a run starts or resumes, before anything is appended.
 
         Args:
-            step: Of the checkpoint that the run goes on from; 0: from none.
+            step: Step of the checkpoint that the run resumes from; 0 if there is none.
 
         Returns:
-            The number of steps that were moved.
+            Number of steps moved.
 
         Raises:
             LedgerError: A part can't be read.
@@ -115,9 +115,9 @@ class Ledger:
         """Yield the steps from 1 to the last one that counts, part by part, each checked against its hash.
 
         Raises:
-            LedgerError: Names the file or the step: parts that overlap or leave a gap, a file that was not
-                written by this program or is damaged, a step whose ids have another hash or another number.
-            InputError: A part was merged into another while this was reading.
+            LedgerError: Parts overlap or leave a gap, a file is damaged or was not written by this program, or the ids
+                of a step have another hash or another number; the message names the file or the step.
+            InputError: A part was merged into another one during the reading.
         """
         next_step, global_batch_size = 1, None
         for part in self._parts():
@@ -129,14 +129,14 @@ class Ledger:
             global_batch_size = global_batch_size or steps.sample_ids_SG.shape[1]
             if steps.sample_ids_SG.shape[1] != global_batch_size:
                 raise LedgerError(
-                    f"{part.path}: its steps have {steps.sample_ids_SG.shape[1]} samples, those before "
-                    f"{global_batch_size}; it is of another run: restore the file from a copy"
+                    f"{part.path}: its steps have {steps.sample_ids_SG.shape[1]} samples, those before have "
+                    f"{global_batch_size}; it belongs to another run: restore the file from a copy"
                 )
             yield steps
             next_step = part.last + 1
 
     def _parts(self) -> list[Part]:
-        """Return the parts that count, in order, up to the step that they count to."""
+        """Return the parts that count, in order, each cut to the steps that count."""
         end = min((part.first - 1 for part in parts_in(self._folder, "rolling_back")), default=None)
         kept: list[Part] = []
         for whole in sorted(parts_in(self._folder, "steps"), key=lambda part: (part.first, -part.last)):
@@ -145,13 +145,13 @@ class Ledger:
                 continue
             if kept and part.first <= kept[-1].last:
                 raise LedgerError(
-                    f"{part.path} overlaps {kept[-1].path.name}; one of them is of another run: remove it"
+                    f"{part.path} overlaps {kept[-1].path.name}; one of them belongs to another run: remove it"
                 )
             kept.append(part)
         return kept
 
     def _merge(self, group: Sequence[Part]) -> None:
-        """Write consecutive parts as one and remove them."""
+        """Replace consecutive parts by a single one."""
         if len(group) < 2:
             return
         merged = pa.concat_tables([load_part(part) for part in group]).combine_chunks()
@@ -160,7 +160,7 @@ class Ledger:
             part.path.unlink()
 
     def _finish_roll_back(self) -> int:
-        """Cut the parts of what stands in `rolling_back`, then file that away; return its number of steps."""
+        """Remove the steps in `rolling_back` from the parts, then file it away; return its number of steps."""
         num_moved = 0
         for rolling in parts_in(self._folder, "rolling_back"):
             num_moved += part_metadata(rolling).num_rows
@@ -171,7 +171,7 @@ class Ledger:
             for part in parts_in(self._folder, "steps"):
                 if part.last >= rolling.first:
                     part.path.unlink()
-            flush_folder(self._folder)  # removed for good before the roll-back is forgotten
+            flush_folder(self._folder)  # the removal must be permanent before the roll-back is filed away
             self._rolled_back.mkdir(exist_ok=True)
             numbers = [int(part.path.name.split("-")[0]) for part in parts_in(self._rolled_back, r"\d+-steps")]
             name = part_name(f"{max(numbers, default=0) + 1:04d}-steps", rolling.first, rolling.last)
@@ -182,9 +182,9 @@ class Ledger:
 
 
 def _groups_to_merge(parts: Sequence[Part]) -> list[list[Part]]:
-    """Return the parts behind the last closed one, in groups that each become one part.
+    """Return the parts after the last closed one, in groups that each become a single part.
 
-    A group ends where it holds enough to be closed, and at a gap, which is for readers to report.
+    A group ends when it is large enough to be closed, and at a gap, which readers will report.
     """
     sizes = ((part, num_ids_of(part)) for part in reversed(parts))
     open_parts = list(itertools.takewhile(lambda size: size[1] < _IDS_OF_A_CLOSED_PART, sizes))

@@ -1,7 +1,7 @@
-"""One Parquet file of a ledger: consecutive steps with the sample ids that each consumed, and a hash of each step.
+"""A Parquet file of a ledger: consecutive steps, the sample ids each step consumed, and a hash of each step.
 
-Ids of one ImageNet epoch in random order, 128 a step, cost 2.63 bytes each, of which 2.54 are their entropy: the bytes
-of the int64 are stored plane by plane (BYTE_STREAM_SPLIT), and zstd removes the planes that are zero.
+The ids of an ImageNet epoch in random order, 128 per step, take 2.63 bytes each, of which 2.54 are their entropy: the
+bytes of the int64 are stored plane by plane (BYTE_STREAM_SPLIT), and zstd removes the planes that are zero.
 """
 
 import contextlib
@@ -21,25 +21,25 @@ from pipeline.system.files import atomic_file, names_in
 LEDGER_SCHEMA = pa.schema(
     [
         pa.field("step", pa.int64(), nullable=False),
-        pa.field("world_size", pa.int32(), nullable=False),  # workers that made the step; for information
+        pa.field("world_size", pa.int32(), nullable=False),  # number of workers that made the step; for information
         pa.field("sample_ids", pa.list_(pa.field("element", pa.int64(), nullable=False)), nullable=False),
-        pa.field("xxh3_64", pa.uint64(), nullable=False),  # of the step's ids as little-endian int64
+        pa.field("xxh3_64", pa.uint64(), nullable=False),  # hash of the step's ids as little-endian int64
     ]
 )
 
 
 class LedgerError(UserError):
-    """The ledger does not prove what it should; the message is one line: what is wrong, and what to do."""
+    """The ledger fails to prove what it should; the message is one line: what is wrong, and what to do."""
 
 
 @dataclass(frozen=True)
 class LedgerSteps:
-    """Consecutive steps as they were recorded.
+    """Consecutive steps as recorded.
 
     Attributes:
-        first_step: Counted from 1.
-        world_sizes_S: Workers that made each step, int32.
-        sample_ids_SG: In the order of the positions, int64.
+        first_step: Number of the first step, counted from 1.
+        world_sizes_S: Number of workers that made each step, int32.
+        sample_ids_SG: Sample ids of each step in the order of the positions, int64.
     """
 
     first_step: int
@@ -52,10 +52,10 @@ class Part:
     """A file of consecutive steps.
 
     Attributes:
-        path: Its name carries the range of its steps.
-        first: Step.
-        last: Step that counts; those after it are being rolled back.
-        last_in_file: Step.
+        path: Path of the file, whose name gives the range of its steps.
+        first: First step.
+        last: Last step that counts; later ones are being rolled back.
+        last_in_file: Last step in the file.
     """
 
     path: Path
@@ -65,19 +65,19 @@ class Part:
 
 
 def part_name(kind: str, first_step: int, last_step: int) -> str:
-    """Return the name of a file that holds steps `first_step` to `last_step`."""
+    """Return the name of a file that holds the steps `first_step` to `last_step`."""
     return f"{kind}-{first_step:08d}-{last_step:08d}.parquet"
 
 
 def parts_in(folder: Path, kind: str) -> list[Part]:
-    """Return a folder's files whose names `part_name` has made, `kind` being a regular expression."""
+    """Return the files in a folder whose names were made by `part_name`; `kind` is a regular expression."""
     pattern = re.compile(rf"(?:{kind})-(\d{{8,}})-(\d{{8,}})\.parquet")
     matches = (pattern.fullmatch(name) for name in names_in(folder))
     return [Part(folder / match[0], int(match[1]), int(match[2]), int(match[2])) for match in matches if match]
 
 
 def steps_table(first_step: int, sample_ids_SG: np.ndarray, world_size: int) -> pa.Table:
-    """Return consecutive steps as rows; arguments as of `Ledger.append`."""
+    """Return consecutive steps as rows; for the arguments, see `Ledger.append`."""
     ids_SG = np.ascontiguousarray(sample_ids_SG, dtype=np.int64)
     num_steps, global_batch_size = ids_SG.shape
     offsets = np.arange(0, ids_SG.size + 1, global_batch_size, dtype=np.int32)
@@ -115,10 +115,10 @@ def write_part(path: Path, tables: Iterable[pa.Table]) -> None:
 
 
 def load_part(part: Part) -> pa.Table:
-    """Return a part's rows that count.
+    """Return the rows of a part that count.
 
     Raises:
-        LedgerError: The file is damaged, does not belong to a ledger, or holds other steps than its name says.
+        LedgerError: The file is damaged, does not belong to a ledger, or its steps do not match its name.
     """
     with _open(part) as file:
         table = file.read()
@@ -130,10 +130,10 @@ def load_part(part: Part) -> pa.Table:
 
 
 def verified_steps(part: Part) -> LedgerSteps:
-    """Return a part's steps that count.
+    """Return the steps of a part that count.
 
     Raises:
-        LedgerError: As `_load`; or a step's ids are not those that were hashed, or not as many as the others'.
+        LedgerError: See `load_part`; or the ids of a step do not match their hash, or steps differ in length.
     """
     table = load_part(part).combine_chunks()
     ids = table["sample_ids"].chunk(0)
@@ -146,18 +146,18 @@ def verified_steps(part: Part) -> LedgerSteps:
     wrong = np.flatnonzero(_hashes(ids_SG) != table["xxh3_64"].to_numpy())
     if len(wrong):
         raise LedgerError(
-            f"{part.path}: the sample ids of step {part.first + wrong[0]} are not those that were hashed when it was "
-            f"trained; restore the file from a copy"
+            f"{part.path}: the sample ids of step {part.first + wrong[0]} do not match the hash that was stored with "
+            "them; restore the file from a copy"
         )
     return LedgerSteps(part.first, table["world_size"].to_numpy(), ids_SG)
 
 
 def part_metadata(part: Part) -> pq.FileMetaData:
-    """Return what the file says of itself.
+    """Return the metadata of a part's file.
 
     Raises:
         LedgerError: The file is damaged.
-        InputError: It is gone.
+        InputError: The file is gone.
     """
     with _open(part) as file:
         return file.metadata
@@ -171,11 +171,11 @@ def num_ids_of(part: Part) -> int:
 
 @contextlib.contextmanager
 def _open(part: Part) -> Iterator[pq.ParquetFile]:
-    """Open a part; damage that the block meets is named.
+    """Open a part, and turn the block's errors about its content into readable ones.
 
     Raises:
         LedgerError: The file is damaged.
-        InputError: It is gone.
+        InputError: The file is gone.
     """
     try:
         with pq.ParquetFile(part.path) as file:
@@ -183,6 +183,6 @@ def _open(part: Part) -> Iterator[pq.ParquetFile]:
     except FileNotFoundError as error:
         raise InputError(f"{part.path} was merged into another file meanwhile; run the command again") from error
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the file system, not of the content
+        if isinstance(error, OSError) and error.errno is not None:  # an error of the file system, not of the content
             raise
         raise LedgerError(f"{part.path} is damaged ({error}); restore the file from a copy") from error

@@ -1,6 +1,6 @@
-"""Proofs from a run's ledger: which samples it consumed, and that two runs consumed the same.
+"""Proofs from a run's ledger: which samples the run consumed, and that two runs consumed the same ones.
 
-The ledger (`cluster/run/ledger_files.py`) has the ids of the batches that entered the loss, noted as they did.
+The ledger (`cluster/run/ledger_files.py`) has the ids of all samples that entered the loss, noted at that moment.
 """
 
 import collections
@@ -17,15 +17,15 @@ from pipeline.command import InputError
 
 @dataclass(frozen=True)
 class Consumption:
-    """What a run is proved to have consumed.
+    """Samples that a run is proved to have consumed.
 
     Attributes:
-        num_steps: That count.
-        num_rolled_back: Steps that do not, since a resume has undone them.
-        global_batch_size: Samples of a step.
-        num_samples: Of the training set.
-        steps_by_world_size: Number of workers -> steps that they made, in the order of the numbers.
-        sha256: Of the ids of all positions, as little-endian int64: the same for any global batch.
+        num_steps: Number of steps that count.
+        num_rolled_back: Number of steps undone by resumes, which do not count.
+        global_batch_size: Samples per step.
+        num_samples: Number of samples in the training set.
+        steps_by_world_size: Number of workers -> number of steps they made, in ascending order.
+        sha256: SHA-256 of the ids of all positions, as little-endian int64; the same for any global batch size.
     """
 
     num_steps: int
@@ -52,13 +52,13 @@ class Consumption:
 
 
 def prove(run: RunFolder) -> Consumption:
-    """Prove that a run consumed each epoch exactly once, as far as it has come.
+    """Prove that a run has consumed each sample exactly once per epoch so far.
 
     Raises:
-        LedgerError: It did not, or its ledger does not show it.
-        InputError: It has not begun.
+        LedgerError: It has not, or its ledger does not prove it.
+        InputError: The run has not begun.
     """
-    num_saved = run.checkpoints.latest_step()  # before the ledger, which a run in training goes on writing
+    num_saved = run.checkpoints.latest_step()  # read before the ledger, to which a run in training still appends
     num_finished = run.result["num_steps"] if run.result else None
     config, num_steps, workers = run.config, 0, collections.Counter[int]()
     consumed_at = np.full(run.num_samples, -1, dtype=np.int64)
@@ -67,8 +67,8 @@ def prove(run: RunFolder) -> Consumption:
         size = steps.sample_ids_SG.shape[1]
         if size != config.global_batch_size:
             raise LedgerError(
-                f"{run.path}: the ledger's steps have {size} samples, the recipe's {config.global_batch_size}; it is "
-                f"the ledger of another run"
+                f"{run.path}: the ledger's steps have {size} samples, the recipe's {config.global_batch_size}; the "
+                "ledger belongs to another run: restore its files from a copy"
             )
         _consume(run, steps.sample_ids_SG.ravel(), num_steps * size, consumed_at)
         digest.update(np.ascontiguousarray(steps.sample_ids_SG, dtype="<i8").data)
@@ -78,7 +78,7 @@ def prove(run: RunFolder) -> Consumption:
         raise InputError(f"{run.path} has not logged a step yet; train it first: jobs/train.py")
     if num_steps < num_saved or (num_finished is not None and num_steps != num_finished):
         said = (
-            f"the newest checkpoint is of step {num_saved}"
+            f"the newest checkpoint was made at step {num_saved}"
             if num_finished is None
             else f"the run has {num_finished} steps"
         )
@@ -94,13 +94,13 @@ def prove(run: RunFolder) -> Consumption:
 
 
 def compare(first: RunFolder, second: RunFolder) -> int:
-    """Prove that two runs consumed the same samples at each position that both have reached.
+    """Prove that two runs consumed the same sample at each position that both have reached.
 
     Returns:
-        The number of these positions.
+        Number of these positions.
 
     Raises:
-        LedgerError: They did not: the first difference.
+        LedgerError: The runs differ; the message names the first difference.
     """
     if first.document["dataset"]["sha256"] != second.document["dataset"]["sha256"]:
         raise LedgerError(
@@ -133,7 +133,7 @@ def _stream(run: RunFolder) -> Iterator[np.ndarray]:
 
 
 def _consume(run: RunFolder, ids_N: np.ndarray, first_position: int, consumed_at: np.ndarray) -> None:
-    """Note where in the stream samples were consumed.
+    """Note the positions at which samples were consumed.
 
     Args:
         run: The run that consumed them.
@@ -168,10 +168,10 @@ def _consume(run: RunFolder, ids_N: np.ndarray, first_position: int, consumed_at
 def _consume_in_epoch(
     ids_N: np.ndarray, positions_N: np.ndarray, consumed_at: np.ndarray
 ) -> tuple[int, tuple[int, int]] | None:
-    """Note positions of one epoch; return the first place in `ids_N` of a sample consumed twice, and both positions."""
+    """Note positions of one epoch; return the index of the first id consumed twice, and both positions, or None."""
     epoch_begin = positions_N[0] // len(consumed_at) * len(consumed_at)
     before_N = consumed_at[ids_N]
-    consumed_at[ids_N] = positions_N  # of a sample that stands there twice, the later one remains
+    consumed_at[ids_N] = positions_N  # if a sample occurs twice, its last position remains
     repeated = np.flatnonzero((before_N >= epoch_begin) | (consumed_at[ids_N] != positions_N))
     if not len(repeated):
         return None

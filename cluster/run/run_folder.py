@@ -1,18 +1,18 @@
-"""A run's folder is its identity: the same command resumes it, a recipe that computes something else is refused.
+"""The folder of a run, which identifies it: the same command resumes the run, a recipe with other results is refused.
 
 RUN/
   launches.jsonl    one line each time workers are launched, lost or asked to stop, see run_log.py
-  mean_image.npy    mean picture of the training set, where the recipe subtracts it
-  config.json       recipe, dataset (classes and form of its pictures too), colour statistics, versions, git commit;
-                    written before all that follows, again only where a resume changes how the run is operated
+  mean_image.npy    mean picture of the training set, if the recipe subtracts it
+  config.json       recipe, dataset (with its classes and the form of its pictures), colour statistics, versions, git
+                    commit; written before everything below, and again only if a resume changes the operating settings
   metrics.jsonl     one line per logged step, evaluation or event, see run_log.py
-  stop-request      a stop flag for the workers, see stopping.py
+  stop-request      stop flag for the workers, see stop_request.py
   checkpoints/      see checkpoint.py
-  ledger/           which samples each step consumed, see ledger_files.py
+  ledger/           samples that each step consumed, see ledger_files.py
   result.json       written when the run is finished
-  evaluations/      a folder for each split and kind of crops that was evaluated, see evaluation_files.py
+  evaluations/      one folder for each split and kind of crops that was evaluated, see evaluation_files.py
 
-So a run's model can be given new pictures without its dataset.
+So the model of a run can be applied to new pictures without its dataset.
 """
 
 import contextlib
@@ -43,26 +43,26 @@ from pipeline.system.files import atomic_file, is_temporary, write_json
 
 _CONFIG_JSON = "config.json"
 _MEAN_IMAGE = "mean_image.npy"
-_FORMAT_VERSION = 2  # of config.json; 1 had no number
+_FORMAT_VERSION = 2  # version of config.json; version 1 had no number
 _STOP_REQUEST = "stop-request"
 _BEFORE_CONFIG = {LAUNCHES_JSONL, _MEAN_IMAGE, _STOP_REQUEST}
 _DISTRIBUTIONS = ("alexnet-at-scale", "torch", "ray", "numpy", "pyarrow")
 
 
 class RunFolder:
-    """A run's folder with its configuration read.
+    """The folder of a run, with its configuration read.
 
     Attributes:
-        path: Absolute.
-        config: The recipe.
-        document: The parsed `config.json`.
+        path: Absolute path of the folder.
+        config: Recipe of the run.
+        document: Parsed `config.json`.
     """
 
     def __init__(self, path: Path, document: dict[str, Any]) -> None:
         """Take the folder and its parsed `config.json`.
 
         Raises:
-            InputError: It was written by another version.
+            InputError: The document was written by a newer version or by another program.
         """
         self.path, self.document = path, document
         version = document.get("format_version", 1) if isinstance(document, dict) else None
@@ -70,11 +70,11 @@ class RunFolder:
             raise InputError(f"{path / _CONFIG_JSON} was not written by this program; choose another run folder")
         if version > _FORMAT_VERSION:
             raise InputError(
-                f"{path / _CONFIG_JSON} has format version {version}, this program reads up to {_FORMAT_VERSION}; "
+                f"{path / _CONFIG_JSON} has format version {version}, but this program reads up to {_FORMAT_VERSION}; "
                 "update this program, or choose another run folder"
             )
         try:
-            self.config = TrainingConfig.from_json(document["recipe"])  # a field that is absent has its default
+            self.config = TrainingConfig.from_json(document["recipe"])  # absent fields have their defaults
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
                 f"{path / _CONFIG_JSON} does not hold a recipe of this version ({error}); choose another run folder"
@@ -85,7 +85,7 @@ class RunFolder:
         """Open an existing run.
 
         Raises:
-            InputError: There is none.
+            InputError: The folder holds no readable run.
         """
         try:
             document = json.loads((path / _CONFIG_JSON).read_text())
@@ -97,7 +97,7 @@ class RunFolder:
 
     @classmethod
     def resume(cls, path: Path, config: TrainingConfig, dataset: Dataset) -> "RunFolder | None":
-        """Open the run of a recipe on a dataset, or return None where the folder is free for it.
+        """Open the run of a recipe on a dataset, or return None if the folder is free for it.
 
         Raises:
             InputError: The folder holds another run, or something else.
@@ -112,12 +112,12 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: TrainingConfig, dataset: Dataset) -> "RunFolder":
-        """Begin a run: write its `config.json`.
+        """Begin a run by writing its `config.json`.
 
         Args:
-            path: Of the folder; created if needed.
-            config: The recipe, its precision resolved.
-            dataset: To train on.
+            path: Folder of the run; created if needed.
+            config: Recipe, with its precision resolved.
+            dataset: Dataset to train on.
         """
         if config.precision == "auto":
             raise ValueError("precision='auto': must be resolved before a run begins")
@@ -137,32 +137,32 @@ class RunFolder:
 
     @property
     def digest(self) -> int:
-        """A number of 28 bits by which workers see whether they have read the same `config.json`."""
+        """A 28-bit number with which workers check that they have read the same `config.json`."""
         return zlib.crc32(json.dumps(self.document).encode()) >> 4
 
     @property
     def metrics_path(self) -> Path:
-        """The log of the run's numbers."""
+        """Path of the log of the run's numbers."""
         return self.path / METRICS_JSONL
 
     @property
     def launches_path(self) -> Path:
-        """The log of the run's launches."""
+        """Path of the log of the run's launches."""
         return self.path / LAUNCHES_JSONL
 
     @property
     def stop_request(self) -> StopRequest:
-        """The flag by which the launching process asks the workers to stop."""
+        """Flag with which the launching process asks the workers to stop."""
         return stop_request_of(self.path)
 
     @property
     def checkpoints(self) -> CheckpointStore:
-        """The run's checkpoints."""
+        """Checkpoints of the run."""
         return CheckpointStore(self.path / "checkpoints", self.config.num_checkpoints)
 
     @property
     def ledger(self) -> Ledger:
-        """Which samples each step consumed."""
+        """Ledger of the samples that each step consumed."""
         return Ledger(self.path / "ledger")
 
     @property
@@ -172,29 +172,29 @@ class RunFolder:
 
     @property
     def color_basis(self) -> ColorBasis:
-        """Colour statistics of the training set, which every input of this model is normalised with."""
+        """Colour statistics of the training set, used to normalise every input of this model."""
         return ColorBasis.from_json(self.document["color"])
 
     @property
     def mean_image_HWC(self) -> np.ndarray | None:
-        """Mean picture of the training set, where the recipe subtracts it."""
+        """Mean picture of the training set, if the recipe subtracts it, else None."""
         if self.config.augmentation.subtract != "mean_image":
             return None
         return np.asarray(np.load(self.path / _MEAN_IMAGE))
 
     @property
     def wnids(self) -> list[str]:
-        """Identifiers of the classes that the model tells apart, by class_index."""
+        """Identifiers of the model's classes, by class_index."""
         return list(self.document["dataset"]["wnids"])
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes for people, by class_index."""
+        """Names of the model's classes for people, by class_index."""
         return list(self._of_dataset("class_names"))
 
     @property
     def encoding(self) -> EncodingConfig:
-        """The form in which the dataset stores its pictures."""
+        """Form in which the dataset stores its pictures."""
         return EncodingConfig(**self._of_dataset("encoding"))
 
     def _of_dataset(self, name: str) -> Any:
@@ -203,17 +203,17 @@ class RunFolder:
 
     @functools.cached_property
     def _reopened_dataset(self) -> dict[str, Any]:
-        """What a run that was begun by an older version has not noted."""
+        """Description of the dataset, read again for facts that older versions did not record."""
         return _describe(Dataset.open(self.document["dataset"]["path"]))
 
     @property
     def evaluations_path(self) -> Path:
-        """The folder of the run's evaluations."""
+        """Folder of the run's evaluations."""
         return self.path / "evaluations"
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The finished run's result, or None while it is not finished."""
+        """Result of the run, or None if it is not finished."""
         path = self.path / "result.json"
         return json.loads(path.read_text()) if path.exists() else None
 
@@ -222,23 +222,23 @@ class RunFolder:
         write_json(self.path / "result.json", result)
 
     def changes_to(self, config: TrainingConfig) -> dict[str, list[Any]]:
-        """Return in which fields a recipe of the same identity differs: name -> recorded value, and the recipe's."""
+        """Return the fields in which a recipe of the same identity differs: name -> recorded value, new value."""
         return {
             name: list(values) for name, values in _differences(self.config, self._of_this_precision(config)).items()
         }
 
     def operate_as(self, config: TrainingConfig) -> None:
-        """Record how the run is operated from now on.
+        """Record the settings with which the run is operated from now on.
 
         Args:
-            config: Of the same identity.
+            config: Recipe of the same identity.
         """
         self.config = self._of_this_precision(config)
         self.document = self.document | {"format_version": _FORMAT_VERSION, "recipe": self.config.to_json()}
         write_json(self.path / _CONFIG_JSON, self.document)
 
     def in_precision(self, precision: Precision) -> "RunFolder":
-        """Return the run as one that computes in another precision; nothing is written."""
+        """Return the run with another precision; nothing is written."""
         recipe = self.document["recipe"] | {"precision": precision}
         return RunFolder(self.path, self.document | {"recipe": recipe})
 
@@ -246,15 +246,15 @@ class RunFolder:
         """Check that a dataset has the classes that this run was trained for.
 
         Raises:
-            InputError: It has others.
+            InputError: The dataset has other classes.
         """
         trained = self.wnids
         if dataset.wnids != trained:
             what = "other classes" if len(trained) == dataset.num_classes else f"{dataset.num_classes} classes"
             raise InputError(
-                f"{self.path} was trained on {len(trained)} classes, {dataset.path} has {what}; "
-                f"use the dataset of the run: --data {self.document['dataset']['path']}; pictures of some of its "
-                "classes are evaluated with jobs/evaluate.py --source FOLDER"
+                f"{self.path} was trained on {len(trained)} classes, but {dataset.path} has {what}; "
+                f"use the dataset of the run, --data {self.document['dataset']['path']}, or, for pictures of some of "
+                "its classes, jobs/evaluate.py --source FOLDER"
             )
 
     def _check_same(self, config: TrainingConfig, dataset: Dataset) -> None:
@@ -270,7 +270,7 @@ class RunFolder:
             )
 
     def _of_this_precision(self, config: TrainingConfig) -> TrainingConfig:
-        """Return a recipe with the precision that this run has, where it leaves the choice."""
+        """Return a recipe with the precision of this run if its own is `auto`."""
         return dataclasses.replace(config, precision=self.config.precision) if config.precision == "auto" else config
 
 
@@ -278,7 +278,7 @@ def open_launches(path: Path) -> RunLog:
     """Open the log of launches of the run in `path`, which may be new; holding it open locks the run.
 
     Raises:
-        InputError: Another command has it open.
+        InputError: Another command has the log open.
     """
     path.mkdir(parents=True, exist_ok=True)
     return RunLog(path / LAUNCHES_JSONL)
@@ -290,9 +290,9 @@ def stop_request_of(path: Path) -> StopRequest:
 
 
 def _is_a_beginning(path: Path) -> bool:
-    """Return whether a folder is empty, or holds no more than a run that was killed before its `config.json` lay there.
+    """Return whether a folder is empty, or holds only a run that was killed before its `config.json` was written.
 
-    Such a run has begun with the log of its launches; without it the other files are somebody else's.
+    Such a run has begun with the log of its launches; if that is missing, the files belong to something else.
     """
     if not path.is_dir():
         return False
@@ -304,7 +304,7 @@ def _is_a_beginning(path: Path) -> bool:
 
 
 def _describe(dataset: Dataset) -> dict[str, Any]:
-    """Return what `config.json` says of the dataset: its identity and size, its classes, the form of its pictures."""
+    """Return the dataset's entry in `config.json`: identity, size, classes and form of its pictures."""
     encoding = dataset.document["encoding"]
     return {
         "path": str(dataset.path),
@@ -323,7 +323,7 @@ def _describe(dataset: Dataset) -> dict[str, Any]:
 
 
 def _differences(before: TrainingConfig, now: TrainingConfig) -> dict[str, tuple[Any, Any]]:
-    """Return the dotted names of fields that differ, in their order, with both values."""
+    """Return the dotted names of the fields that differ, in order, with both values."""
     first, second = _flatten(before.to_json()), _flatten(now.to_json())
     return {name: (first[name], second[name]) for name in first if first[name] != second[name]}
 
@@ -338,23 +338,23 @@ def _flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for name in _DISTRIBUTIONS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # run from a checkout, or without Ray
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # runs from a checkout, or without Ray
             versions[name] = importlib.metadata.version(name)
     dali = [d for d in importlib.metadata.distributions() if (d.name or "").startswith("nvidia-dali-cuda")]
     return versions | {d.name: d.version for d in dali}
 
 
 def _checkout() -> dict[str, Any]:
-    """Return the checkout's commit and whether files that git tracks had changes since.
+    """Return the checkout's commit, and whether tracked files have changed since.
 
-    Both are None where the code runs from elsewhere (an upload, an installed package).
+    Both are None if the code does not run from a checkout (but from an upload or an installed package).
     """
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
     return {"git_commit": commit, "git_has_changes": None if commit is None or changes is None else bool(changes)}
 
 
 def _git(*arguments: str) -> str | None:
-    """Return what git says of the checkout, or None where there is none or git fails."""
+    """Return git's output for the checkout, or None if there is no checkout or git fails."""
     try:
         answer = subprocess.run(
             ["git", "--no-optional-locks", *arguments],

@@ -1,12 +1,12 @@
-"""The lines of a run's two logs, by their types; nothing else reads or writes these files.
+"""Typed lines of a run's two logs; no other module reads or writes these files.
 
-`metrics.jsonl` has the run's numbers, written by the first worker; `launches.jsonl` what happened to its workers,
-written by the process that launches them. Whoever wants to watch reads the files. Ray carries no metrics (its reports
-are barriers, and it keeps none of them). A line is a JSON object: its `kind`, the fields of its class, and `time`.
+`metrics.jsonl` has the run's numbers, written by the first worker. `launches.jsonl` records what happened to the
+workers, written by the process that launches them. To watch a run, read the files: Ray carries no metrics (its reports
+are barriers, and it does not keep them). A line is a JSON object with its `kind`, the fields of its class, and `time`.
 
     {"kind": "start", "step": 500, "world_size": 2, "time": 1764321600.123}
 
-Both logs only grow. What counts is found from the front: a `resume` rolls back the lines of later steps before it.
+Both logs only grow. Read them from the front: a `resume` rolls back all lines of later steps before it.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ class Line:
     """A line of a log.
 
     Attributes:
-        time: When it was written, in seconds since 1970; the log sets it.
+        time: Time when the line was written, in seconds since 1970; set by the log.
     """
 
     kind: ClassVar[str]
@@ -40,7 +40,7 @@ class Started(Line):
     """The workers begin.
 
     Attributes:
-        step: Of the checkpoint that they go on from, or 0.
+        step: Step of the checkpoint they resume from, or 0.
         world_size: Number of workers.
     """
 
@@ -54,16 +54,16 @@ class Steps(Line):
     """The training steps since the last line.
 
     Attributes:
-        step: The latest of them.
-        samples_seen: After it.
-        epoch: Samples seen over the samples of the training set.
-        loss: Mean of the steps' losses.
-        top1: Fraction of their samples whose class was predicted.
-        learning_rate: Of the latest step.
-        images_per_second: Of all workers.
-        data_wait_fraction: Part of the time that the first worker waited for batches.
-        eta_seconds: Expected time to the run's end.
-        losses: Of each step since the last line.
+        step: Latest step.
+        samples_seen: Samples seen after the latest step.
+        epoch: Samples seen, divided by the size of the training set.
+        loss: Mean loss of the steps.
+        top1: Fraction of the steps' samples whose class was predicted.
+        learning_rate: Learning rate of the latest step.
+        images_per_second: Throughput of all workers.
+        data_wait_fraction: Fraction of the time that the first worker waited for batches.
+        eta_seconds: Expected time to the end of the run, in seconds.
+        losses: Loss of each step since the last line.
     """
 
     kind: ClassVar[str] = "step"
@@ -81,10 +81,10 @@ class Steps(Line):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated(Line):
-    """An evaluation; made again at the same step where a run was lost before the checkpoint that follows one.
+    """An evaluation; repeated at the same step if a run was lost before the checkpoint that follows it.
 
     Attributes:
-        step: After which it was made.
+        step: Step after which the evaluation was made.
         split: Name of the split.
         num_samples: Samples of the split.
         loss: Mean over the samples.
@@ -106,9 +106,9 @@ class Stalled(Line):
     """The error on `val` no longer falls: the schedule `plateau` reduces the learning rate or ends the run.
 
     Attributes:
-        step: After whose evaluation it was found.
-        num_reductions: Reductions of the rate so far.
-        is_over: The run ends.
+        step: Step of the evaluation that showed it.
+        num_reductions: Number of reductions of the rate so far.
+        is_over: Whether the run ends.
     """
 
     kind: ClassVar[str] = "plateau"
@@ -122,7 +122,7 @@ class Warned(Line):
     """A warning for a person.
 
     Attributes:
-        message: Its text.
+        message: Text of the warning.
     """
 
     kind: ClassVar[str] = "warning"
@@ -131,11 +131,11 @@ class Warned(Line):
 
 @dataclass(frozen=True, kw_only=True)
 class Resumed(Line):
-    """The run goes on from a checkpoint; lines of later steps before this one no longer count.
+    """The run resumes from a checkpoint; earlier lines of later steps no longer count.
 
     Attributes:
-        step: Of the checkpoint.
-        num_rolled_back: Logged steps that are undone.
+        step: Step of the checkpoint.
+        num_rolled_back: Number of logged steps that are undone.
     """
 
     kind: ClassVar[str] = "resume"
@@ -145,10 +145,10 @@ class Resumed(Line):
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped(Line):
-    """The workers were asked to stop, and did, at a checkpoint.
+    """The workers stopped at a checkpoint, as requested.
 
     Attributes:
-        step: Of the checkpoint.
+        step: Step of the checkpoint.
     """
 
     kind: ClassVar[str] = "stop"
@@ -172,8 +172,8 @@ class Lost(Line):
     """Workers were lost.
 
     Attributes:
-        cause: For a person.
-        step: Of the checkpoint from which the run goes on.
+        cause: Cause of the loss, for a person.
+        step: Step of the checkpoint that the run resumes from.
     """
 
     kind: ClassVar[str] = "lost"
@@ -183,7 +183,7 @@ class Lost(Line):
 
 @dataclass(frozen=True, kw_only=True)
 class Changed(Line):
-    """The run is operated otherwise from here on.
+    """The run's operating settings change from here on.
 
     Attributes:
         changes: Dotted name of each field -> value before and value now.
@@ -193,16 +193,16 @@ class Changed(Line):
     changes: Mapping[str, Sequence[Any]]
 
     def values(self) -> dict[str, Any]:
-        """Return the changes, each a field of its own in the line."""
+        """Return the changes; each one is a separate field of the line."""
         return dict(self.changes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resizing(Line):
-    """The workers are asked to stop, to be launched again in another number.
+    """The workers are asked to stop, and will be launched again in another number.
 
     Attributes:
-        num_workers: The new number.
+        num_workers: New number of workers.
     """
 
     kind: ClassVar[str] = "resize"
@@ -211,7 +211,7 @@ class Resizing(Line):
 
 @dataclass(frozen=True, kw_only=True)
 class Stopping(Line):
-    """A signal asked for the run to stop."""
+    """A signal asked the run to stop."""
 
     kind: ClassVar[str] = "stop"
 
@@ -230,10 +230,10 @@ LineT = TypeVar("LineT", bound=Line)
 
 
 class RunLog:
-    """One of a run's logs, open for writing by this process alone: holding it open locks the run.
+    """One of a run's logs, open for writing by this process alone; holding it open locks the run.
 
     Args:
-        path: Of the log.
+        path: Path of the log.
         wait_seconds: How long to wait for another process that still writes it.
 
     Raises:
@@ -244,7 +244,7 @@ class RunLog:
         self._log = JsonLog(path, wait_seconds)
 
     def write(self, line: Line) -> None:
-        """Append a line with the time of now."""
+        """Append a line with the current time."""
         self._log.write(line.kind, **line.values())
 
     def close(self) -> None:
@@ -253,9 +253,9 @@ class RunLog:
 
 
 def read_metrics(path: Path) -> list[Line]:
-    """Return the lines of a `metrics.jsonl` in their order; none if it does not exist.
+    """Return the lines of a `metrics.jsonl` in order; none if the file does not exist.
 
-    A line torn by a kill is passed over, as is one of a kind that this version does not know.
+    Lines that were torn by a kill, or whose kind this version does not know, are skipped.
     """
     return _read(path, parse_metrics_line)
 
@@ -271,7 +271,7 @@ def parse_metrics_line(text: bytes) -> Line | None:
 
 
 def only(line_type: type[LineT], lines: Sequence[Line]) -> list[LineT]:
-    """Return the lines of one kind, in their order."""
+    """Return the lines of one kind, in order."""
     return [line for line in lines if isinstance(line, line_type)]
 
 

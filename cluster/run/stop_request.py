@@ -1,16 +1,16 @@
-"""A stop flag of a run, by which its driver asks the workers to stop at a checkpoint."""
+"""The stop flag of a run, with which the driver asks the workers to stop at a checkpoint."""
 
 from pathlib import Path
 
 
 class StopRequest:
-    """A stop flag for the workers of a run, stored in a file that all see; the process that launches them writes it.
+    """A stop flag for the workers of a run, stored in a file visible to all; the process that launches them writes it.
 
-    It is written in place: a file that is opened anew shows its latest content on network file systems too, where a
-    file that newly appears may stay unseen for half a minute.
+    The file is written in place: a file that is opened anew shows its latest content even on network file systems,
+    where a new file may stay invisible for half a minute.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -25,7 +25,7 @@ class StopRequest:
         self._path.write_text("stop\n")
 
     def is_made(self) -> bool:
-        """Return whether they were asked to."""
+        """Return whether the workers were asked to stop."""
         try:
             return self._path.read_text() == "stop\n"
         except OSError:  # nobody has written it yet

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there; torn and tampered ones are passed over with a warning."""
+"""Checkpoints: whole or not there; torn and tampered ones are skipped with a warning."""
 
 import contextlib
 import errno
@@ -46,7 +46,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage):
         path.unlink()
     else:
         path.with_suffix(".json").write_text("{" if damage == "hash" else "[]")
-    with pytest.warns(UserWarning, match=r"step-00000003 .*passed over"):
+    with pytest.warns(UserWarning, match=r"step-00000003 .*skipped"):
         assert store.load_latest()["step"] == 2
 
 
@@ -105,7 +105,7 @@ def test_pickles_that_run_code_are_refused(tmp_path):
     store = CheckpointStore(tmp_path, 2)
     store.save({"step": 1}, 1)
     store.save({"step": Evil()}, 2)
-    with pytest.warns(UserWarning, match="step-00000002 was not written by this program and is passed over"):
+    with pytest.warns(UserWarning, match="step-00000002 was not written by this program and is skipped"):
         assert store.load_latest()["step"] == 1
     assert not (tmp_path / "pwned").exists()
 

@@ -166,7 +166,7 @@ def test_other_data_under_the_names_of_what_is_fetched_is_left_alone(tmp_path, m
     monkeypatch.setitem(DATA_SETS, "tiny", data_set)
     (out / name).write_bytes(content)
     before = _digest(out)
-    message = f"{out} already holds other or damaged data as {name}; remove that, or choose another folder for tiny"
+    message = f"{out} already holds other or damaged data as {name}; remove it, or choose another folder for tiny"
     with pytest.raises(InputError, match=message):
         fetch("tiny", out)
     assert _digest(out) == before

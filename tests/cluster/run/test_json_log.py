@@ -1,4 +1,4 @@
-"""Logs of JSON lines: one writer at a time, torn lines passed over."""
+"""Logs of JSON lines: one writer at a time, torn lines are skipped."""
 
 import errno
 import json

@@ -162,7 +162,7 @@ def test_a_ledger_shorter_than_the_run_is_found(make_run, stream, capsys):
     assert _outcome(capsys, run)[0] == 0
     run.checkpoints.save({"step": 11}, 11)
     status, lines = _outcome(capsys, run)
-    assert status == 1 and "the ledger ends at step 10, but the newest checkpoint is of step 11" in lines[0]
+    assert status == 1 and "the ledger ends at step 10, but the newest checkpoint was made at step 11" in lines[0]
     run.finish({"num_steps": 12})
     status, lines = _outcome(capsys, run)
     assert status == 1 and "the ledger ends at step 10, but the run has 12 steps" in lines[0]
@@ -174,7 +174,7 @@ def test_a_torn_checkpoint_claims_nothing(make_run, stream, capsys):
     run.checkpoints.save({"step": 8}, 8)
     run.checkpoints.save({"step": 12}, 12)
     (run.path / "checkpoints" / "step-00000012.pt").write_bytes(b"torn")
-    with pytest.warns(UserWarning, match="is torn or was changed; it is passed over"):
+    with pytest.warns(UserWarning, match="is torn or was modified; it is skipped"):
         assert _outcome(capsys, run)[0] == 0
 
 

@@ -304,21 +304,24 @@ DAMAGES = {
     "no beginning": (lambda f: (f / "steps-00000001-00000012.parquet").unlink(), "lacks steps 1 to 12"),
     "a hash": (
         lambda f: _edit(f, "xxh3_64", lambda k, v: v ^ (k == 16)),
-        f"{GROWING}: the sample ids of step 16 are not",
+        f"{GROWING}: the sample ids of step 16 do not match",
     ),
     "an id": (
         lambda f: _edit(f, "sample_ids", lambda k, ids: [14009 if i == 14001 else i for i in ids]),
-        f"{GROWING}: the sample ids of step 14 are not those that were hashed",
+        f"{GROWING}: the sample ids of step 14 do not match the hash",
     ),
     "a swapped pair": (
         lambda f: _edit(f, "sample_ids", lambda k, ids: ids[::-1] if k == 15 else ids),
-        f"{GROWING}: the sample ids of step 15 are not those that were hashed",
+        f"{GROWING}: the sample ids of step 15 do not match the hash",
     ),
     "a lost id": (
         lambda f: _edit(f, "sample_ids", lambda k, ids: ids[: 3 - (k == 16)]),
         "its steps have 2 to 3 samples",
     ),
-    "another batch": (lambda f: _edit(f, "sample_ids", lambda k, ids: ids[:2]), "the sample ids of step 13 are not"),
+    "another batch": (
+        lambda f: _edit(f, "sample_ids", lambda k, ids: ids[:2]),
+        "the sample ids of step 13 do not match",
+    ),
     "steps": (lambda f: _edit(f, "step", lambda k, step: step + 1), f"{GROWING} holds other steps than its name says"),
     "a cut file": (lambda f: os.truncate(f / GROWING, 300), f"{GROWING} is damaged"),
     "an empty file": (lambda f: os.truncate(f / GROWING, 0), f"{GROWING} is damaged"),
@@ -343,7 +346,7 @@ def test_damage_is_named(tmp_path, name):
 def test_steps_of_another_batch_size_are_named(tmp_path):
     ledger, _ = _build(tmp_path)
     ledger.append(21, np.zeros((1, SIZE + 1), dtype=np.int64), 1)
-    with pytest.raises(LedgerError, match="its steps have 4 samples, those before 3"):
+    with pytest.raises(LedgerError, match="its steps have 4 samples, those before have 3"):
         list(ledger.read())
 
 

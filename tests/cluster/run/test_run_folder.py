@@ -79,7 +79,7 @@ def test_a_folder_without_a_format_version_is_the_first_one(run, raw_dataset):
 
 def test_a_folder_of_a_later_version_is_refused(run, raw_dataset):
     edited(run, format_version=3)
-    with pytest.raises(InputError, match="has format version 3, this program reads up to 2; update this program"):
+    with pytest.raises(InputError, match="has format version 3, but this program reads up to 2; update this program"):
         RunFolder.resume(run.path, CONFIG, raw_dataset)
 
 
