@@ -1,1 +1,1 @@
-"""Measurements of the project against floors and peers; each run leaves a dated record in `benchmarks/records`."""
+"""Measurements of the project against floors and peers; each run writes a dated record to `benchmarks/records`."""

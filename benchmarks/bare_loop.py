@@ -1,9 +1,9 @@
-"""The floors of sharding: two processes that do the inevitable with each picture, and nothing else.
+"""Floors for sharding: two processes that do only the unavoidable work on each picture.
 
-Run by `benchmarks.sharding` as a process of its own:
+Run by `benchmarks.sharding` as a separate process:
 
     python -m benchmarks.bare_loop floor PHOTOS OUT    read, decode, crop, resize, encode; the result is dropped
-    python -m benchmarks.bare_loop manual PHOTOS OUT   the same, torch's resize called as its manual says
+    python -m benchmarks.bare_loop manual PHOTOS OUT   the same, but with torch's resize as in its manual
     python -m benchmarks.bare_loop copy PHOTOS OUT     read, decode (the audit), append to one file per process
 """
 
@@ -26,7 +26,7 @@ def _work(task: str, paths: list[Path], out: Path) -> None:
                 simplejpeg.decode_jpeg(content)
                 file.write(content)
         return
-    # Here, so that the parent and the copy start without torch.
+    # Imported here, so that the parent and the copy start without torch.
     import torch
 
     from benchmarks.picture_steps import crop_and_resize, crop_and_resize_fast, decode, encode

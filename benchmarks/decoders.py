@@ -1,7 +1,7 @@
-"""Measure which library decodes, resizes (shorter side 256, antialiased) and encodes photographs soonest.
+"""Measure which library decodes, resizes (shorter side 256, antialiased) and encodes photographs fastest.
 
-One process on one core, one thread a library. Beside the speed: how far the resized pixels are from Pillow's bicubic
-ones, and whether the decoder refuses a file that lacks its end, as an audit has to.
+One process on one core, one thread per library. Also measured: how far the resized pixels are from Pillow's bicubic
+ones, and whether the decoder refuses truncated files, which an audit requires.
 """
 
 import os
@@ -31,7 +31,7 @@ _QUANTITIES = {
     "truncated_refused": "fraction of pictures, cut to 70 % of their bytes, that raise an error",
 }
 _NUM_TRUNCATED = 20
-_REMAINING = 0.7  # of a truncated picture's bytes
+_REMAINING = 0.7  # fraction of its bytes that a truncated picture keeps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +43,13 @@ class Arguments:
     rounds: int = 3
     """Runs of each library."""
     pictures: int = 1000
-    """Take this many of them, held in memory."""
+    """Number of photographs to use, held in memory."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    from benchmarks.picture_libraries import EXACT, PACKAGES, WAYS  # here, so that --help works without them
+    from benchmarks.picture_libraries import EXACT, PACKAGES, WAYS  # imported here, so that --help works without them
 
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     photographs = list_photographs(arguments.photos)[: arguments.pictures]
@@ -102,7 +102,7 @@ def _refused(way: "Way", contents: Sequence[bytes]) -> float:
     for content in truncated:
         try:
             _consume(way, [content])
-        except Exception:  # each library has its own
+        except Exception:  # each library has its own exception
             num_refused += 1
     return num_refused / len(truncated)
 

@@ -1,7 +1,7 @@
-"""Time the way from `ray job submit` to the end of the first step, part by part, on a Ray of this machine.
+"""Time the phases from `ray job submit` to the end of the first step, on a Ray cluster of this machine.
 
-Two workers, `alexnet_small` on the embedded dataset. The Ray is started beforehand, as a cluster's is. Beside it,
-`python jobs/train.py`, which starts a Ray of its own, and one process alone.
+Two workers train `alexnet_small` on the embedded dataset. Ray is started beforehand, as on a real cluster. For
+comparison: `python jobs/train.py`, which starts its own Ray, and a single process without Ray.
 """
 
 import itertools
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> Mapping[str, float]:
-    """Run a command until its run's first step, end it, and return its parts."""
+    """Run a command until the first step of its run, end it, and return the duration of each phase."""
     run = folder / f"run-{time.monotonic_ns()}"
     began = time.time()
     process = subprocess.Popen(
@@ -101,7 +101,7 @@ def _measure(command: Sequence[str], folder: Path, environment: Mapping[str, str
     try:
         driver = _wait_for(partial(_driver_of, run), process)
         first = _wait_for(lambda: _first(Steps, read_metrics(run / METRICS_JSONL)), process)
-        # The kernel's times of start have an origin of their own, good to a second: only their difference counts.
+        # The kernel's start times have their own origin, accurate to a second, so only their difference is used.
         driver_began = began + driver.create_time() - psutil.Process(process.pid).create_time()
         driver.terminate()  # it stops at a checkpoint
         process.wait()
@@ -116,7 +116,7 @@ def _measure(command: Sequence[str], folder: Path, environment: Mapping[str, str
 
 
 def _wait_for(find: Callable[[], Found | None], process: "subprocess.Popen[bytes]") -> Found:
-    """Return what is found as soon as it is."""
+    """Poll until `find` returns something, and return that."""
     while (found := find()) is None:
         if process.poll() is not None:
             raise RuntimeError(f"{process.args} ended with {process.returncode} before its first step")
@@ -125,7 +125,7 @@ def _wait_for(find: Callable[[], Found | None], process: "subprocess.Popen[bytes
 
 
 def _driver_of(run: Path) -> psutil.Process | None:
-    """Return the process that runs jobs/train.py itself."""
+    """Return the process that runs jobs/train.py."""
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
         if str(run) in words and words[1:2] == ["jobs/train.py"]:
@@ -134,7 +134,7 @@ def _driver_of(run: Path) -> psutil.Process | None:
 
 
 def _first(line_type: type[LineT], lines: list[Line]) -> LineT | None:
-    """Return a log's first line of a kind."""
+    """Return the first line of a kind in a log."""
     return next(iter(only(line_type, lines)), None)
 
 

@@ -1,8 +1,8 @@
-"""Measure the DALI graph's operators on the CPU: each alone, together, and in the forms that might be faster.
+"""Measure the DALI graph's operators on the CPU: each alone, both together, and in variants that might be faster.
 
-All in one process, on two cores and two or three threads, fed from memory with the JPEGs of 256x256 that
-`pipeline.shard` makes of the photographs; outputs are dropped. Beside them stand the JPEG library, a memory copy, and
-the best that another library makes of the second half (crop, normalise, lay out).
+Everything runs in one process, on two cores and with two or three threads, fed from memory with the 256x256 JPEGs that
+`pipeline.shard` makes of the photographs; outputs are dropped. For comparison: the JPEG library, a memory copy, and
+another library's fastest version of the second half (crop, normalise, lay out).
 """
 
 import itertools
@@ -50,9 +50,9 @@ class Arguments:
     rounds: int = 3
     """Runs of each alternative."""
     batch_size: int = 256
-    """Pictures in a batch."""
+    """Pictures per batch."""
     seconds: float = 2
-    """Time of one measurement."""
+    """Duration of one measurement, in seconds."""
 
 
 def _decode(content: Any, **flags: Any) -> Any:
@@ -80,7 +80,7 @@ def _normalise(pixels: Any, x: Any, y: Any, mirror: Any, mean: Any, **form: Any)
 
 
 def _kernel(pixels: Any, x: Any, y: Any, mirror: Any, mean: Any) -> Any:
-    """Define the second half as the loader has it on a CPU."""
+    """Define the second half as in the loader on a CPU."""
     left, top = (fn.cast(offset * float(_SIZE - _CROP), dtype=types.INT32) for offset in (x, y))
     config = GraphConfig(
         raw=False,
@@ -201,7 +201,7 @@ def _measure_form(
 
     pipeline = graph(prefetch_queue_depth=3)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # not every form has a use for all that is fed
+        warnings.simplefilter("ignore")  # not every variant uses all inputs
         pipeline.build()
     for _ in range(_WARM_UP_BATCHES):
         pipeline.run()
@@ -215,7 +215,7 @@ def _measure_form(
 def _measure_threads(
     arguments: Arguments, contents: Sequence[np.ndarray], worker: Callable[[], Callable[[np.ndarray], object]]
 ) -> Mapping[str, float]:
-    """Let two threads work on the pictures in turn, each with buffers of its own."""
+    """Let two threads share the pictures, each with its own buffers."""
     counts = [0] * _NUM_CORES
     began, began_cpu = time.perf_counter(), time.process_time()
 
@@ -254,7 +254,7 @@ def _library(exact: bool) -> Callable[[], Callable[[np.ndarray], object]]:
 def _opencv() -> Callable[[np.ndarray], object]:
     cv2.setNumThreads(0)
     planes = [np.empty((_CROP, _CROP), np.uint8) for _ in range(3)]
-    images_CHW = itertools.cycle(np.empty((64, 3, _CROP, _CROP), np.float32))  # larger than the cache, as a batch is
+    images_CHW = itertools.cycle(np.empty((64, 3, _CROP, _CROP), np.float32))  # larger than the cache, like a batch
 
     def step(pixels_HWC: np.ndarray) -> None:
         cv2.split(pixels_HWC[:_CROP, :_CROP], planes)

@@ -1,11 +1,12 @@
 """Train the same run alone, under torchrun and on Ray Train, and compare the speeds.
 
-`alexnet_small` on crops of 32 pixels of the embedded dataset; alone, one process has all cores; else two workers have
-one core each. What is timed are the steps behind the first twenty, by the run's own log: no start, no evaluation.
+The runs train `alexnet_small` on 32-pixel crops of the embedded dataset. Alone, one process has all cores; otherwise,
+two workers have one core each. The steps after the first twenty are timed, by the run's own log: no start-up, no
+evaluation.
 
-A Ray has a dozen processes beside the workers, which do little, but on a machine of two cores do it on the workers'
-cores, also while nothing is launched. So torchrun is timed beside an idle Ray too: what is left is what Ray Train and
-this project's launcher cost.
+Ray has a dozen processes besides the workers. They do little, but on a two-core machine they do it on the workers'
+cores, even while no job runs. So torchrun is also timed beside an idle Ray; the remaining difference is the cost of Ray
+Train and this project's launcher.
 """
 
 import contextlib
@@ -50,7 +51,7 @@ class Arguments:
     rounds: int = 5
     """Runs of each alternative."""
     steps: int = 200
-    """Steps of a run, at least 40."""
+    """Steps per run, at least 40."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

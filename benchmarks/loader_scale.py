@@ -1,7 +1,7 @@
-"""Measure what the loader costs beside its batches: memory, start-up, the order, and growth over many batches.
+"""Measure what the loader costs in addition to its batches: memory, start-up, the order, and growth over many batches.
 
-The large dataset has 1.28 million rows that share one shard of a few pictures; what its loader adds is measured in
-fresh processes.
+The large dataset has 1.28 million rows that share one shard of a few pictures. Its loader is measured in fresh
+processes.
 """
 
 import json
@@ -92,9 +92,9 @@ class Arguments:
     rounds: int = 3
     """Runs of each measurement."""
     rows: int = 1_281_000
-    """Of the large dataset, a multiple of 1000."""
+    """Rows of the large dataset, a multiple of 1000."""
     batches: int = 50_000
-    """Of the endurance run."""
+    """Batches of the endurance run."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _multiply(folder: Path, num_rows: int) -> None:
-    """Repeat the training manifest's rows until there are so many; statistics and description follow."""
+    """Repeat the training manifest's rows up to `num_rows`, and update statistics and description accordingly."""
     dataset, name = Dataset.open(folder), manifest_path("train")
     table = dataset.manifest("train")
     numbers = np.arange(num_rows)

@@ -1,8 +1,8 @@
-"""Measure how fast loaders give normalised float32 batches, beside libjpeg-turbo and a memory copy.
+"""Measure how fast loaders produce normalised float32 batches, compared with libjpeg-turbo and a memory copy.
 
-All on two cores, on the same photographs, each alternative in a process of its own: ours, DALI's own WebDataset reader
-with the same operators, torchvision's ImageFolder and webdataset with a DataLoader. The training pictures are stored
-in three ways: JPEG of 256x256, raw pixels of 256x256, and the original files.
+All alternatives run on two cores, on the same photographs, each in a separate process: this project's loader, DALI's
+own WebDataset reader with the same operators, and torchvision's ImageFolder and webdataset with a DataLoader. The
+training pictures are stored in three ways: as 256x256 JPEGs, as 256x256 raw pixels, and as the original files.
 """
 
 import itertools
@@ -29,7 +29,7 @@ _NUM_CORES = 2
 _ENCODINGS = ("jpeg", "raw", "original")
 _FILES = "files"  # the jpeg dataset's pictures as files in class folders
 _PHOTOS = "photographs"
-# What is shown -> the alternative of `benchmarks.loading_peers`, and what it reads.
+# Name in the record -> alternative of `benchmarks.loading_peers`, and its source.
 _ALTERNATIVES = {
     **{f"{encoding}: ours": ("ours", encoding) for encoding in _ENCODINGS},
     **{f"{encoding}: DALI's reader": ("DALI's reader", encoding) for encoding in _ENCODINGS},
@@ -83,11 +83,11 @@ class Arguments:
     rounds: int = 3
     """Runs of each alternative."""
     batch_size: int = 256
-    """Pictures in a batch."""
+    """Pictures per batch."""
     seconds: float = 6
-    """Time of one measurement."""
+    """Duration of one measurement, in seconds."""
     sweep: bool = False
-    """Measure our loader alone instead, on JPEG, over batch sizes, threads and prefetched batches."""
+    """Measure only this project's loader instead, on JPEG, over batch sizes, threads and prefetched batches."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cores = sorted(os.sched_getaffinity(0))[:_NUM_CORES]
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         places = _prepare(arguments.photos.absolute(), Path(name), _ENCODINGS[:1] if arguments.sweep else _ENCODINGS)
-        os.sched_setaffinity(0, cores)  # of the measured processes too
+        os.sched_setaffinity(0, cores)  # the measured processes inherit it
         values = run_rounds(
             _sweep(places, arguments) if arguments.sweep else _alternatives(places, arguments), arguments.rounds
         )
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(photos: Path, scratch: Path, encodings: Sequence[str]) -> Mapping[str, Path]:
-    """Write the datasets and the class folders, and return where each source is."""
+    """Write the datasets and the class folders, and return the path of each source."""
     for encoding in encodings:
         sys.stderr.write(f"preparing: {encoding}\n")
         _run("pipeline.shard", photos, scratch / encoding, "--encoding", encoding, "--size", 256)
@@ -153,10 +153,10 @@ def _measure(alternative: str, source: Path, batch_size: int, seconds: float, *o
 
 
 def _run(module: str, *arguments: object) -> str:
-    """Run a module as a command and return what it prints.
+    """Run a module as a command and return its output.
 
     Raises:
-        InputError: It fails; its own message is shown.
+        InputError: The command failed; its own message is shown.
     """
     command = [sys.executable, "-m", module, *map(str, arguments)]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -1,10 +1,10 @@
-"""What loading is measured against: each alternative in a process of its own, which prints one line of JSON.
+"""Alternatives that loading is measured against, each in a separate process that prints one line of JSON.
 
     python -m benchmarks.loading_peers ALTERNATIVE SOURCE BATCH_SIZE SECONDS [NUM_THREADS PREFETCH_BATCHES]
 
-SOURCE is a dataset folder, for torchvision a folder of class folders. A loader yields batches without end, normalised,
-with their labels; a ceiling does one step of the work and nothing else. Two threads or two workers each, unless it is
-said otherwise.
+SOURCE is a dataset folder, or for torchvision a folder of class folders. A loader yields an endless stream of
+normalised batches with their labels; a ceiling does only one step of the work. Each has two threads or two workers
+unless stated otherwise.
 """
 
 import itertools
@@ -31,7 +31,7 @@ from pipeline.online.augmentation import AugmentationConfig, divisor
 from pipeline.online.shard_reader import ShardReader
 
 _NUM_WORKERS = 2
-_SHUFFLE_BUFFER = 1000  # samples; of the peers that cannot shuffle a whole dataset
+_SHUFFLE_BUFFER = 1000  # samples, for peers that cannot shuffle a whole dataset
 _CROP_SIZE = 224
 _MAX_HELD = 2000  # pictures that a ceiling holds in memory
 _ENDLESS = 10**9
@@ -42,12 +42,12 @@ def _ours(source: str, batch_size: int, options: dict[str, int]) -> Iterator[Any
 
 
 def _dali(source: str, batch_size: int, options: dict[str, int], noise: bool) -> Iterator[Any]:
-    """DALI's own reader and random numbers, the operators of our graph, its output used without a copy."""
+    """Use DALI's own reader and random numbers with the operators of this project's graph, and its output uncopied."""
     dataset = Dataset.open(source)
     shards = _shards(dataset)
     config, basis, size = AugmentationConfig(), dataset.color_basis, dataset.stored_size
     mean_3 = (basis.mean_3 * basis.pixel_scale).astype(np.float32)
-    # One row per colour: the shift of one unit of each coefficient, in grey levels.
+    # One row per colour: the shift per unit of each coefficient, in grey levels.
     shift_33 = (basis.eigenvectors_33 * basis.eigenvalues_3 * basis.pixel_scale).astype(np.float32)
 
     @pipeline_def(
@@ -114,7 +114,7 @@ def _dali(source: str, batch_size: int, options: dict[str, int], noise: bool) ->
 
 def _torchvision(source: str, batch_size: int, resize: bool) -> Iterator[Any]:
     folder = torchvision.datasets.ImageFolder(source, _transform(resize))
-    # One sampler for many epochs, so that the workers never run dry at the end of one.
+    # One sampler for many epochs, so that the workers never run dry at the end of an epoch.
     sampler = RandomSampler(folder, num_samples=_ENDLESS)
     return iter(DataLoader(folder, batch_size, sampler=sampler, num_workers=_NUM_WORKERS))
 
@@ -155,7 +155,7 @@ def _held(source: str) -> list[np.ndarray]:
 
 
 def _library_steps(source: str, batch_size: int) -> list[Callable[[], object]]:
-    """Decode to the full square, each thread into pixels of its own, by the fastest and least exact settings."""
+    """Decode the full square, each thread into its own buffer, with the fastest and least exact settings."""
 
     def step_of(contents: list[np.ndarray]) -> Callable[[], object]:
         upcoming, pixels_HWC = itertools.cycle(contents), np.empty((256, 256, 3), np.uint8)
@@ -171,7 +171,7 @@ def _library_steps(source: str, batch_size: int) -> list[Callable[[], object]]:
 
 
 def _copy_steps(source: str, batch_size: int) -> list[Callable[[], object]]:
-    """Bring raw pixels' crops into a batch of float32, one batch a thread, which is never given away."""
+    """Copy crops of raw pixels into a float32 batch, one batch per thread, which is reused."""
 
     def step_of(pictures: list[np.ndarray]) -> Callable[[], object]:
         upcoming = itertools.cycle(pictures)
@@ -200,7 +200,7 @@ _LOADERS: dict[str, Callable[[str, int, dict[str, int]], Iterator[Any]]] = {
 
 
 def _measure_loader(batches: Iterator[Any], num_warm_up: int, seconds: float) -> tuple[int, float]:
-    """Return the number of batches in a time, and that time, after a warm-up."""
+    """Return the number of batches made in `seconds` after a warm-up, and the exact time."""
     for _ in range(num_warm_up):
         next(batches)
     num_batches, began = 0, time.perf_counter()
@@ -211,7 +211,7 @@ def _measure_loader(batches: Iterator[Any], num_warm_up: int, seconds: float) ->
 
 
 def _measure_ceiling(steps: list[Callable[[], object]], seconds: float) -> tuple[int, float]:
-    """Return the steps that threads made in a time, each repeating its own, and that time."""
+    """Return the number of steps made in `seconds`, one thread per step, and the exact time."""
     counts, end = [0] * len(steps), 0.0
 
     def repeat(index: int) -> None:

@@ -1,9 +1,9 @@
-"""Measure how well the orders mix: classes in a batch, beside a true permutation and a shuffle buffer.
+"""Measure how well the orders mix: classes per batch, compared with a true permutation and a shuffle buffer.
 
-No picture is read. The shards hold 1,000 classes either as `pipeline.shard` writes them, in a global shuffle, or sorted
-by class, the worst that reading shard after shard can meet. `StreamOrder` reads them in some streams with the window of
-its default; the buffer, of the same size, is that of webdataset and of DALI's reader: shards are read one after
-another, and a random one of the buffered samples leaves.
+No picture is read. The shards hold 1,000 classes either as `pipeline.shard` writes them, globally shuffled, or sorted
+by class, the worst case for reading shard after shard. `StreamOrder` reads them in several streams with its default
+window. The shuffle buffer, of the same size, works like those of webdataset and DALI's reader: shards are read one
+after another, and a random one of the buffered samples is taken.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from pipeline.online.stream_order import StreamConfig, StreamOrder
 
 _NUM_CLASSES, _SHARD_LENGTH = 1000, 1000
 _NUM_STREAMS = (1, 16, 64)
-_NUM_BATCHES = 500  # evenly over an epoch
+_NUM_BATCHES = 500  # evenly spaced over an epoch
 _PERMUTATION = "permutation"
 _QUANTITIES = {"classes_per_batch": "different ones in a batch, mean of 500 batches over an epoch; a round is a seed"}
 
@@ -31,11 +31,11 @@ class Arguments:
     """Command line of `python -m benchmarks.mixing`."""
 
     rounds: int = 3
-    """Seeds."""
+    """Number of seeds."""
     samples: int = 1_281_000
-    """Of the training set, a multiple of 1000."""
+    """Samples in the training set, a multiple of 1000."""
     batch_size: int = 256
-    """Samples in a batch."""
+    """Samples per batch."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def _streams(num_streams: int, num_samples: int, seed: int) -> np.ndarray:
 
 
 def _buffered(num_samples: int, seed: int) -> np.ndarray:
-    """Return the order of a shuffle buffer of the streams' window, over shards in a random order."""
+    """Return the order of a shuffle buffer, as large as the streams' window, over shards in a random order."""
     generator = np.random.default_rng(seed)
     shards = generator.permutation(len(_shard_lengths(num_samples)))
     incoming = (shards[:, None] * _SHARD_LENGTH + np.arange(_SHARD_LENGTH)).reshape(-1)

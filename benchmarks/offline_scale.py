@@ -1,6 +1,6 @@
-"""Measure what the offline stage takes as a source grows: its processes' memory, a manifest's opening, a listing.
+"""Measure how the offline stage scales with the source: memory of its processes, opening a manifest, listing.
 
-A few thousand photographs stand for many by hard links under new names; the manifest and the archives are synthetic.
+Hard links under new names turn a few thousand photographs into many; the manifest and the archives are synthetic.
 """
 
 import json
@@ -64,13 +64,13 @@ class Arguments:
     rounds: int = 3
     """Runs of each measurement."""
     few: int = 2_000
-    """Pictures of the smaller source."""
+    """Pictures in the smaller source."""
     many: int = 20_000
-    """Pictures of the larger source."""
+    """Pictures in the larger source."""
     rows: int = 1_300_000
-    """Of the manifest."""
+    """Rows of the manifest."""
     archived: int = 100_000
-    """Pictures in the archives, a multiple of the 1000 classes."""
+    """Pictures in the archives, a multiple of 1000, the number of classes."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,19 +114,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _peak_memory(source: Path, out: Path) -> dict[str, float]:
-    """Shard a source, and watch the processes' resident memory."""
+    """Shard a source and watch the resident memory of the processes."""
     command = [sys.executable, "-m", "pipeline.shard", str(source), str(out), "--workers", "2"]
     peaks: dict[int, int] = defaultdict(int)
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
         parent = psutil.Process(running.pid)
         try:
             while running.poll() is None:
-                with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                with suppress(psutil.NoSuchProcess):  # a process has just ended
                     for process in (parent, *parent.children(recursive=True)):
                         peaks[process.pid] = max(peaks[process.pid], process.memory_info().rss)
                 time.sleep(_SECONDS_BETWEEN_SAMPLES)
         finally:
-            running.terminate()  # where this process is interrupted
+            running.terminate()  # in case this process is interrupted
     shutil.rmtree(out, ignore_errors=True)
     if running.returncode != 0:
         raise InputError(f"pipeline.shard failed with status {running.returncode}; run it by hand on the pictures")
@@ -135,7 +135,7 @@ def _peak_memory(source: Path, out: Path) -> dict[str, float]:
 
 
 def _time_call(definition: str, path: Path, num_rows: int) -> dict[str, float]:
-    """Time a call in a fresh process, which checks that it returned as many rows as were written."""
+    """Time a call in a fresh process, and check that it returned as many rows as were written."""
     start = time.perf_counter()
     answer = subprocess.run(
         [sys.executable, "-c", definition + _TIME_THE_CALL, str(path)], cwd=ROOT, check=True, stdout=subprocess.PIPE
@@ -148,7 +148,7 @@ def _time_call(definition: str, path: Path, num_rows: int) -> dict[str, float]:
 
 
 def write_dataset(folder: Path, num_rows: int) -> None:
-    """Write a dataset's description and its manifest, like those of ImageNet at 256x256; no shards."""
+    """Write a dataset's description and manifest, like those of ImageNet at 256x256, without shards."""
     random = np.random.default_rng(0)
     numbers = np.arange(num_rows)
     classes = random.integers(0, _NUM_CLASSES, num_rows)
@@ -182,7 +182,7 @@ def write_dataset(folder: Path, num_rows: int) -> None:
 
 
 def _write_archives(folder: Path, num_pictures: int) -> None:
-    """Write the official layout's archives with the smallest pictures that can be synthesised."""
+    """Write archives in the official layout, with the smallest pictures that can be synthesised."""
     per_class = num_pictures // _NUM_CLASSES
     synthesize(folder, classes=_NUM_CLASSES, train_per_class=per_class, val_per_class=1, max_side=16, workers=2)
 

@@ -1,4 +1,4 @@
-"""The pictures that benchmarks work on: class folders `PHOTOS/train/CLASS/NAME.JPEG`, and `val` likewise."""
+"""Photographs that benchmarks work on, in class folders: `PHOTOS/train/CLASS/NAME.JPEG`, and the same for `val`."""
 
 import errno
 import itertools
@@ -11,10 +11,10 @@ from pipeline.command import InputError
 
 
 def list_photographs(folder: Path) -> list[Path]:
-    """Return all pictures in an order that is shuffled, but always the same.
+    """Return all pictures in a shuffled but always equal order.
 
     Raises:
-        InputError: There are none.
+        InputError: The folder holds no pictures.
     """
     paths = sorted(path for path in folder.glob("*/*/*") if path.suffix.lower() in {".jpeg", ".jpg"})
     if not paths:
@@ -24,7 +24,7 @@ def list_photographs(folder: Path) -> list[Path]:
 
 
 def link_photographs(paths: Sequence[Path], folder: Path, number: int) -> Path:
-    """Fill a folder with `number` hard links to pictures, repeated under new names as often as it takes.
+    """Fill a folder with `number` hard links to pictures, repeated under new names if needed.
 
     Raises:
         InputError: The folder is on another file system than the pictures.
@@ -45,6 +45,6 @@ def link_photographs(paths: Sequence[Path], folder: Path, number: int) -> Path:
 
 
 def describe(paths: Sequence[Path]) -> str:
-    """Return number and size of the pictures, for a record."""
+    """Return the number and size of the pictures, for a record."""
     num_bytes = sum(path.stat().st_size for path in paths)
     return f"{len(paths):,} JPEG photographs, {num_bytes / 1e6:,.0f} MB"

@@ -1,6 +1,6 @@
-"""Ways to decode a JPEG, resize and crop it, and encode it again, each on one thread and, where asked, strict.
+"""Ways to decode a JPEG, resize and crop it, and encode it again, each on one thread.
 
-A way maps pictures' bytes to pairs: the square picture, as something that `numpy.asarray` reads as uint8 RGB
+A way maps the bytes of pictures to pairs: the square picture, in a form that `numpy.asarray` converts to uint8 RGB
 (SIZE, SIZE, 3), and its new JPEG: quality 95, colours at half the resolution, tables not optimised.
 """
 
@@ -50,8 +50,8 @@ PACKAGES = [
 _DALI_BATCH_SIZE = 64
 
 torch.set_num_threads(1)
-cv2.setNumThreads(0)  # none besides this one
-pyvips.cache_set_max(0)  # else a picture seen before costs nothing
+cv2.setNumThreads(0)  # no threads besides this one
+pyvips.cache_set_max(0)  # otherwise, a picture seen before costs nothing
 
 
 def _pillow_resize(image: Image.Image, **options: Any) -> Image.Image:
@@ -94,7 +94,7 @@ def _simplejpeg_torch_fast(content: bytes) -> Pair:
 
 
 def _simplejpeg_scaled_torch(content: bytes) -> Pair:
-    # The smallest of libjpeg's sizes (n/8 of the full one) that is at least as large as the result.
+    # Decode to the smallest of libjpeg's sizes (n/8 of the full one) that is at least as large as the result.
     square_HWC = crop_and_resize_fast(simplejpeg.decode_jpeg(content, min_height=SIZE, min_width=SIZE))
     return square_HWC, encode(square_HWC)
 
@@ -110,7 +110,7 @@ def _opencv(content: bytes) -> Pair:
 
 
 def _pyvips(content: bytes) -> Pair:
-    # A truncated file passes all the same: the loader that shrinks while it reads does not heed fail_on.
+    # A truncated file still passes, because the loader that shrinks while reading ignores fail_on.
     square = pyvips.Image.thumbnail_buffer(content, SIZE, height=SIZE, crop="centre", fail_on="truncated")
     return square, square.jpegsave_buffer(Q=QUALITY, subsample_mode="on")
 
@@ -162,4 +162,4 @@ WAYS: dict[str, Way] = {
     "torchvision, the same resize": partial(map, _torchvision),
     "DALI, simplejpeg's encoder": _dali,
 }
-EXACT = "Pillow"  # bicubic, in fixed point at its full resolution: what the others are compared with
+EXACT = "Pillow"  # reference for the others: bicubic, in fixed point, from the full resolution

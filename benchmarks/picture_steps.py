@@ -1,4 +1,4 @@
-"""The inevitable work on a picture, by the fastest libraries that `benchmarks.decoders` found, called as they are."""
+"""The unavoidable work on a picture, by direct calls of the fastest libraries that `benchmarks.decoders` found."""
 
 import numpy as np
 import simplejpeg
@@ -19,7 +19,7 @@ def decode(content: bytes) -> np.ndarray:
 
 
 def centred_square(height: int, width: int) -> tuple[int, int, int]:
-    """Return top, left and side of the centred square of the shorter side."""
+    """Return the top, left and side of the centred square, whose side is the shorter side."""
     short = min(height, width)
     return (height - short) // 2, (width - short) // 2, short
 
@@ -31,14 +31,14 @@ def crop(pixels_HWC: np.ndarray) -> np.ndarray:
 
 
 def crop_and_resize(pixels_HWC: np.ndarray) -> np.ndarray:
-    """Bring the centred square to (SIZE, SIZE, 3), bicubic and antialiased, by torch as its manual says."""
+    """Resize the centred square to (SIZE, SIZE, 3), bicubic and antialiased, with torch, as in its manual."""
     images_NCHW = torch.from_numpy(crop(pixels_HWC)).permute(2, 0, 1)[None]
     resized_NCHW = functional.interpolate(images_NCHW, (SIZE, SIZE), mode="bicubic", antialias=True)
     return np.ascontiguousarray(resized_NCHW[0].permute(1, 2, 0))
 
 
 def crop_and_resize_fast(pixels_HWC: np.ndarray) -> np.ndarray:
-    """Do the same as the offline stage does: channels last throughout, rows before columns."""
+    """Do the same in the offline stage's way: channels last throughout, vertically before horizontally."""
     square_HWC = crop(pixels_HWC)
     images_NCHW = torch.from_numpy(square_HWC).unsqueeze(0).permute(0, 3, 1, 2)
     for shape in ((SIZE, square_HWC.shape[1]), (SIZE, SIZE)):

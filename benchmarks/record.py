@@ -1,7 +1,7 @@
-"""What all benchmarks share: interleaved rounds, medians and their ratios, targets, and a dated record.
+"""Tools shared by all benchmarks: interleaved rounds, medians and their ratios, targets, and dated records.
 
-Alternatives run in turn, A B C, A B C, ..., so that the noise of a shared machine hits all alike. A record names
-neither the machine nor a path of it.
+Alternatives run in turn, A B C, A B C, ..., so that the noise of a shared machine affects all of them equally. A record
+contains neither the machine's name nor any of its paths.
 """
 
 import importlib.metadata
@@ -28,14 +28,14 @@ Values = dict[str, dict[str, list[float]]]  # alternative -> quantity -> the val
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A median, or its ratio to the same median of another alternative, and the bounds that it should keep.
+    """A median, or its ratio to the same median of another alternative, and its bounds.
 
     Attributes:
-        of: The alternative.
-        quantity: Which of its medians.
-        to: The alternative that it is divided by; None takes the median itself.
-        at_least: Lower bound; None is none.
-        at_most: Upper bound; None is none.
+        of: Name of the alternative.
+        quantity: Quantity whose median is compared.
+        to: Alternative to divide by; None: the median itself is compared.
+        at_least: Lower bound, or None.
+        at_most: Upper bound, or None.
     """
 
     of: str
@@ -45,7 +45,7 @@ class Comparison:
     at_most: float | None = None
 
     def judge(self, values: Values) -> dict[str, Any]:
-        """Return the comparison with its `value`, and whether it is `met`: None where there is no bound."""
+        """Return the comparison with its `value`, and whether it is `met` (None if it has no bound)."""
         value = statistics.median(values[self.of][self.quantity])
         if self.to is not None:
             value /= statistics.median(values[self.to][self.quantity])
@@ -58,9 +58,12 @@ class Comparison:
 
 
 def run_rounds(alternatives: Mapping[str, Callable[[], Mapping[str, float]]], rounds: int) -> Values:
-    """Run the alternatives in turn, `rounds` times, and collect what each returns: quantity -> value.
+    """Run the alternatives in turn, `rounds` times, and collect the values they return.
 
-    A quantity's name ends in its unit: `images_per_second`, `peak_worker_megabytes`.
+    Args:
+        alternatives: Name -> function that runs the alternative and returns quantity -> value. The name of a quantity
+            ends in its unit: `images_per_second`, `peak_worker_megabytes`.
+        rounds: Number of rounds.
     """
     values: Values = {name: {} for name in alternatives}
     for number in range(1, rounds + 1):
@@ -86,13 +89,13 @@ def record_document(
     """Return a record.
 
     Args:
-        name: The benchmark's.
-        command: Its command line, with placeholders (PHOTOS) for paths.
-        corpus: What the placeholders stood for, in words.
+        name: Name of the benchmark.
+        command: Command line, with placeholders (PHOTOS) for paths.
+        corpus: Description of the data behind the placeholders.
         quantities: Quantity -> what exactly was counted or timed.
-        values: Of all rounds.
-        comparisons: To judge.
-        packages: Distributions whose versions matter; those that are not installed are left out.
+        values: Values of all rounds.
+        comparisons: Comparisons to evaluate.
+        packages: Distributions whose versions matter; those not installed are left out.
     """
     results = {
         alternative: {
@@ -121,7 +124,7 @@ def record_document(
 def publish(document: dict[str, Any], folder: Path = _RECORDS) -> Path:
     """Write a record as `FOLDER/YYYY-MM-DD-NAME.json`, print its tables, and return its path.
 
-    Where the libraries are limited to a part of the processor's instructions, the name ends with what to: `-avx2`.
+    If the libraries are limited to some of the processor's instructions, the name ends with that limit: `-avx2`.
     """
     form = this_processor().form
     path = folder / f"{document['date'][:10]}-{document['benchmark']}{form and f'-{form}'}.json"
@@ -193,5 +196,5 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str:
-    """Return Git's answer, empty outside a checkout."""
+    """Return git's output; empty outside a checkout."""
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()

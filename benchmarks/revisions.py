@@ -1,7 +1,7 @@
 """Compare this checkout's speed with another revision's: training, loading, sharding, listing, in turn.
 
-The other revision is checked out into a temporary folder and run by the same interpreter and libraries, on the same
-dataset (which this checkout writes) and photographs. Each run is a command that both have.
+The other revision is checked out into a temporary folder, and run with the same interpreter and libraries on the same
+dataset (written by this checkout) and photographs. Each run is a command that both revisions have.
 """
 
 import itertools
@@ -46,17 +46,17 @@ class Arguments:
     photos: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PHOTOS")]
     """Photographs in class folders, train/CLASS/*.JPEG and val/CLASS/*.JPEG."""
     base: str
-    """The other revision, as git names it."""
+    """Git revision to compare with."""
     precision: str = "bfloat16"
-    """Of the training runs; `float32` on a processor that emulates bfloat16."""
+    """Precision of the training runs; use `float32` on a processor that emulates bfloat16."""
     rounds: int = 5
     """Runs of each alternative."""
     steps: int = 140
-    """Steps of a training run, at least 40."""
+    """Steps per training run, at least 40."""
     pictures: int = 10_000
-    """To shard: a part of the photographs, or hard links that repeat them."""
+    """Number of pictures to shard: some of the photographs, or all of them repeated by hard links."""
     files: int = 1_300_000
-    """To list, in 1000 class folders."""
+    """Number of files to list, in 1000 class folders."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,12 +110,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Measure:
-    """Runs a command of a checkout, and returns its speed.
+    """Runs commands of a checkout and returns their speed.
 
     Args:
-        arguments: Of the benchmark.
-        folder: To work in; holds the dataset.
-        source: Photographs to shard.
+        arguments: Command line of the benchmark.
+        folder: Working folder, which holds the dataset.
+        source: Folder of the photographs to shard.
     """
 
     def __init__(self, arguments: Arguments, folder: Path, source: Path) -> None:
@@ -133,15 +133,15 @@ class _Measure:
         return {_QUANTITY: images_per_second(RunFolder.open(run), _FIRST_STEP)}
 
     def loading(self, root: Path) -> Mapping[str, float]:
-        """Read the photographs in batches of training."""
+        """Read the photographs in training batches."""
         report = self._new()
         _run(root, "pipeline.bench", str(self._folder / "dataset"), "--seconds", "3", "--json", str(report))
         return {_QUANTITY: json.loads(report.read_text())["stages"]["full"]["images_per_second"]}
 
     def sharding(self, root: Path) -> Mapping[str, float]:
-        """Shard the photographs, with the start of all processes."""
+        """Shard the photographs; start-up of all processes is included."""
         out = self._new()
-        os.sync()  # what earlier runs wrote is none of this one's business
+        os.sync()  # so that data written by earlier runs do not slow down this one
         began = time.perf_counter()
         _run(root, "pipeline.shard", str(self._source), str(out), "--workers", "2")
         seconds = time.perf_counter() - began
@@ -149,7 +149,7 @@ class _Measure:
         return {_QUANTITY: self._arguments.pictures / seconds}
 
     def listing(self, root: Path) -> Mapping[str, float]:
-        """List files and plan their shards, with the start of the process."""
+        """List files and plan their shards; start-up of the process is included."""
         began = time.perf_counter()
         _run(root, "pipeline.shard", str(self._folder / "files"), str(self._new()), "--dry-run")
         return {_QUANTITY: self._arguments.files / (time.perf_counter() - began)}

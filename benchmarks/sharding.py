@@ -1,8 +1,8 @@
 """Measure the offline stage's speed against the floor and against webdataset's ShardWriter.
 
-Each alternative is a command of its own with two working processes, timed as a whole: start-up of all processes,
-listing and writing included; so it takes many pictures. The statistics are timed apart, in one process, against the
-work on a picture.
+Each alternative is a separate command with two worker processes, timed as a whole, including start-up, listing and
+writing, so many pictures are needed. The statistics are timed separately, in one process, against the work on a
+picture.
 """
 
 import os
@@ -56,7 +56,7 @@ class Arguments:
     rounds: int = 3
     """Runs of each alternative."""
     pictures: int | None = None
-    """This many pictures: a part of them, or hard links that repeat them. Default: each once."""
+    """Number of pictures: some of the photographs, or all of them repeated by hard links. Default: each one once."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,7 +96,7 @@ def _whole_command(
     command = [sys.executable, "-m", *(places.get(word, word) for word in module_and_options)]
 
     def run() -> dict[str, float]:
-        os.sync()  # else the disk would still be busy with what the alternative before wrote and removed
+        os.sync()  # otherwise, the disk would still be busy with the files of the previous alternative
         start = time.perf_counter()
         answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         seconds = time.perf_counter() - start
@@ -110,7 +110,7 @@ def _whole_command(
 
 
 def _statistics(photographs: Sequence[Path], rounds: int) -> Values:
-    # Here, so that --help works without the extra `bench`.
+    # Imported here, so that --help works without the extra `bench`.
     import torch
 
     from benchmarks.picture_steps import crop_and_resize_fast, decode, encode
@@ -119,7 +119,7 @@ def _statistics(photographs: Sequence[Path], rounds: int) -> Values:
     torch.set_num_threads(1)
 
     def run() -> tuple[float, float]:
-        """Return the processor seconds of all pictures and of their statistics, which find the pixels in the cache."""
+        """Return the processor time of the work on all pictures, and of their statistics, which find pixels cached."""
         sums, of_pictures, of_statistics = PixelSums(), 0.0, 0.0
         for path in photographs:
             start = time.process_time()

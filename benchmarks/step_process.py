@@ -1,4 +1,4 @@
-"""One process of `benchmarks.training_step`: time a few training steps of one net, and print the figures as JSON.
+"""One process of `benchmarks.training_step`: time a few training steps of one network and print the figures as JSON.
 
 python -m benchmarks.step_process '{"model": "alexnet_2012", "precision": "bfloat16", ...}'
 """
@@ -30,19 +30,19 @@ _NUM_CLASSES, _WARM_UP_STEPS = 1000, 1
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is timed.
+    """A case to time.
 
     Attributes:
-        model: A name of `VARIANTS`, or torchvision's `alexnet`.
-        precision: As in a recipe.
-        channels_last: Memory layout of weights and images; else NCHW.
-        compiled: By torch.compile.
-        torch_lrn: PyTorch's own local response normalisation in place of ours.
-        dropout_alone: Nothing but the dropout layers, forward and backward.
-        switches: Of `ModelConfig`.
-        batch_size: Samples of a step.
-        num_steps: Timed, after one that is not.
-        num_threads: Torch's.
+        model: Name in `VARIANTS`, or `TORCHVISION` for torchvision's `alexnet`.
+        precision: Precision, as in a recipe.
+        channels_last: True for channels-last weights and images, else NCHW.
+        compiled: True to use torch.compile.
+        torch_lrn: True to use PyTorch's local response normalisation instead of this project's.
+        dropout_alone: True to time only the dropout layers, forward and backward.
+        switches: Fields of `ModelConfig`.
+        batch_size: Samples per step.
+        num_steps: Number of timed steps, after one warm-up step.
+        num_threads: Number of torch's threads.
     """
 
     model: str
@@ -58,7 +58,7 @@ class Case:
 
 
 def run(case: Case) -> dict[str, float]:
-    """Return the median time of a step and the process's largest memory."""
+    """Return the median time of a step and the peak memory of the process."""
     torch.set_num_threads(case.num_threads)
     step = _dropout_step(case) if case.dropout_alone else _training_step(case)
     seconds = []
@@ -110,7 +110,7 @@ def _replace_lrn(model: nn.Module) -> None:
 
 
 def _dropout_step(case: Case) -> Callable[[], None]:
-    """Return a step of the model's dropout layers alone, on activations of their sizes and of the step's dtype."""
+    """Return a step of just the model's dropout layers, on activations with their sizes and the step's dtype."""
     model = build_model(case.model, num_classes=_NUM_CLASSES, **case.switches)
     positions = torch.arange(case.batch_size)
     layers = []

@@ -1,4 +1,4 @@
-"""Runs of the main job for benchmarks: alone, under torchrun, on Ray; each in processes of its own."""
+"""Runs of the main job for benchmarks, in separate processes: alone, under torchrun, or on Ray."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ _NUM_CORES = len(os.sched_getaffinity(0))
 
 
 def run_training(launcher: Launcher, num_workers: int, run: Path, options: Sequence[str]) -> RunFolder:
-    """Train a run to its end, with the cores of this machine shared out evenly; return its folder."""
+    """Train a run to its end, with the cores of this machine divided evenly; return its folder."""
     options = ["--run", str(run), *options]
     command = [sys.executable, "jobs/train.py", *options, "--launcher", "alone"]
     if launcher == "torchrun":
@@ -31,12 +31,12 @@ def run_training(launcher: Launcher, num_workers: int, run: Path, options: Seque
 
 
 def losses(run: RunFolder) -> list[float]:
-    """Return each step's loss."""
+    """Return the loss of each step."""
     return [loss for line in only(Steps, read_metrics(run.metrics_path)) for loss in line.losses]
 
 
 def images_per_second(run: RunFolder, first_step: int) -> float:
-    """Return the speed from the log's line of `first_step` to its last line of a step."""
+    """Return the speed between the log's line of `first_step` and its last line of steps."""
     lines = only(Steps, read_metrics(run.metrics_path))
     begin = next(line for line in lines if line.step == first_step)
     return (lines[-1].samples_seen - begin.samples_seen) / (lines[-1].time - begin.time)

@@ -1,8 +1,9 @@
-"""Time a training step of every variant on two cores: memory layout, dtype, compilation; what LRN and dropout cost.
+"""Time a training step of every variant on two cores: memory layout, dtype, compilation; cost of LRN and dropout.
 
-Each figure comes from a process of its own (`benchmarks.step_process`), started with the allocator's settings that the
-commands use, but for the one that shows what they are worth. Batches of 64, noise as pictures, 1,000 classes, SGD with
-momentum; torchvision's `alexnet` in the same rounds. A processor that emulates bfloat16 times float32 instead.
+Each figure comes from a separate process (`benchmarks.step_process`), started with the same allocator settings as the
+commands, except one process without them that shows their effect. Batches of 64, noise as pictures, 1,000 classes, SGD
+with momentum; torchvision's `alexnet` runs in the same rounds. On a processor that emulates bfloat16, float32 is timed
+instead.
 """
 
 import json
@@ -45,9 +46,9 @@ class Arguments:
     rounds: int = 3
     """Runs of each alternative."""
     batch_size: int = 64
-    """Samples of a step."""
+    """Samples per step."""
     steps: int = 3
-    """Timed steps of a process."""
+    """Timed steps per process."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,11 +1,11 @@
-"""The peer of sharding: webdataset's ShardWriter, fed by torchvision through a DataLoader with two workers.
+"""The peer for sharding: webdataset's ShardWriter, fed by torchvision through a DataLoader with two workers.
 
-Run by `benchmarks.sharding` as a process of its own:
+Run by `benchmarks.sharding` as a separate process:
 
     python -m benchmarks.webdataset_peer writer PHOTOS OUT    workers return pictures, ShardWriter encodes them
     python -m benchmarks.webdataset_peer workers PHOTOS OUT   workers return JPEG bytes
 
-ShardWriter's own encoder takes JPEG's quality 100 and offers no other; the workers' takes that of all alternatives.
+ShardWriter's own encoder always uses JPEG quality 100; the workers use the same quality as all other alternatives.
 """
 
 import io

@@ -1,8 +1,8 @@
-"""Train the same run on 1, 2, 3 and 5 workers: the samples of each step are compared, and each step's loss.
+"""Train the same run on 1, 2, 3 and 5 workers, and compare the samples and the loss of each step.
 
-`alexnet_small` on crops of 32 pixels of the embedded dataset, with dropout and every augmentation, global batch 96,
-which 5 does not divide. The run on one worker is what the others are held against, in the same precision. With
---figure, the deviations are drawn step by step.
+The runs train `alexnet_small` on 32-pixel crops of the embedded dataset, with dropout and every augmentation, and with
+a global batch size of 96, which 5 does not divide. Each run is compared with the run on one worker in the same
+precision. With --figure, the deviations are drawn step by step.
 """
 
 import itertools
@@ -40,20 +40,20 @@ class Arguments:
     """Command line of `python -m benchmarks.world_size`."""
 
     steps: int = 200
-    """Steps of each run."""
+    """Steps per run."""
     figure: Path | None = None
-    """PNG to draw the deviations into."""
+    """PNG file for a figure of the deviations."""
 
 
 class _Runs:
-    """The runs so far; that of one worker is the first of each precision."""
+    """The runs made so far; the first run of each precision is the one on one worker."""
 
     def __init__(self, folder: Path, num_steps: int) -> None:
         self._folder, self._num_steps = folder, num_steps
         self.deviations_S: dict[tuple[str, int], np.ndarray] = {}
 
     def measure(self, precision: str, world_size: int) -> dict[str, float]:
-        """Train, and return the deviations from the run of one worker."""
+        """Train, and return the deviations from the run on one worker."""
         num_samples = Dataset.open(embedded.dataset_folder()).num_samples("train")
         options = ["--recipe", "small_demo", "--precision", precision, "--evaluations-per-epoch", "0.01"]
         options += ["--data", str(embedded.dataset_folder()), "--global-batch-size", str(_GLOBAL_BATCH_SIZE)]
