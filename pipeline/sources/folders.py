@@ -5,8 +5,8 @@ holds its pictures directly, or in a single folder below it. A file is a picture
 files are left out. ROOT/classes.txt may name classes for people: each line is a class folder's name, a space, and the
 name.
 
-Anything ambiguous is refused: pictures beside the class folders, a class with several folders of pictures, one folder
-or file in two classes, names that differ only by case or Unicode normalisation.
+Anything ambiguous is refused: pictures beside class folders or without them, a class with several folders of pictures,
+one folder or file in two classes, names that differ only by case or Unicode normalisation.
 """
 
 import os
