@@ -20,8 +20,10 @@ from torch.nn import functional
 from cluster.worker.precision import forward_context
 from model.alexnet import build_model
 from model.dropout import CountedDropout
-from model.lrn import CONVENTIONS, LocalResponseNorm
-from model.optim import OptimizerConfig, build_optimizer
+from model.lrn import LocalResponseNorm
+from model.lrn_conventions import CONVENTIONS
+from model.optim import build_optimizer
+from model.optim_config import OptimizerConfig
 from model.variants import VARIANTS
 
 TORCHVISION = "torchvision"

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.launch.node_checks import Requirements
+from cluster.run.fit import check_images_fit
 from cluster.run.run_folder import RunFolder
 from cluster.worker.evaluation_files import evaluate_run, evaluated_source, foreign_files, read_evaluation
 from cluster.worker.evaluation_options import Crops
 from cluster.worker.precision import fitting_precision, fitting_precision_here
 from cluster.worker.source_evaluation import evaluate_own, named, own_pictures
 from cluster.worker.trained_model import default_device
-from cluster.worker.training import check_images_fit
 from cluster.worker.world import World
 from jobs.bootstrap import RAY, check_interpreter
 from pipeline import embedded

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cluster.run.config import TrainingConfig
-from model.alexnet import ModelConfig
-from model.optim import OptimizerConfig
+from model.optim_config import OptimizerConfig
+from model.registry import ModelConfig
 from pipeline.command import InputError
 from pipeline.online.augmentation import AugmentationConfig
 

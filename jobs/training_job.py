@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.run.config import Precision, TrainingConfig
+from cluster.run.fit import check_fits
 from cluster.run.follower import Follower
 from cluster.run.run_folder import RunFolder, open_launches
 from cluster.run.run_log import Changed, RunLog
 from cluster.worker.emulation import Emulation
 from cluster.worker.precision import choose_precision
-from cluster.worker.training import check_fits
 from pipeline import embedded
 from pipeline.command import InputError
 from pipeline.dataset import Dataset

@@ -10,12 +10,10 @@ counter is
 One block of output is 128 bits: 16 for each of 8 units. Probabilities are thereby multiples of 2^-16.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-Scaling = Literal["training", "test"]
+from model.layer_specs import DropoutScaling
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -87,7 +85,7 @@ class CountedDropout(nn.Module):
         ValueError: The probability lies outside [0, 1).
     """
 
-    def __init__(self, probability: float, *, seed: int, layer: int, scaling: Scaling = "training") -> None:
+    def __init__(self, probability: float, *, seed: int, layer: int, scaling: DropoutScaling = "training") -> None:
         super().__init__()
         if not 0 <= probability < 1:
             raise ValueError(f"probability={probability}: must lie in [0, 1)")

@@ -1,92 +1,32 @@
-"""The small specification from which every variant is built: layers as frozen data, and the one function to build them.
+"""Layers built from their specifications (`model/layer_specs.py`).
 
-A specification states only what an architecture decides; numbers of inputs follow from the shape of what enters a
-layer. Each new layer that changes the shape runs once on the meta device, so shapes come from the layers themselves: no
+Each new layer that changes the shape runs once on the meta device, so shapes come from the layers themselves: no
 arithmetic of our own, no memory.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from model.batch_norm import GhostBatchNorm
-from model.dropout import CountedDropout, Scaling
+from model.dropout import CountedDropout
+from model.layer_specs import (
+    BATCH_NORM,
+    Activation,
+    AdaptivePooling,
+    Convolution,
+    Dense,
+    Dropout,
+    DropoutScaling,
+    Layer,
+    MaxPooling,
+    Normalization,
+    Padding,
+    Resizing,
+)
 from model.lrn import LocalResponseNorm
 
-
-@dataclass(frozen=True)
-class Convolution:
-    """A convolution with biases; `num_groups=2` makes the paper's two towers, each seeing half of the channels.
-
-    With padding `same`, as in TensorFlow, ceil(size / stride) windows begin at every `stride`-th pixel; where the zeros
-    that this takes are odd in number, the last row and column get the one more.
-    """
-
-    num_filters: int
-    kernel_size: int
-    stride: int = 1
-    padding: int | Literal["same"] = 0
-    num_groups: int = 1
-
-
-@dataclass(frozen=True)
-class Activation:
-    """The model's nonlinearity, a name of `ACTIVATIONS`."""
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """Local response normalisation by a named convention, or batch normalisation, `BATCH_NORM`."""
-
-    kind: str = "printed"
-
-
-@dataclass(frozen=True)
-class MaxPooling:
-    """Maximum over windows; they overlap where the stride is smaller than the window."""
-
-    window: int = 3
-    stride: int = 2
-
-
-@dataclass(frozen=True)
-class AdaptivePooling:
-    """Mean over `size` x `size` equal regions, so that any picture size fits the dense layers."""
-
-    size: int
-
-
-@dataclass(frozen=True)
-class Padding:
-    """Zeros around the picture."""
-
-    num_pixels: int
-
-
-@dataclass(frozen=True)
-class Resizing:
-    """Bilinear interpolation to `size` x `size`."""
-
-    size: int
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """Counted dropout, with the model's probability and seed."""
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A fully connected layer with biases."""
-
-    num_units: int
-
-
-BATCH_NORM = "batch"
-Layer = Convolution | Activation | Normalization | MaxPooling | AdaptivePooling | Padding | Resizing | Dropout | Dense
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": lambda: nn.ReLU(inplace=True), "tanh": nn.Tanh}
 
 
@@ -97,7 +37,7 @@ def build_layers(
     dropout: float,
     seed: int,
     activation: str = "relu",
-    dropout_scaling: Scaling = "training",
+    dropout_scaling: DropoutScaling = "training",
     batch_norm_group: int = 32,
 ) -> tuple[nn.Sequential, Tensor]:
     """Build a chain of layers on the meta device.

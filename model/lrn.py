@@ -14,7 +14,7 @@ convolution with a banded matrix of ones, in torch's own operators.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from types import ModuleType
 from typing import Any
 
@@ -22,36 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from model.lrn_conventions import CONVENTIONS, Convention
+
 _CPU_BLOCK_BYTES = 4 << 20  # temporaries of this size stay in a core's share of the cache
-
-
-@dataclass(frozen=True, kw_only=True)
-class Convention:
-    """The constants of one source; `alpha` multiplies the *sum* of squares, whatever the source's own habit.
-
-    Attributes:
-        size: Number of neighbouring channels n, odd.
-        alpha: Factor of the sum of squares.
-        beta: Exponent.
-        k: Added before the power.
-    """
-
-    size: int
-    alpha: float
-    beta: float
-    k: float
-
-
-CONVENTIONS = {
-    # The paper's formula and constants; torch.nn.LocalResponseNorm(5, alpha=5e-4, k=2).
-    "printed": Convention(size=5, alpha=1e-4, beta=0.75, k=2.0),
-    # Caffe's bvlc_alexnet, and ONNX: alpha is divided by n, k is 1.
-    "caffe": Convention(size=5, alpha=1e-4 / 5, beta=0.75, k=1.0),
-    # The paper's constants handed to torch.nn.LocalResponseNorm(5, alpha=1e-4, k=2), which divides alpha by n.
-    "pytorch": Convention(size=5, alpha=1e-4 / 5, beta=0.75, k=2.0),
-    # The defaults of tf.nn.local_response_normalization: depth_radius 5, nothing divided.
-    "tensorflow": Convention(size=11, alpha=1.0, beta=0.5, k=1.0),
-}
 
 
 class LocalResponseNorm(nn.Module):

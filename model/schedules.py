@@ -6,7 +6,7 @@ A resumed run, or one on another world size, gets the same learning rates.
 import math
 from typing import Any
 
-from model.optim import OptimizerConfig
+from model.optim_config import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, samples_seen: int, total_samples: int, num_reductions: int = 0) -> float:

@@ -5,7 +5,7 @@ Beside the layers stands the shape that leaves them, height x width x channels.
 
 from dataclasses import dataclass
 
-from model.layers import (
+from model.layer_specs import (
     BATCH_NORM,
     Activation,
     AdaptivePooling,

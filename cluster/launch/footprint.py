@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cluster.launch.node_checks import Requirements
 from cluster.run.config import TrainingConfig
-from model.alexnet import AlexNet
+from model.registry import outline_network
 from pipeline.dataset import Dataset
 
 
@@ -39,7 +39,7 @@ def training_requirements(config: TrainingConfig, dataset: Dataset, run_path: Pa
 
 def num_weight_bytes(config: TrainingConfig, num_classes: int) -> int:
     """Return the size of a model's parameters and buffers."""
-    model = AlexNet(config.model, num_classes=num_classes, seed=config.seed)  # on the meta device: takes no memory
+    model = outline_network(config.model, num_classes=num_classes)  # takes no memory
     num_values = sum(tensor.numel() for tensor in model.state_dict().values())
     return num_values * (8 if config.precision == "float64" else 4)
 

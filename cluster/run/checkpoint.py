@@ -14,8 +14,6 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
-
 from pipeline.system.files import atomic_file, names_in, remove_temporary_files, write_json
 from pipeline.system.os_errors import is_out_of_reach
 
@@ -44,6 +42,8 @@ class CheckpointStore:
             step: Step of the state.
             is_best: True if it also replaces the best one, which is removed once the new one is complete.
         """
+        import torch  # here, and in `_read`: whoever only looks at a run does without
+
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getbuffer()
@@ -111,6 +111,8 @@ class CheckpointStore:
 
     def _read(self, name: str) -> dict[str, Any] | None:
         """Return a checkpoint's state, or None, with a warning, if it is not intact."""
+        import torch
+
         content = self._read_content(name)
         if content is None:
             return None

@@ -5,8 +5,8 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from model.alexnet import ModelConfig
-from model.optim import OptimizerConfig
+from model.optim_config import OptimizerConfig
+from model.registry import ModelConfig
 from pipeline.online.augmentation import AugmentationConfig
 from pipeline.online.batch import OnBadSample
 from pipeline.online.stream_order import StreamConfig

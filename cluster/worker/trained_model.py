@@ -1,13 +1,11 @@
 """The model of a run, for whoever uses it after training."""
 
-import dataclasses
-
 import torch
 from torch import nn
 
 from cluster.run.run_folder import RunFolder
 from cluster.worker.precision import input_dtype
-from model.alexnet import build_model
+from model.registry import build_network
 from pipeline.command import InputError
 
 
@@ -23,7 +21,7 @@ def load_model(run: RunFolder, device: torch.device) -> tuple[nn.Module, int]:
     if state is None:
         raise InputError(f"{run.path} has no checkpoint yet; train it first: jobs/train.py")
     config = run.config
-    model = build_model(**dataclasses.asdict(config.model), num_classes=len(run.wnids), seed=config.seed)
+    model = build_network(config.model, num_classes=len(run.wnids), seed=config.seed)
     model.load_state_dict(state["model"])
     model.to(device, input_dtype(config.precision))
     model.to(memory_format=torch.channels_last)

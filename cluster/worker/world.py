@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -81,6 +82,14 @@ class World:
         total = values.to("cpu", copy=True)
         dist.all_reduce(total)
         return total
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every worker's value, by rank; all call it. What is pickled travels: no large tensors."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def wait_for_all(self) -> None:
         """Return when every worker has called this."""

@@ -8,8 +8,8 @@ from cluster.run.config import TrainingConfig
 from cluster.run.run_folder import RunFolder
 from cluster.worker.world import World
 from jobs.recipes import RECIPES
-from model.alexnet import ModelConfig
-from model.optim import OptimizerConfig
+from model.optim_config import OptimizerConfig
+from model.registry import ModelConfig
 from pipeline.embedded import STORED_SIZE
 from pipeline.online.augmentation import AugmentationConfig
 

@@ -1,6 +1,7 @@
 """Workers of torch.distributed, for tests: processes that train or evaluate a run together on this machine.
 
-Each is `python worker_process.py RANK WORLD_SIZE PORT train|train-stopped|evaluate ARGUMENT...`.
+Each is `python worker_process.py RANK WORLD_SIZE PORT TASK ARGUMENT...`, the task being
+`train`, `train-stopped`, the same with `-by-hand`, or `evaluate`.
 """
 
 import dataclasses
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from by_hand import ByHand
 
+from cluster.exchange.allreduce import AllReduce
 from cluster.worker import evaluation
 from cluster.worker.evaluation_files import evaluate_run
 from cluster.worker.training import train
@@ -39,14 +42,17 @@ def main() -> None:
     task, dataset, run, *rest = sys.argv[4:]
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     world = World(rank, world_size, torch.device("cpu"))
-    if task == "train-stopped":  # of three steps and an evaluation of batches of 2, the last worker wants to end it
+    if task.startswith(
+        "train-stopped"
+    ):  # of three steps and an evaluation of batches of 2, the last worker wants to end it
         evaluation.BATCH_SIZE = 2
         questions = itertools.count(1)
         if rank == world_size - 1:
             world = dataclasses.replace(world, wants_to_stop=lambda: next(questions) > 4)
     if task.startswith("train"):
         micro_batch_size = int(rest[0]) if rest else None
-        train(Path(dataset), Path(run), world, micro_batch_size)
+        make_exchange = ByHand if task.endswith("by-hand") else AllReduce
+        train(Path(dataset), Path(run), world, micro_batch_size, make_exchange)
     else:
         split, crops, out = rest
         evaluate_run(Path(dataset), Path(run), split, crops, Path(out), world)

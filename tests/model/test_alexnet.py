@@ -5,11 +5,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.alexnet import AlexNet, ModelConfig, build_model
+from model.alexnet import AlexNet, build_model
 from model.dropout import CountedDropout
 from model.initialization import initialize
-from model.layers import Convolution, build_layers
+from model.layer_specs import Convolution
+from model.layers import build_layers
 from model.lrn import LocalResponseNorm
+from model.registry import ModelConfig
 from model.variants import VARIANTS
 
 

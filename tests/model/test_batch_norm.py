@@ -10,9 +10,10 @@ from worker_process import run_workers
 
 from cluster.run.config import TrainingConfig
 from cluster.run.run_folder import RunFolder
-from model.alexnet import ModelConfig, build_model
+from model.alexnet import build_model
 from model.batch_norm import GhostBatchNorm, update_running_statistics
-from model.optim import OptimizerConfig
+from model.optim_config import OptimizerConfig
+from model.registry import ModelConfig
 from pipeline.dataset import Dataset
 
 

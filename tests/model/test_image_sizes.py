@@ -9,7 +9,9 @@ from runs import STORED_SIZES
 from torch import nn
 
 from jobs.recipes import RECIPES
-from model.alexnet import AlexNet, ModelConfig, build_model, check_image_size, image_sizes
+from model.alexnet import AlexNet, build_model
+from model.alexnet_config import image_sizes
+from model.registry import ModelConfig, check_image_size
 from model.variants import VARIANTS
 
 FIXED = [("alexnet_2012", None), ("alexnet_bn", None), ("caffenet", None), ("alexnet_single", None)]

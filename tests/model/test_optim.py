@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.optim import OptimizerConfig, build_optimizer, set_learning_rate
+from model.optim import build_optimizer, set_learning_rate
+from model.optim_config import OptimizerConfig
 
 NAMES = ("sgd", "sgd_paper", "adam", "lars")
 RATES = (0.0, 0.1, 0.05, 0.05, 0.01)  # a warm-up begins at 0
@@ -214,7 +215,8 @@ def test_the_rate_follows_the_global_batch_where_a_reference_is_given() -> None:
 
 def test_timm_is_loaded_by_lars_alone() -> None:
     probe = (
-        "import sys, torch; from model.optim import OptimizerConfig, build_optimizer; model = torch.nn.Linear(2, 2)\n"
+        "import sys, torch; from model.optim import build_optimizer; from model.optim_config import OptimizerConfig\n"
+        "model = torch.nn.Linear(2, 2)\n"
         "loaded = [build_optimizer(model, OptimizerConfig(name=name)) and 'timm' in sys.modules for name in "
         "('sgd', 'sgd_paper', 'adam', 'lars')]; sys.stdout.write(str(loaded))"
     )

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from model.alexnet import build_model
-from model.lrn import CONVENTIONS, LocalResponseNorm
+from model.lrn import LocalResponseNorm
+from model.lrn_conventions import CONVENTIONS
 
 LAYERS = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.optim import OptimizerConfig
+from model.optim_config import OptimizerConfig
 from model.schedules import Plateau, learning_rate
 
 TOTAL = 1000

@@ -27,6 +27,16 @@ def test_the_specification_and_the_ledger_load_neither_torch_nor_dali_nor_ray():
     assert not {"torch", "nvidia.dali", "ray"} & _loaded(*SPECIFICATION, "cluster.run.ledger_files")
 
 
+def test_what_a_driver_knows_of_a_run_loads_neither_torch_nor_dali():
+    heavy = {"torch", "nvidia.dali", "ray", "numba", "timm", "torchvision"}
+    light = ["cluster.run.config", "cluster.run.run_folder", "cluster.run.fit", "cluster.run.curves", "jobs.recipes"]
+    assert not heavy & _loaded(*light)
+
+
+def test_a_worker_s_world_loads_no_dali():
+    assert "nvidia.dali" not in _loaded("cluster.worker.world")
+
+
 def test_only_the_launcher_loads_ray():
     assert "ray" not in _loaded("pipeline.loader", "cluster.worker.training", "cluster.launch.node_checks")
 

@@ -98,8 +98,8 @@ def _worker_failed(*failures: Exception) -> WorkerGroupError:
     [
         (errno.ENOSPC, "free some space"),
         (errno.EDQUOT, "quota"),
-        (errno.EACCES, "let the user"),
-        (errno.EPERM, "let the user"),
+        (errno.EACCES, "give the user"),
+        (errno.EPERM, "give the user"),
         (errno.EROFS, "mount its file system for writing"),
         (errno.EFBIG, "ulimit -f"),
         (errno.ENAMETOOLONG, "shorter path"),

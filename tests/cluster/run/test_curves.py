@@ -12,8 +12,8 @@ from cluster.run.config import TrainingConfig
 from cluster.run.curves import Curves, read_curves, samples_to_error, smoothed
 from cluster.run.run_folder import RunFolder
 from jobs import curves as job
-from model.alexnet import ModelConfig
-from model.optim import OptimizerConfig
+from model.optim_config import OptimizerConfig
+from model.registry import ModelConfig
 from pipeline.command import InputError
 from pipeline.online.augmentation import AugmentationConfig
 

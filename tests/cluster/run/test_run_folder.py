@@ -13,7 +13,7 @@ from cluster.run.run_folder import RunFolder
 from cluster.run.run_log import Changed, Launched, read_launches
 from cluster.worker.training import train as train_here
 from jobs import train
-from model.optim import OptimizerConfig
+from model.optim_config import OptimizerConfig
 from pipeline.command import InputError
 
 OPERATION = {"checkpoint_interval": 100, "num_checkpoints": 5, "stuck_after_epochs": 9.0, "evaluations_per_epoch": 0.5}

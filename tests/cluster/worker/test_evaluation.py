@@ -21,9 +21,9 @@ from cluster.worker.trained_model import load_model
 from cluster.worker.training import Trainer
 from cluster.worker.world import World
 from jobs import evaluate as job
-from model.alexnet import ModelConfig
 from model.metrics import NO_RANK
-from model.optim import OptimizerConfig
+from model.optim_config import OptimizerConfig
+from model.registry import ModelConfig
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.loader import EvalLoader
@@ -228,8 +228,8 @@ def test_wrong_input_is_named(run, raw_dataset, arguments, message):
 def test_a_diverged_model_is_wrong_everywhere_and_gets_no_files(raw_dataset, tmp_path):
     run = RunFolder.create(tmp_path / "run", CONFIG, raw_dataset)
     trainer = Trainer(raw_dataset, run, ALONE)
-    torch.nn.init.constant_(next(trainer._model.parameters()), float("nan"))
-    trainer._save_checkpoint()
+    torch.nn.init.constant_(next(trainer.learner.model.parameters()), float("nan"))
+    trainer.save_checkpoint()
     trainer.close()
     assert _evaluated(run, raw_dataset).summary()["top5"] == 0
     with pytest.raises(InputError, match="gives NaN or infinity for 10 samples: its training diverged"):

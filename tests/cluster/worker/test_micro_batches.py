@@ -40,10 +40,10 @@ def steps(raw_dataset, tmp_path_factory):
     for size in (None, 5, 1, 12):
         run = RunFolder.create(tmp_path_factory.mktemp("run") / str(size), CONFIG, raw_dataset)
         trainer = Trainer(raw_dataset, run, ALONE, micro_batch_size=size)
-        trainer._train_step(next(trainer._loader))
-        gradients = [parameter.grad.clone() for parameter in trainer._model.parameters()]
-        trainer._train_step(next(trainer._loader))
-        trainer._write_line()
+        trainer.make_step()
+        gradients = [parameter.grad.clone() for parameter in trainer.learner.model.parameters()]
+        trainer.make_step()
+        trainer.write_line()
         trainer.close()
         found[size] = gradients, losses(run)
     return found

@@ -9,9 +9,10 @@ import torch
 from runs import ALONE, CONFIG, entries, losses
 from worker_process import run_workers
 
+from cluster.run.fit import check_fits, check_images_fit
 from cluster.run.run_folder import RunFolder
-from cluster.worker.training import Trainer, check_fits, check_images_fit
-from model.optim import OptimizerConfig
+from cluster.worker.training import Trainer
+from model.optim_config import OptimizerConfig
 from pipeline.command import InputError
 
 # An evaluation after each of at most 63 steps of 13; on noise the error soon falls no more.
@@ -62,12 +63,12 @@ def test_a_run_resumed_between_two_stalls_decides_the_same(straight, raw_dataset
     interrupted = Trainer(raw_dataset, run, ALONE)
     cut = _decisions(straight)[0][0] + 1
     for _ in range(cut):
-        interrupted._train_step(next(interrupted._loader))
+        interrupted.make_step()
         interrupted._evaluate()
-    interrupted._save_checkpoint()
+    interrupted.save_checkpoint()
     interrupted.close()
     resumed = Trainer(raw_dataset, run, ALONE)
-    assert resumed._step == cut and resumed._plateau.num_reductions == 1
+    assert resumed.progress.step == cut and resumed.progress.plateau.num_reductions == 1
     resumed.run()
     resumed.close()
     assert _decisions(run) == _decisions(straight)

@@ -20,8 +20,8 @@ from cluster.worker.world import World
 from jobs import predict as job
 from jobs.figures import write_figure
 from jobs.prediction_figure import PICTURES_PER_PAGE, draw_pages, shortened
-from model.alexnet import ModelConfig
-from model.optim import OptimizerConfig
+from model.optim_config import OptimizerConfig
+from model.registry import ModelConfig
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.loader import EvalLoader, LoaderConfig

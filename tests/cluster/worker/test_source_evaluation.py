@@ -20,8 +20,8 @@ from cluster.worker.evaluation_options import Crops
 from cluster.worker.training import Trainer
 from cluster.worker.world import World
 from jobs import evaluate as job
-from model.alexnet import ModelConfig
-from model.optim import OptimizerConfig
+from model.optim_config import OptimizerConfig
+from model.registry import ModelConfig
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.offline.shard_plan import ShardingConfig

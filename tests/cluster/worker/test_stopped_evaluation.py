@@ -85,7 +85,7 @@ def test_a_kill_while_the_evaluation_is_made_again_costs_nothing(straight, raw_d
     before = (run.path / "checkpoints" / "step-00000003.pt").read_bytes()
     trainer = Trainer(raw_dataset, run, ALONE)
     assert trainer._evaluate()
-    trainer._save_checkpoint(is_best=True)  # of the same step
+    trainer.save_checkpoint(is_best=True)  # of the same step
     trainer.close()
     assert (run.path / "checkpoints" / "step-00000003.pt").read_bytes() == before
     assert run.checkpoints.load_best()["step"] == 3

@@ -12,11 +12,12 @@ from runs import ALONE, CONFIG, entries, losses
 from worker_process import run_workers
 
 from cluster.run.checkpoint import CheckpointStore
+from cluster.run.fit import check_fits
 from cluster.run.run_folder import RunFolder
 from cluster.worker.step_log import StepLog
-from cluster.worker.training import Trainer, check_fits
-from model.alexnet import ModelConfig
-from model.optim import OptimizerConfig
+from cluster.worker.training import Trainer
+from model.optim_config import OptimizerConfig
+from model.registry import ModelConfig
 from pipeline.command import InputError
 from pipeline.online.augmentation import AugmentationConfig
 
@@ -73,7 +74,7 @@ def test_a_run_that_learns_nothing_is_stopped_after_an_epoch_with_advice(raw_dat
     ):
         trainer.run()
     trainer.close()
-    assert trainer._step == 20  # so many are judged together
+    assert trainer.progress.step == 20  # so many are judged together
 
 
 def test_one_class_is_learnt_from_the_start():
@@ -86,12 +87,12 @@ def test_a_resumed_run_has_the_same_losses_and_weights(straight, raw_dataset, tm
     run = RunFolder.create(tmp_path / "resumed", CONFIG, raw_dataset)
     interrupted = Trainer(raw_dataset, run, ALONE)
     for _ in range(6):  # past the checkpoint at step 4: two steps are lost and done again
-        interrupted._train_step(next(interrupted._loader))
-        if interrupted._step == 4:
-            interrupted._save_checkpoint()
+        interrupted.make_step()
+        if interrupted.progress.step == 4:
+            interrupted.save_checkpoint()
     interrupted.close()
     resumed = Trainer(raw_dataset, run, ALONE)
-    assert resumed._step == 4
+    assert resumed.progress.step == 4
     resumed.run()
     resumed.close()
     assert losses(run) == losses(straight)
@@ -136,9 +137,9 @@ def test_a_diverging_run_ends_with_advice(raw_dataset, tmp_path):
 def test_the_rate_follows_the_global_batch(raw_dataset, tmp_path):
     config = dataclasses.replace(CONFIG, optimizer=OptimizerConfig(learning_rate=0.01, reference_batch_size=4))
     trainer = Trainer(raw_dataset, RunFolder.create(tmp_path, config, raw_dataset), ALONE)
-    trainer._train_step(next(trainer._loader))
+    trainer.make_step()
     trainer.close()
-    assert trainer._optimizer.param_groups[0]["lr"] == pytest.approx(0.03, rel=1e-12)
+    assert trainer.learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.03, rel=1e-12)
 
 
 def test_two_trainers_of_one_run_are_refused(raw_dataset, tmp_path):
@@ -200,7 +201,7 @@ def test_a_run_stops_early_when_val_no_longer_improves(raw_dataset, tmp_path, mo
     assert run.result == {"num_steps": 12, "best_val_top1": 0.5}
     assert run.checkpoints.load_best()["step"] == 6 and run.checkpoints.latest_step() == 12
     again = Trainer(raw_dataset, run, ALONE)
-    assert again._is_last()  # as a worker that was lost just before it wrote the result
+    assert again.progress.is_last  # as a worker that was lost just before it wrote the result
     again.close()
 
 
@@ -237,11 +238,11 @@ def test_training_goes_no_further_than_an_interval_beyond_the_last_whole_checkpo
     thread = threading.Thread(target=trainer.run)
     thread.start()
     deadline = time.monotonic() + 60
-    while trainer._step < 4:
+    while trainer.progress.step < 4:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(0.5)  # it would go on here
-    assert trainer._step == 4 and run.checkpoints.latest_step() == 0
+    assert trainer.progress.step == 4 and run.checkpoints.latest_step() == 0
     disk_works.set()
     thread.join(60)
     trainer.close()

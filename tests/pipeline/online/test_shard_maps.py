@@ -143,7 +143,7 @@ def _number(reader: ShardReader, sample_id: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("code", "told"), [(errno.EMFILE, "ulimit -n"), (errno.ENOMEM, "vm.max_map_count"), (errno.EACCES, "let the user")]
+    ("code", "told"), [(errno.EMFILE, "ulimit -n"), (errno.ENOMEM, "vm.max_map_count"), (errno.EACCES, "give the user")]
 )
 def test_no_limit_or_permission_is_called_damage(many_shards, monkeypatch, code, told):
     def fails(*arguments, **options):
@@ -177,7 +177,7 @@ def test_a_document_that_a_limit_hides_is_not_called_damaged(many_shards, monkey
     monkeypatch.setattr(Path, "read_bytes", fails)
     with pytest.raises(OSError, match="Too many open files"):
         dataset.manifest("train")
-    assert mending(PermissionError(errno.EACCES, "")).startswith("let the user")
+    assert mending(PermissionError(errno.EACCES, "")).startswith("give the user")
 
 
 def test_the_shard_that_was_mapped_first_gives_way(many_shards, maps):

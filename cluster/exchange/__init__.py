@@ -1,0 +1,1 @@
+"""How workers combine their gradients: a seam, and one module for each way."""

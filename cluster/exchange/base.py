@@ -1,0 +1,63 @@
+"""The seam between a worker's training step and the way in which workers combine their gradients.
+
+A step runs the wrapped model forward and backward, once for each of its micro-batches, and then updates the weights:
+
+    model = exchange.wrap(model)
+    with exchange.accumulating():
+        (exchange.loss_scale(G) * loss_sum(micro_batch)).backward()     for all micro-batches but the last
+    (exchange.loss_scale(G) * loss_sum(last)).backward()
+    exchange.finish()
+    optimizer.step()
+
+Whatever the exchange does, and wherever (in hooks, in layers of its own, at the end), each parameter's `grad` is then
+the mean over the global batch of G samples, also where the workers' slices are uneven.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import nn
+
+
+class Exchange(ABC):
+    """A way to combine gradients; a module that defines one states its bytes per step and its trade-off.
+
+    Attributes:
+        keeps_state: Whether checkpoints hold something of this exchange for each rank.
+        rank: Rank of this worker.
+        world_size: Number of workers. Alone nothing is exchanged, and there is no process group.
+    """
+
+    keeps_state = False
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size
+
+    @abstractmethod
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return what a step calls in the model's place; the weights stay those of `model`."""
+
+    @abstractmethod
+    def loss_scale(self, global_batch_size: int) -> float:
+        """Return the factor of a worker's summed loss with which the exchanged gradient is the mean."""
+
+    @abstractmethod
+    def accumulating(self) -> AbstractContextManager[None]:
+        """Return the context in which a backward pass adds to this worker's gradient and exchanges nothing."""
+
+    def finish(self) -> None:  # noqa: B027  # most have nothing to do
+        """End the exchange after a step's last backward pass; by default it has ended with that."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what this rank keeps from step to step beside the weights; every rank's goes into the checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what this rank's `state_dict` returned on as many workers."""
+        raise NotImplementedError(f"{type(self).__name__} keeps no state")
+
+
+MakeExchange = Callable[[int, int], Exchange]
+"""(rank, number of workers) -> the exchange of a worker."""

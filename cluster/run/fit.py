@@ -1,0 +1,45 @@
+"""Whether a recipe, a dataset and a number of workers fit each other: asked before anything is started."""
+
+from cluster.run.config import TrainingConfig
+from model.registry import check_image_size
+from pipeline.command import InputError
+from pipeline.dataset import Dataset
+
+
+def check_fits(config: TrainingConfig, dataset: Dataset, num_workers: int) -> None:
+    """Check that recipe, dataset and workers fit each other.
+
+    Raises:
+        InputError: Names what does not.
+    """
+    group_size = config.model.group_size
+    num_groups = config.global_batch_size // group_size
+    if num_groups < num_workers:
+        groups = f" in groups of {group_size}" if group_size > 1 else ""
+        raise InputError(
+            f"{num_workers} workers can't share a global batch of {config.global_batch_size}{groups}; use at most "
+            f"{num_groups} workers"
+        )
+    if config.optimizer.schedule == "plateau" and "val" not in dataset.splits:
+        raise InputError(
+            f"recipe {config.name} lowers its rate by the error on val, which {dataset.path} lacks; choose another "
+            "schedule (--optimizer.schedule cosine), or make the dataset with --val-fraction 0.05"
+        )
+    if config.early_stop_patience is not None and "val" not in dataset.splits:
+        raise InputError(
+            f"--early-stop-patience needs the split val, which {dataset.path} lacks; leave it out, or make the dataset "
+            "with --val-fraction 0.05"
+        )
+    check_images_fit(config, dataset)
+
+
+def check_images_fit(config: TrainingConfig, dataset: Dataset) -> None:
+    """Check that the model takes the dataset's pictures.
+
+    Raises:
+        InputError: It does not.
+    """
+    try:
+        check_image_size(config.model, config.augmentation.crop_of(dataset.stored_size))
+    except ValueError as error:
+        raise InputError(f"recipe {config.name} does not fit {dataset.path}: {error}") from error

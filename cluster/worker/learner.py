@@ -1,0 +1,118 @@
+"""The model, its optimiser and the exchange of gradients: what a training step changes."""
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from cluster.exchange.base import Exchange
+from cluster.run.config import TrainingConfig
+from cluster.worker.micro_batches import cut_into_micro_batches
+from cluster.worker.precision import forward_context, input_dtype
+from cluster.worker.world import World
+from model.batch_norm import update_running_statistics
+from model.metrics import count_correct
+from model.optim import build_optimizer, set_learning_rate
+from model.registry import build_network
+from model.schedules import learning_rate
+from pipeline.loader import Batch
+
+
+class Learner:
+    """One worker's copy of what is trained.
+
+    Attributes:
+        model: The network, without what an exchange wraps around it.
+        optimizer: Its update rule.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        num_classes: int,
+        total_steps: int,
+        world: World,
+        exchange: Exchange,
+        micro_batch_size: int | None = None,
+    ) -> None:
+        """Build the network with its starting weights, and the optimiser.
+
+        Args:
+            config: The recipe.
+            num_classes: Number of classes.
+            total_steps: Length of the run, which the learning rate depends on.
+            world: Place of this worker.
+            exchange: How the workers combine their gradients.
+            micro_batch_size: Most samples that pass through the model at once; None: the worker's whole slice.
+        """
+        self._config, self._world, self._exchange = config, world, exchange
+        self._micro_batch_size = micro_batch_size
+        self._total_samples = total_steps * config.global_batch_size
+        self.model = build_network(config.model, num_classes=num_classes, seed=config.seed)
+        self.model.to(world.device, input_dtype(config.precision))
+        self.model.to(memory_format=torch.channels_last)
+        self._optimizer_config = config.optimizer.for_batch_size(config.global_batch_size)
+        self.optimizer = build_optimizer(self.model, self._optimizer_config)
+
+    def connect(self) -> None:
+        """Let the exchange take hold of the model, whose weights are the same on all workers by now."""
+        self._wrapped = self._exchange.wrap(self.model)
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the latest step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def step(self, batch: Batch, samples_seen: int, num_reductions: int) -> torch.Tensor:
+        """Make a step.
+
+        Args:
+            batch: This worker's slice of the global batch.
+            samples_seen: Samples of all workers before the step.
+            num_reductions: Reductions of the learning rate so far, for the schedule `plateau`.
+
+        Returns:
+            Sum of losses and number of correct samples of the slice, float64 (2,).
+        """
+        rate = learning_rate(self._optimizer_config, samples_seen, self._total_samples, num_reductions)
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        *others, last = cut_into_micro_batches(len(batch.labels), self._micro_batch_size, self._config.model.group_size)
+        with self._exchange.accumulating():
+            sums = [self._forward_backward(batch, piece) for piece in others]
+        sums.append(self._forward_backward(batch, last))
+        self._exchange.finish()
+        self.optimizer.step()
+        update_running_statistics(self.model, self._world.sum)
+        return torch.stack(sums).sum(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps; every worker calls it where the exchange keeps a state."""
+        state: dict[str, Any] = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self._exchange.keeps_state:
+            state["exchange"] = self._world.gather(self._exchange.state_dict())
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> str | None:
+        """Go on from what `state_dict` returned; return a warning for a person, if something could not be kept."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if not self._exchange.keeps_state:
+            return None
+        states = state.get("exchange", [])
+        if len(states) != self._world.world_size:
+            return f"the exchange of gradients begins anew: the checkpoint has its state of {len(states)} workers"
+        self._exchange.load_state_dict(states[self._world.rank])
+        return None
+
+    def _forward_backward(self, batch: Batch, piece: slice) -> torch.Tensor:
+        """Add a piece's share to the gradient; return its sum of losses and its number of correct samples, (2,)."""
+        config, labels = self._config, batch.labels[piece]
+        images = batch.images[piece].to(input_dtype(config.precision)).contiguous(memory_format=torch.channels_last)
+        with forward_context(config.precision, self._world.device):
+            logits = self._wrapped(images, batch.positions[piece].to(self._world.device))
+        logits = logits if config.precision == "float64" else logits.float()
+        loss_sum = functional.cross_entropy(logits, labels, reduction="sum")
+        (loss_sum * self._exchange.loss_scale(config.global_batch_size)).backward()
+        correct = count_correct(logits.detach(), labels, ks=(1,))[0]
+        return torch.stack([loss_sum.detach().double(), correct.double()])
