@@ -245,7 +245,7 @@ def test_an_error_of_the_run_folder_that_lasts_ends_the_run_with_the_way_out(run
         broken_disk.append(OSError(errno.EACCES, "Permission denied", "RUN"))
         return finishes(cluster)
 
-    with pytest.raises(InputError, match=r"^Permission denied: RUN; let the user .+ the same command goes on from"):
+    with pytest.raises(InputError, match=r"^Permission denied: RUN; give the user .+ the same command goes on from"):
         supervised(run, FakeCluster(run, [[goes_on, finishes_unseen]]))
 
 

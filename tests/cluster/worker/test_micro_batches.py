@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from runs import ALONE, CONFIG, losses
 
 from cluster.run.run_folder import RunFolder
-from cluster.worker import training
+from cluster.worker import learner
 from cluster.worker.micro_batches import cut_into_micro_batches
-from cluster.worker.training import Trainer
+from cluster.worker.training import Trainer, train
 from pipeline.command import InputError
 
 
@@ -65,9 +65,9 @@ def test_the_size_reaches_the_worker(raw_dataset, tmp_path, monkeypatch) -> None
     run = RunFolder.create(tmp_path, CONFIG, raw_dataset)
     cut = []
     monkeypatch.setattr(
-        training,
+        learner,
         "cut_into_micro_batches",
         lambda *arguments: cut.append(arguments) or cut_into_micro_batches(*arguments),
     )
-    training.train(raw_dataset.path, run.path, ALONE, micro_batch_size=7)
+    train(raw_dataset.path, run.path, ALONE, micro_batch_size=7)
     assert set(cut) == {(12, 7, 1)}
