@@ -92,7 +92,7 @@ class _JobServer(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def job_server(monkeypatch):
-    """The address of something that answers as a job server does; the real one is met in test_ray_preflight.py."""
+    """The address of something that answers as a job server does; the real one is met in test_ray_node_checks.py."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _JobServer) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
