@@ -54,12 +54,21 @@ for name in sys.argv[1:]:
     if heavy := {"torch", "nvidia.dali", "ray"} & sys.modules.keys():
         sys.exit(f"{name} loads {heavy}")
 """
-COMMANDS = ["jobs.evaluate", "jobs.preflight", "jobs.demo"]
+COMMANDS = [
+    *("jobs.train", "jobs.evaluate", "jobs.predict", "jobs.curves", "jobs.preflight", "jobs.demo"),
+    *("cluster.drill", "cluster.ledger"),
+]
 
 
 def test_the_help_of_a_command_loads_neither_torch_nor_dali_nor_ray():
     answer = subprocess.run([sys.executable, "-c", HELP, *COMMANDS], capture_output=True, text=True, cwd=CHECKOUT)
     assert answer.returncode == 0, answer.stderr
+
+
+def test_a_ledger_is_proven_without_docstrings():
+    command = [sys.executable, "-OO", "-m", "cluster.ledger", "--help"]  # DALI needs docstrings
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=CHECKOUT)
+    assert answer.returncode == 0 and "RUN" in answer.stdout, answer.stderr
 
 
 IMPORT_ALL = """
