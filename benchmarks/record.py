@@ -117,7 +117,7 @@ def record_document(
         "quantities": dict(quantities),
         "results": results,
         "comparisons": [comparison.judge(values) for comparison in comparisons],
-        "environment": _environment(packages),
+        "environment": environment(packages),
     }
 
 
@@ -175,7 +175,8 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return head + "|" + " --- |" * len(rows[0]) + "\n" + "".join(body)
 
 
-def _environment(packages: Iterable[str]) -> dict[str, Any]:
+def environment(packages: Iterable[str]) -> dict[str, Any]:
+    """Return what figures depend on: processor, memory, versions of those packages that are there, commit."""
     return {
         "cpu": str(this_processor()),
         "cores": os.cpu_count(),
@@ -196,5 +197,8 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str:
-    """Return git's output; empty outside a checkout."""
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    """Return git's output; empty outside a checkout, and if git is not installed."""
+    try:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        return ""

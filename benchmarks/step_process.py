@@ -1,4 +1,4 @@
-"""One process of `benchmarks.training_step`: time a few training steps of one network and print the figures as JSON.
+"""A training step on noise. As a process of `benchmarks.training_step`: time a few steps and print the figures as JSON.
 
 python -m benchmarks.step_process '{"model": "alexnet_2012", "precision": "bfloat16", ...}'
 """
@@ -13,21 +13,24 @@ from statistics import median
 from typing import Any
 
 import torch
-import torchvision
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
+from cluster.run.config import Precision
 from cluster.worker.precision import forward_context
 from model.alexnet import build_model
+from model.batch_norm import update_running_statistics
 from model.dropout import CountedDropout
 from model.lrn import LocalResponseNorm
 from model.lrn_conventions import CONVENTIONS
+from model.metrics import count_correct
 from model.optim import build_optimizer
-from model.optim_config import OptimizerConfig
+from model.optim_config import OptimizerConfig, OptimizerName
 from model.variants import VARIANTS
 
 TORCHVISION = "torchvision"
 _NUM_CLASSES, _WARM_UP_STEPS = 1000, 1
+_STEPS_BEFORE_CAPTURE = 3  # in which lazy libraries set themselves up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +43,28 @@ class Case:
         channels_last: True for channels-last weights and images, else NCHW.
         compiled: True to use torch.compile.
         torch_lrn: True to use PyTorch's local response normalisation instead of this project's.
+        torch_dropout: True to use PyTorch's dropout instead of this project's.
         dropout_alone: True to time only the dropout layers, forward and backward.
         switches: Fields of `ModelConfig`.
+        optimizer: Name of the optimiser.
+        device: Device of model and images.
+        cuda_graph: True to capture the step as a CUDA graph and replay it; correct samples are not counted then.
         batch_size: Samples per step.
-        num_steps: Number of timed steps, after one warm-up step.
-        num_threads: Number of torch's threads.
+        num_steps: Number of steps that `run` times, after one warm-up step.
+        num_threads: Number of torch's threads in `run`.
     """
 
     model: str
-    precision: str = "bfloat16"
+    precision: Precision = "bfloat16"
     channels_last: bool = True
     compiled: bool = False
     torch_lrn: bool = False
+    torch_dropout: bool = False
     dropout_alone: bool = False
     switches: dict[str, Any] = field(default_factory=dict)
+    optimizer: OptimizerName = "sgd"
+    device: str = "cpu"
+    cuda_graph: bool = False
     batch_size: int = 64
     num_steps: int = 3
     num_threads: int = 2
@@ -62,7 +73,7 @@ class Case:
 def run(case: Case) -> dict[str, float]:
     """Return the median time of a step and the peak memory of the process."""
     torch.set_num_threads(case.num_threads)
-    step = _dropout_step(case) if case.dropout_alone else _training_step(case)
+    step = _dropout_step(case) if case.dropout_alone else training_step(case)
     seconds = []
     for _ in range(_WARM_UP_STEPS + case.num_steps):
         began = time.perf_counter()
@@ -74,33 +85,54 @@ def run(case: Case) -> dict[str, float]:
     }
 
 
-def _training_step(case: Case) -> Callable[[], None]:
+def training_step(case: Case) -> Callable[[], object]:
+    """Return a step that does what `cluster.training.Trainer` does with a batch, on noise that lies on the device."""
     torch.manual_seed(0)
-    image_size = 224
+    device, image_size = torch.device(case.device), 224
     if case.model == TORCHVISION:
+        import torchvision  # here: the other nets need none
+
         model: nn.Module = torchvision.models.alexnet()
-        arguments: tuple[Tensor, ...] = ()
     else:
         model = build_model(case.model, num_classes=_NUM_CLASSES, **case.switches)
         image_size = VARIANTS[case.model].image_size
-        arguments = (torch.arange(case.batch_size),)
     if case.torch_lrn:
         _replace_lrn(model)
     layout = torch.channels_last if case.channels_last else torch.contiguous_format
-    model.to(memory_format=layout)
-    images = torch.randn(case.batch_size, 3, image_size, image_size).to(memory_format=layout)
-    labels = torch.arange(case.batch_size) % _NUM_CLASSES
-    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-4))
-    forward = torch.compile(model) if case.compiled else model
+    model.to(device).to(memory_format=layout)
+    images = torch.randn(case.batch_size, 3, image_size, image_size).to(device).to(memory_format=layout)
+    labels = (torch.arange(case.batch_size) % _NUM_CLASSES).to(device)
+    without_positions = case.torch_dropout or case.model == TORCHVISION
+    arguments = () if without_positions else (torch.arange(case.batch_size).to(device),)
+    optimizer = build_optimizer(model, OptimizerConfig(name=case.optimizer, learning_rate=1e-4))
+    forward = torch.compile(model, dynamic=False) if case.compiled else model
 
-    def step() -> None:
-        with forward_context(case.precision, torch.device("cpu")):
-            logits = forward(images, *arguments)
+    def step() -> object:
         optimizer.zero_grad(set_to_none=True)
-        functional.cross_entropy(logits.float(), labels).backward()
+        with forward_context(case.precision, device):
+            logits = forward(images, *arguments)
+        loss_sum = functional.cross_entropy(logits.float(), labels, reduction="sum")
+        (loss_sum / case.batch_size).backward()
+        # A graph can't hold what waits for the CPU, as counting may.
+        correct = loss_sum if case.cuda_graph else count_correct(logits.detach(), labels, ks=(1,))[0]
         optimizer.step()
+        update_running_statistics(model, lambda total: total)
+        return torch.stack([loss_sum.detach().double(), correct.detach().double()])
 
-    return step
+    return _captured(step) if case.cuda_graph else step
+
+
+def _captured(step: Callable[[], object]) -> Callable[[], object]:
+    """Capture a step as a CUDA graph and return what replays it."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(_STEPS_BEFORE_CAPTURE):
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        step()
+    return graph.replay
 
 
 def _replace_lrn(model: nn.Module) -> None:
@@ -111,7 +143,7 @@ def _replace_lrn(model: nn.Module) -> None:
                 setattr(parent, name, nn.LocalResponseNorm(c.size, alpha=c.alpha * c.size, beta=c.beta, k=c.k))
 
 
-def _dropout_step(case: Case) -> Callable[[], None]:
+def _dropout_step(case: Case) -> Callable[[], object]:
     """Return a step of just the model's dropout layers, on activations with their sizes and the step's dtype."""
     model = build_model(case.model, num_classes=_NUM_CLASSES, **case.switches)
     positions = torch.arange(case.batch_size)

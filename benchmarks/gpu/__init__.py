@@ -1,0 +1,1 @@
+"""Independent checks of the whole project on a GPU: `python -m benchmarks.gpu`."""

@@ -1,0 +1,160 @@
+"""Check and time the whole project on a GPU: independent checks, each in a process and a time limit of its own.
+
+    python -m benchmarks.gpu                          # all of them, about eight minutes
+    python -m benchmarks.gpu --phase compute          # those that need torch alone, no DALI and no pictures
+    python -m benchmarks.gpu --only parity loader     # some
+    python -m benchmarks.gpu --dry-run                # all of them, tiny, on a CPU: do the checks themselves work?
+
+A line per check, OK or FAIL, with its figures; results.json, log.txt, profile.txt and pytest.txt lie in --out. A check
+that fails, crashes or hangs does not hinder the next. The most valuable come first; those for which no time is left of
+--budget are named. The datasets are made first, unless they are there; `python -m benchmarks.gpu.datasets DATA` makes
+them beforehand. The status is 1 if a check failed.
+"""
+
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from benchmarks.gpu.check_process import Result, run_check
+from benchmarks.gpu.checks import CHECKS, Check, find_gpu, make_datasets
+from benchmarks.gpu.datasets import missing_datasets
+from benchmarks.gpu.trial import Trial
+from pipeline import embedded
+from pipeline.command import InputError, run_command
+from pipeline.system.files import write_json
+
+_LEAST_SECONDS = 10  # that a check is begun with
+_DRY_RUN_FACTOR = 4  # of a check's limit: a CPU takes its time
+_SHOWN_CHARACTERS = 1500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Command line of `python -m benchmarks.gpu`."""
+
+    phase: Literal["all", "compute", "dali"] = "all"
+    """compute: checks that need torch alone; dali: those that need DALI too."""
+    only: tuple[str, ...] = ()
+    """Names of checks to run, in this order. Default: all of the phase."""
+    budget: float = 480.0
+    """Seconds for everything."""
+    seconds: float = 2.0
+    """Length of one measurement of the loader; those of steps and operations are shorter."""
+    data: Path | None = None
+    """Folder with a dataset for each encoding: jpeg, raw, original. Default: a folder in the user's cache."""
+    out: Path | None = None
+    """Folder for the results. Default: the variable OUT; where it is not set, a new folder in the user's cache."""
+    dry_run: bool = False
+    """Run everything tiny, on the CPU."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see the module."""
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    checks = _chosen(arguments)
+    session = _Session(arguments)
+    if not arguments.dry_run:
+        gpu = session.run(find_gpu, session.seconds_left)
+        if not gpu.ok:
+            raise InputError(f"no GPU can be used ({gpu.error}); try the checks on a CPU with --dry-run")
+    if any(check.needs_data for check in checks) and missing_datasets(session.data):
+        session.check("datasets", make_datasets, session.seconds_left)
+    for check in checks:
+        limit = check.limit_seconds * (_DRY_RUN_FACTOR if arguments.dry_run else 1)
+        session.check(check.name, check.run, min(limit, session.seconds_left))
+    return session.end()
+
+
+def _chosen(arguments: Arguments) -> list[Check]:
+    if not arguments.budget >= _LEAST_SECONDS:
+        raise InputError(f"--budget is {arguments.budget:g}; it must be at least {_LEAST_SECONDS} seconds")
+    if not 0 < arguments.seconds < math.inf:
+        raise InputError(f"--seconds is {arguments.seconds:g}; it must be above 0")
+    for name in arguments.only:
+        if name not in CHECKS:
+            raise InputError(f"there is no check {name!r}; --only takes {', '.join(CHECKS)}")
+        if arguments.phase not in ("all", CHECKS[name].phase):
+            raise InputError(f"--only {name} is of the phase {CHECKS[name].phase}; leave out --phase")
+    if arguments.only:
+        return [CHECKS[name] for name in dict.fromkeys(arguments.only)]
+    return [check for check in CHECKS.values() if arguments.phase in ("all", check.phase)]
+
+
+class _Session:
+    """Runs checks one after another, says how they ended, and keeps the results.
+
+    Attributes:
+        data: Where the datasets are.
+    """
+
+    def __init__(self, arguments: Arguments) -> None:
+        self._began, self._arguments = time.monotonic(), arguments
+        cache = embedded.cache_folder() / "gpu-checks"
+        self.data = (arguments.data or cache / ("tiny-data" if arguments.dry_run else "data")).absolute()
+        stated = arguments.out or os.environ.get("OUT") or cache / time.strftime("%Y%m%d-%H%M%S")
+        self._out = Path(stated).absolute()
+        self._out.mkdir(parents=True, exist_ok=True)
+        self._results: dict[str, Any] = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "dry_run": arguments.dry_run,
+            "checks": {},
+        }
+
+    @property
+    def seconds_left(self) -> float:
+        """Of the budget."""
+        return self._arguments.budget - (time.monotonic() - self._began)
+
+    def run(self, run: Callable[[Trial], None], limit_seconds: float) -> Result:
+        """Run a check in its process."""
+        with tempfile.TemporaryDirectory(prefix="gpu-checks-", ignore_cleanup_errors=True) as scratch:
+            trial = Trial(
+                is_dry=self._arguments.dry_run,
+                data=self.data,
+                out=self._out,
+                scratch=Path(scratch),
+                seconds=0.0 if self._arguments.dry_run else self._arguments.seconds,
+                deadline=time.monotonic() + limit_seconds,
+            )
+            return run_check(run, trial, self._out / "log.txt")
+
+    def check(self, name: str, run: Callable[[Trial], None], limit_seconds: float) -> None:
+        """Run a check if there is time; say how it ended, and write down what it found."""
+        result = Result(ok=None, error="no time was left of --budget")
+        if limit_seconds >= _LEAST_SECONDS:
+            with open(self._out / "log.txt", "a") as log:
+                log.write(f"\n===== {name}\n")
+            result = self.run(run, limit_seconds)
+        self._results["checks"][name] = result.document()
+        write_json(self._out / "results.json", self._results)
+        word = {True: "OK  ", False: "FAIL", None: "SKIP"}[result.ok]
+        told = [_shortened(text) for text in (result.error, json.dumps(result.figures)) if text]
+        sys.stdout.write(f"{word} {name} ({result.seconds:g} s) {'; '.join(told)}\n")
+        sys.stdout.flush()
+
+    def end(self) -> int:
+        """Say how many checks ended how; return the command's status."""
+        outcomes = [result["ok"] for result in self._results["checks"].values()]
+        sys.stdout.write(
+            f"{outcomes.count(True)} OK, {outcomes.count(False)} failed, {outcomes.count(None)} without time; "
+            f"{time.monotonic() - self._began:.0f} s; results: {self._out}\n"
+        )
+        return int(False in outcomes)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
+if __name__ == "__main__":
+    run_command(main)

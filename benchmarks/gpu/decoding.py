@@ -1,0 +1,190 @@
+"""DALI's graph on the GPU: it decodes, and its pictures are those of the CPU's graph in every form."""
+
+import itertools
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import torch
+from nvidia import dali
+from nvidia.dali import backend, fn, pipeline_def, types
+
+from benchmarks.gpu.trial import Failed, Trial, describe
+from pipeline.dataset import Dataset
+from pipeline.online.graph import Decode, Device, GraphConfig, Layout, OutputType, build_graph
+from pipeline.online.shard_reader import ShardReader
+
+ENCODINGS = ("raw", "jpeg", "original")
+_VERSIONS = ("GetCudaVersion", "GetCufftVersion", "GetNppVersion", "GetNvimgcodecVersion", "GetNvjpegVersion")
+_LARGEST_DECODING_ERROR = 12  # grey levels, of blocks of one grey at quality 95
+_DIVISOR_3 = np.array([58.4, 57.1, 57.4], np.float32)
+_DECODERS_MAX, _DECODERS_MEAN = 40, 1.5  # grey levels by which two JPEG decoders, and resizes, may differ
+_EXACT_MAX = {"float32": 1e-3, "float16": 0.1}  # where both graphs get the same pixels
+_SECONDS_OF_A_FORM = 8
+
+
+def check_dali(trial: Trial) -> None:
+    """Decode a JPEG on the GPU; note DALI's version, those of the libraries that it found, and its warnings."""
+    trial.note("DALI", dali.__version__)
+    for name in _VERSIONS:
+        if hasattr(backend, name):
+            trial.note(name, getattr(backend, name)())
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    pixels_HWC = np.ascontiguousarray(np.kron(grey, np.ones((16, 16, 3), np.uint8)))
+    content = np.frombuffer(simplejpeg.encode_jpeg(pixels_HWC, 95, "RGB", "420"), np.uint8)
+
+    @pipeline_def(batch_size=8, num_threads=4, device_id=None if trial.is_dry else 0, exec_dynamic=True)
+    def graph() -> Any:
+        fed = fn.external_source(source=lambda: [content] * 8, batch=True, dtype=types.UINT8, ndim=1)
+        device = "cpu" if trial.is_dry else "mixed"
+        return fn.decoders.image(fed, device=device, output_type=types.RGB, jpeg_fancy_upsampling=True)
+
+    began = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pipeline = graph()
+        pipeline.build()
+        (output,) = pipeline.run()
+        images = torch.from_dlpack(output.as_tensor())
+    trial.note("seconds to the first batch", time.perf_counter() - began)
+    trial.note("warnings", sorted({str(warning.message)[:160] for warning in caught}))
+    trial.note("device", str(images.device))
+    apart = int((images[0].cpu().int() - torch.from_numpy(pixels_HWC).int()).abs().max())
+    trial.note("largest difference, grey levels", apart)
+    if images.device.type != trial.device.type:
+        raise Failed(f"the batch lies on {images.device}, not on the GPU")
+    if apart > _LARGEST_DECODING_ERROR:
+        raise Failed(f"the decoded picture is wrong by {apart} grey levels")
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A form of the graph's second half."""
+
+    subtracts_image: bool
+    ten_crops: bool
+    layout: Layout
+    output_type: OutputType
+
+    def __str__(self) -> str:
+        return (
+            f"{self.layout} {self.output_type}{', mean image' * self.subtracts_image}{', ten crops' * self.ten_crops}"
+        )
+
+
+_FORMS = (
+    _Form(False, False, "NHWC", "float32"),
+    _Form(True, False, "NHWC", "float32"),
+    _Form(False, True, "NHWC", "float32"),
+    _Form(True, True, "NCHW", "float32"),
+    _Form(False, False, "NCHW", "float32"),
+    _Form(False, False, "NHWC", "float16"),
+)
+
+
+def check_parity(trial: Trial) -> None:
+    """Compare the GPU's graph with the CPU's in every form and encoding; note differences in grey levels.
+
+    A dry run compares DALI's operator with the kernel that stands for it on a CPU.
+    """
+    wrong: list[str] = []
+    for encoding, form in itertools.product(ENCODINGS, _FORMS[:1] if trial.is_dry else _FORMS):
+        if not trial.has_time(_SECONDS_OF_A_FORM):
+            trial.note("not reached", f"{encoding} {form}, and what follows")
+            break
+        wrong += _compare(trial, encoding, form)
+    if wrong:
+        raise Failed("; ".join(wrong))
+
+
+def _compare(trial: Trial, encoding: str, form: _Form) -> Iterator[str]:
+    """Compare both back ends with the CPU in one form, note how far they are apart, and yield what is wrong."""
+    dataset = trial.dataset(encoding)
+    fed, mean_image_HWC = _draw(dataset, 8 if trial.is_dry else 32)
+    subtracted_HWC = mean_image_HWC if form.subtracts_image else None
+    expected = _run(fed, _config(dataset, form, subtracted_HWC))
+    backends: dict[str, tuple[Device, Decode]] = {
+        "decoded by the CPU": ("cpu" if trial.is_dry else "gpu", "cpu"),
+        "mixed": ("gpu", "mixed"),
+    }
+    if encoding == "raw" or trial.is_dry:
+        del backends["mixed"]
+    for label, (device, decode) in backends.items():
+        name = f"{encoding} {form}, {label}"
+        try:
+            found = _run(fed, _config(dataset, form, subtracted_HWC, device, decode))
+        except Exception as error:
+            trial.note(name, describe(error))
+            yield f"{name}: {describe(error)}"
+            continue
+        if found.shape != expected.shape:
+            yield f"{name}: its shape is {tuple(found.shape)}, not {tuple(expected.shape)}"
+            continue
+        apart = (found - expected).abs() * float(_DIVISOR_3.mean())
+        figures = {
+            "max": apart.max().item(),
+            "mean": apart.mean().item(),
+            "over 1": (apart > 1.01).float().mean().item(),
+            "over 4": (apart > 4.01).float().mean().item(),
+        }
+        trial.note(name, figures)
+        gets_same_pixels = decode == "cpu" and not dataset.stores_whole_pictures
+        largest = _EXACT_MAX[form.output_type] if gets_same_pixels else _DECODERS_MAX
+        if not (figures["max"] <= largest and figures["mean"] <= _DECODERS_MEAN):
+            yield f"{name}: {figures}, in grey levels"
+
+
+def _draw(dataset: Dataset, num_samples: int) -> tuple[tuple[Any, ...], np.ndarray]:
+    """Return what the graph is fed with, and a mean image."""
+    generator, size = np.random.default_rng(0), dataset.stored_size
+    reader, free = ShardReader(dataset, "train"), size - _crop_size(size)
+    fed = (
+        [reader.read(sample_id) for sample_id in range(num_samples)],
+        *(np.float32(generator.integers(0, free + 1, num_samples)) / np.float32(free) for _ in range(2)),
+        np.arange(num_samples, dtype=np.int32) % 2,
+        generator.normal(120, 9, (num_samples, 3)).astype(np.float32),
+    )
+    return fed, generator.uniform(90, 140, (size, size, 3)).astype(np.float32)
+
+
+def _run(fed: tuple[Any, ...], config: GraphConfig) -> torch.Tensor:
+    (output,) = build_graph(lambda: fed, config).run()
+    return torch.from_dlpack(output.as_tensor()).float().cpu()
+
+
+def _crop_size(stored_size: int) -> int:
+    """Return 224 for 256, and likewise for other sizes."""
+    return stored_size * 7 // 8 // 2 * 2
+
+
+def _config(
+    dataset: Dataset,
+    form: _Form,
+    mean_image_HWC: np.ndarray | None,
+    device: Device = "cpu",
+    decode: Decode | None = None,
+) -> GraphConfig:
+    """Return a graph of a form; without `decode` the one to compare with, of the CPU and its kernel."""
+    return GraphConfig(
+        raw=dataset.member == "npy",
+        whole=dataset.stores_whole_pictures,
+        stored_size=dataset.stored_size,
+        crop_size=_crop_size(dataset.stored_size),
+        divisor_3=_DIVISOR_3,
+        mean_image_HWC=mean_image_HWC,
+        ten_crops=form.ten_crops,
+        output_type=form.output_type,
+        layout=form.layout,
+        max_batch_size=32,
+        device=device,
+        decode=decode or "cpu",
+        normalizer="operator" if decode else "kernel",
+        device_id=0,
+        num_threads=len(os.sched_getaffinity(0)),
+        prefetch_batches=2,
+    )

@@ -1,0 +1,174 @@
+"""The training loader on the GPU: images/s in many forms beside its peers, and that no batch is overwritten."""
+
+import contextlib
+import functools
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from nvidia.dali import fn
+
+from benchmarks.gpu.timing import seconds_per_step, synchronize
+from benchmarks.gpu.trial import Failed, Trial
+from pipeline import bench
+from pipeline.loader import LoaderConfig, TrainLoader
+from pipeline.online import graph
+from pipeline.online.graph import Device
+from pipeline.online.shard_reader import ShardReader
+
+_MIXED, _FROM_CPU = {"decode": "mixed"}, {"decode": "cpu"}
+_HINTS = {"preallocate_width_hint": 256, "preallocate_height_hint": 256}
+# name -> encoding, batch size, fields of the loader, flags of DALI's decoder; in the order of their worth
+_CASES: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
+    "jpeg mixed, 256": ("jpeg", 256, _MIXED, {}),
+    "jpeg decoded by the CPU, 256": ("jpeg", 256, _FROM_CPU, {}),
+    "raw, 256": ("raw", 256, {}, {}),
+    "raw through pinned memory, 256": ("raw", 256, {}, {"copied": True}),
+    "jpeg mixed, 1024": ("jpeg", 1024, _MIXED, {}),
+    "jpeg decoded by the CPU, 1024": ("jpeg", 1024, _FROM_CPU, {}),
+    "raw, 1024": ("raw", 1024, {}, {}),
+    "raw through pinned memory, 1024": ("raw", 1024, {}, {"copied": True}),
+    "jpeg mixed, JPEG engines 0 %, 1024": ("jpeg", 1024, _MIXED, {"hw_decoder_load": 0.0}),
+    "jpeg mixed, JPEG engines 100 %, 1024": ("jpeg", 1024, _MIXED, {"hw_decoder_load": 1.0}),
+    "jpeg mixed, JPEG engines 90 %, size hints, 1024": ("jpeg", 1024, _MIXED, {"hw_decoder_load": 0.9} | _HINTS),
+    "jpeg mixed, size hints, 1024": ("jpeg", 1024, _MIXED, _HINTS),
+    "jpeg mixed, plain upsampling, 1024": ("jpeg", 1024, _MIXED, {"jpeg_fancy_upsampling": False}),
+    "original mixed, 256": ("original", 256, _MIXED, {}),
+    "original decoded by the CPU, 256": ("original", 256, _FROM_CPU, {}),
+    "jpeg decoded by the CPU, float16, 1024": ("jpeg", 1024, _FROM_CPU | {"output_type": "float16"}, {}),
+    "jpeg mixed, 8 threads, 1024": ("jpeg", 1024, _MIXED | {"num_threads": 8}, {}),
+}
+_OF_A_DRY_RUN = (
+    "jpeg decoded by the CPU, 256",
+    "raw, 256",
+    "raw through pinned memory, 256",
+    "original decoded by the CPU, 256",
+)
+_SECONDS_OF_A_CASE = 14
+_NUM_PEER_PICTURES = 1024
+_ENGINES = ["nvidia-smi", "--query-gpu=utilization.jpeg,utilization.gpu", "--format=csv,noheader"]
+_NUM_SOAKED, _SOAKED_SIZE, _SOAK_TOLERANCE = 200, 96, 0.5
+_NUM_PRODUCTS = 6  # of matrices that queue before a batch's use: some milliseconds
+
+
+def check_loader(trial: Trial) -> None:
+    """Note images/s of the loader by what decodes and by DALI's flags, of its stages on the CPU, of torchvision."""
+    cases: dict[str, Callable[[], Any]] = {
+        f"{encoding}: images/s of each stage on the CPU": functools.partial(_stages, trial, encoding)
+        for encoding in ("jpeg", "raw")
+    }
+    if not trial.is_dry:
+        cases["torchvision's decode_jpeg on the GPU"] = functools.partial(_torchvision_pace, trial)
+    names = _OF_A_DRY_RUN if trial.is_dry else tuple(_CASES)
+    trial.note_cases({name: functools.partial(_loader_pace, trial, name) for name in names}, _SECONDS_OF_A_CASE)
+    trial.note_cases(cases, _SECONDS_OF_A_CASE)
+
+
+def _loader_pace(trial: Trial, name: str) -> dict[str, Any]:
+    """Return a loader's images/s, the cores that this process kept busy, and what the GPU says of itself."""
+    encoding, batch_size, fields, flags = _CASES[name]
+    batch_size = 16 if trial.is_dry else batch_size
+    config = LoaderConfig(layout="NHWC", device="cpu" if trial.is_dry else "gpu", **fields)
+    engines = None
+    with (
+        _decoding(**flags),
+        contextlib.closing(TrainLoader(trial.dataset(encoding), global_batch_size=batch_size, config=config)) as loader,
+    ):
+        began = time.perf_counter()
+        next(loader)
+        synchronize()
+        first_batch_seconds = time.perf_counter() - began
+        for _ in range(2 * config.prefetch_batches):  # those that were made while the first was waited for
+            next(loader)
+        synchronize()
+        began, began_cpu, num_images, elapsed = time.perf_counter(), time.process_time(), 0, 0.0
+        while not num_images or elapsed <= trial.seconds:
+            next(loader)
+            num_images += batch_size
+            elapsed = time.perf_counter() - began
+            if not trial.is_dry and engines is None and elapsed > trial.seconds / 2:
+                engines = subprocess.Popen(_ENGINES, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        synchronize()
+        elapsed, busy = time.perf_counter() - began, time.process_time() - began_cpu
+    figures: dict[str, Any] = {
+        "images/s": num_images / elapsed,
+        "cores": busy / elapsed,
+        "seconds to the first batch": first_batch_seconds,
+    }
+    if engines is not None:
+        figures["JPEG engines, GPU busy"] = engines.communicate()[0].strip()[:80]
+    return figures
+
+
+@contextlib.contextmanager
+def _decoding(copied: bool = False, **flags: Any) -> Iterator[None]:
+    """Let the project's graph decode with other flags of DALI, or `copied`: raw pixels pass through pinned memory."""
+    decoder, decoded = fn.decoders.image, graph.decoded
+
+    def decode(*arguments: Any, **options: Any) -> Any:
+        return decoder(*arguments, **(options | flags))
+
+    def copy_and_decode(content: Any, config: graph.GraphConfig) -> Any:
+        return decoded(fn.copy(content) if copied else content, config)
+
+    with mock.patch.object(fn.decoders, "image", decode), mock.patch.object(graph, "decoded", copy_and_decode):
+        yield
+
+
+def _stages(trial: Trial, encoding: str) -> dict[str, float]:
+    """Return what `python -m pipeline.bench` finds: how far a CPU's part binds, and libjpeg-turbo's own speed."""
+    path = trial.scratch / f"{encoding}.json"
+    seconds = 0.01 if trial.is_dry else trial.seconds / 4
+    options = ["--batch-size", "16"] if trial.is_dry else []
+    bench.main([str(trial.data / encoding), "--seconds", str(seconds), "--json", str(path), *options])
+    return {stage: measured["images_per_second"] for stage, measured in json.loads(path.read_text())["stages"].items()}
+
+
+def _torchvision_pace(trial: Trial) -> dict[str, float]:
+    from torchvision.io import ImageReadMode, decode_jpeg  # here: the project itself does without
+
+    reader = ShardReader(trial.dataset("jpeg"), "train")
+    contents = [
+        torch.from_numpy(np.array(reader.read(sample_id)))
+        for sample_id in range(min(_NUM_PEER_PICTURES, reader.num_samples))
+    ]
+    decode = functools.partial(decode_jpeg, contents, mode=ImageReadMode.RGB, device=trial.device)
+    return {"images/s": len(contents) / seconds_per_step(decode, 0.6 * trial.seconds)}
+
+
+def check_soak(trial: Trial) -> None:
+    """Use batches late, while the GPU has other work: none is overwritten before, nor handed out too early."""
+    expected = _weighted_sums(trial, "cpu", num_products=0)
+    found = _weighted_sums(trial, "cpu" if trial.is_dry else "gpu", num_products=_NUM_PRODUCTS)
+    apart = [(f - e).abs().max().item() for f, e in zip(found, expected, strict=True)]
+    trial.note("batches", len(apart))
+    trial.note("largest difference of a weighted sum", max(apart))
+    wrong = [number for number, difference in enumerate(apart) if not difference < _SOAK_TOLERANCE]
+    if wrong:
+        raise Failed(f"{len(wrong)} batches are not the CPU's, the first is batch {wrong[0]}")
+
+
+def _weighted_sums(trial: Trial, device: Device, num_products: int) -> list[torch.Tensor]:
+    """Return a weighted sum of each picture of each batch; before it, the batch's device multiplies matrices."""
+    num_batches, batch_size = (4, 16) if trial.is_dry else (_NUM_SOAKED, _SOAKED_SIZE)
+    config = LoaderConfig(layout="NHWC", device=device)
+    sums = []
+    with contextlib.closing(TrainLoader(trial.dataset("raw"), global_batch_size=batch_size, config=config)) as loader:
+        place = trial.device if num_products else "cpu"
+        generator = torch.Generator().manual_seed(1)
+        weights = torch.randn(3, loader.crop_size, loader.crop_size, generator=generator).to(place)
+        side = 64 if trial.is_dry else 4096
+        matrix = torch.randn(side, side, device=place)
+        for _ in range(num_batches):
+            images = next(loader).images
+            for _ in range(num_products):
+                matrix = (matrix @ matrix).clamp_(-1, 1)
+            sums.append((images * weights).sum(dim=(1, 2, 3)))
+            del images  # DALI may have the memory again, though its use is only queued
+        synchronize()
+    return [values.cpu() for values in sums]

@@ -1,0 +1,80 @@
+"""The machine: what is there, and its ceilings."""
+
+import ctypes
+import importlib
+import os
+import subprocess
+
+import torch
+
+from benchmarks.gpu.timing import gpu_milliseconds, seconds_per_step
+from benchmarks.gpu.trial import Trial, describe
+from benchmarks.record import environment
+
+_PACKAGES = (
+    "torch", "torchvision", "triton", "numpy", "numba", "scipy", "pyarrow", "timm", "xxhash", "simplejpeg",
+    "nvidia-dali-cuda120", "nvidia-dali-cuda130",
+)  # fmt: skip
+# The driver's; nvJPEG reaches a card's JPEG engines through the last one.
+_LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1", "libnvcuvid.so.1")
+_QUERY = "name,driver_version,memory.total,pcie.link.gen.current,pcie.link.width.current,clocks.sm,power.limit"
+_MATRIX_SIDE = 8192
+_NUM_LAUNCHES = 100
+
+
+def check_machine(trial: Trial) -> None:
+    """Note versions and the driver's libraries, then the ceilings of memory, bus, matrix products and launches."""
+    trial.note("environment", environment(_PACKAGES))
+    trial.note("cores that this process may use", len(os.sched_getaffinity(0)))
+    for library in _LIBRARIES:
+        trial.note(library, _loads(library))
+    trial.note("numba.cuda, which DALI imports", _imports("numba.cuda"))
+    device = trial.device
+    if device.type == "cuda":
+        trial.note("card", _ask_nvidia(_QUERY))
+    scale = 10 if trial.is_dry else 0  # in powers of two
+    big = torch.empty(1 << (30 - scale), dtype=torch.uint8, device=device)
+    other = torch.empty_like(big)
+    trial.note("device copy TB/s, read and written", 2 * big.numel() / gpu_milliseconds(lambda: other.copy_(big)) / 1e9)
+    target = big[: 1 << (28 - scale)]
+    for kind in ("pinned", "pageable"):
+        host = torch.ones(target.numel(), dtype=torch.uint8, pin_memory=kind == "pinned" and device.type == "cuda")
+
+        def transfer(host: torch.Tensor = host) -> torch.Tensor:
+            return target.copy_(host, non_blocking=True)
+
+        trial.note(f"{kind} memory to device GB/s", host.numel() / seconds_per_step(transfer, trial.seconds / 4) / 1e9)
+    side = _MATRIX_SIDE >> scale // 2
+    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    trial.note("bfloat16 matrix product TFLOP/s", 2 * side**3 / gpu_milliseconds(lambda: left @ right) / 1e9)
+    one = torch.zeros(1, device=device)
+
+    def launch() -> None:
+        for _ in range(_NUM_LAUNCHES):
+            one.add_(1)
+
+    trial.note("microseconds of a launch", 1e6 * seconds_per_step(launch, trial.seconds / 4) / _NUM_LAUNCHES)
+
+
+def _loads(library: str) -> str:
+    try:
+        ctypes.CDLL(library)
+    except OSError as error:
+        return f"missing: {error}"
+    return "there"
+
+
+def _imports(module: str) -> str:
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        return describe(error)
+    return "imports"
+
+
+def _ask_nvidia(query: str) -> str:
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except OSError as error:
+        return describe(error)

@@ -1,0 +1,54 @@
+"""How long a step takes: by the wall clock, and by the GPU's own. On a CPU both are the wall clock."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+_WARM_UP_STEPS = 3
+_QUEUED_STEPS = 8  # between two looks at the clock, for which the CPU waits for the GPU
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if this process uses one."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def seconds_per_step(step: Callable[[], object], seconds: float) -> float:
+    """Return the mean wall-clock seconds of a step: queued without a pause, waited for at the end.
+
+    Args:
+        step: What is timed.
+        seconds: To repeat it for; 0: it runs once to warm up and once for the time.
+    """
+    for _ in range(_WARM_UP_STEPS if seconds else 1):
+        step()
+    synchronize()
+    began, count, elapsed = time.perf_counter(), 0, 0.0
+    while not count or elapsed <= seconds:
+        for _ in range(_QUEUED_STEPS if seconds else 1):
+            step()
+            count += 1
+        synchronize()
+        elapsed = time.perf_counter() - began
+    return elapsed / count
+
+
+def gpu_milliseconds(step: Callable[[], object], num_steps: int = 20) -> float:
+    """Return the median milliseconds of a step by the GPU's own clock, so without what the CPU does meanwhile."""
+    if not torch.cuda.is_initialized():
+        return 1000 * seconds_per_step(step, 0)
+    for _ in range(_WARM_UP_STEPS):
+        step()
+    torch.cuda.synchronize()
+    pairs = []
+    for _ in range(num_steps):
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        step()
+        last.record()
+        pairs.append((first, last))
+    torch.cuda.synchronize()
+    return statistics.median(first.elapsed_time(last) for first, last in pairs)
