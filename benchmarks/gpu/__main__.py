@@ -1,14 +1,14 @@
-"""Check and time the whole project on a GPU: independent checks, each in a process and a time limit of its own.
+"""Check and time the whole project on a GPU: independent checks, each in its own process with a time limit.
 
     python -m benchmarks.gpu                          # all of them, about eight minutes
-    python -m benchmarks.gpu --phase compute          # those that need torch alone, no DALI and no pictures
-    python -m benchmarks.gpu --only parity loader     # some
-    python -m benchmarks.gpu --dry-run                # all of them, tiny, on a CPU: do the checks themselves work?
+    python -m benchmarks.gpu --phase compute          # those that need torch alone, no DALI and no datasets
+    python -m benchmarks.gpu --only parity loader     # some of them
+    python -m benchmarks.gpu --dry-run                # all of them, tiny, on a CPU, to test the checks themselves
 
-A line per check, OK or FAIL, with its figures; results.json, log.txt, profile.txt and pytest.txt lie in --out. A check
-that fails, crashes or hangs does not hinder the next. The most valuable come first; those for which no time is left of
---budget are named. The datasets are made first, unless they are there; `python -m benchmarks.gpu.datasets DATA` makes
-them beforehand. The status is 1 if a check failed.
+Each check prints one line, OK or FAIL, with its figures. The folder --out gets results.json, log.txt, profile.txt and
+pytest.txt. A check that fails, crashes or hangs does not affect the next one. The most valuable checks come first; if
+--budget is used up, the remaining ones are reported as skipped. Missing datasets are made first; to make them
+beforehand, run `python -m benchmarks.gpu.datasets DATA`. The exit status is 1 if a check failed.
 """
 
 import json
@@ -33,8 +33,8 @@ from pipeline import embedded
 from pipeline.command import InputError, run_command
 from pipeline.system.files import write_json
 
-_LEAST_SECONDS = 10  # that a check is begun with
-_DRY_RUN_FACTOR = 4  # of a check's limit: a CPU takes its time
+_LEAST_SECONDS = 10  # left for a check to be started
+_DRY_RUN_FACTOR = 4  # times the limit of a check, because a CPU is slow
 _SHOWN_CHARACTERS = 1500
 
 
@@ -43,19 +43,19 @@ class Arguments:
     """Command line of `python -m benchmarks.gpu`."""
 
     phase: Literal["all", "compute", "dali"] = "all"
-    """compute: checks that need torch alone; dali: those that need DALI too."""
+    """compute: checks that need only torch; dali: checks that need DALI too."""
     only: tuple[str, ...] = ()
-    """Names of checks to run, in this order. Default: all of the phase."""
+    """Names of the checks to run, in this order. Default: all checks of the phase."""
     budget: float = 480.0
-    """Seconds for everything."""
+    """Time for everything, in seconds."""
     seconds: float = 2.0
-    """Length of one measurement of the loader; those of steps and operations are shorter."""
+    """Length of one measurement of the loader; steps and operations are measured for a shorter time."""
     data: Path | None = None
     """Folder with a dataset for each encoding: jpeg, raw, original. Default: a folder in the user's cache."""
     out: Path | None = None
-    """Folder for the results. Default: the variable OUT; where it is not set, a new folder in the user's cache."""
+    """Folder for the results. Default: the environment variable OUT, or a new folder in the user's cache."""
     dry_run: bool = False
-    """Run everything tiny, on the CPU."""
+    """Run everything on the CPU with tiny inputs."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,17 +84,17 @@ def _chosen(arguments: Arguments) -> list[Check]:
         if name not in CHECKS:
             raise InputError(f"there is no check {name!r}; --only takes {', '.join(CHECKS)}")
         if arguments.phase not in ("all", CHECKS[name].phase):
-            raise InputError(f"--only {name} is of the phase {CHECKS[name].phase}; leave out --phase")
+            raise InputError(f"--only {name} belongs to the phase {CHECKS[name].phase}; leave out --phase")
     if arguments.only:
         return [CHECKS[name] for name in dict.fromkeys(arguments.only)]
     return [check for check in CHECKS.values() if arguments.phase in ("all", check.phase)]
 
 
 class _Session:
-    """Runs checks one after another, says how they ended, and keeps the results.
+    """Runs checks one after another, prints their results and writes them to a file.
 
     Attributes:
-        data: Where the datasets are.
+        data: Folder of the datasets.
     """
 
     def __init__(self, arguments: Arguments) -> None:
@@ -112,7 +112,7 @@ class _Session:
 
     @property
     def seconds_left(self) -> float:
-        """Of the budget."""
+        """Seconds left of the budget."""
         return self._arguments.budget - (time.monotonic() - self._began)
 
     def run(self, run: Callable[[Trial], None], limit_seconds: float) -> Result:
@@ -129,8 +129,8 @@ class _Session:
             return run_check(run, trial, self._out / "log.txt")
 
     def check(self, name: str, run: Callable[[Trial], None], limit_seconds: float) -> None:
-        """Run a check if there is time; say how it ended, and write down what it found."""
-        result = Result(ok=None, error="no time was left of --budget")
+        """Run a check if there is time; print and write its result."""
+        result = Result(ok=None, error="no time left of --budget")
         if limit_seconds >= _LEAST_SECONDS:
             with open(self._out / "log.txt", "a") as log:
                 log.write(f"\n===== {name}\n")
@@ -143,10 +143,10 @@ class _Session:
         sys.stdout.flush()
 
     def end(self) -> int:
-        """Say how many checks ended how; return the command's status."""
+        """Print the number of checks by result; return the exit status."""
         outcomes = [result["ok"] for result in self._results["checks"].values()]
         sys.stdout.write(
-            f"{outcomes.count(True)} OK, {outcomes.count(False)} failed, {outcomes.count(None)} without time; "
+            f"{outcomes.count(True)} OK, {outcomes.count(False)} failed, {outcomes.count(None)} skipped; "
             f"{time.monotonic() - self._began:.0f} s; results: {self._out}\n"
         )
         return int(False in outcomes)

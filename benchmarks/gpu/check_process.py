@@ -1,7 +1,6 @@
-"""A check in a process and a time limit of its own, so that one that fails, crashes or hangs does not hinder the next.
+"""Runs a check in its own process with a time limit, so that a failure, crash or hang does not affect the next check.
 
-The processes are forked from one that has imported torch and nothing else: it has no threads, and has not touched the
-GPU.
+The processes are forked from a server that has only imported torch, which saves each of them the seconds of that import.
 """
 
 import contextlib
@@ -28,13 +27,13 @@ _CONTEXT.set_forkserver_preload(["torch"])
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What became of a check.
+    """Result of a check.
 
     Attributes:
-        ok: It found nothing wrong; None: it was not run.
-        error: What is wrong, or why it was not run.
-        seconds: That it took.
-        figures: Those noted to the end, or until then.
+        ok: True if nothing was wrong; None if the check was not run.
+        error: What was wrong, or why the check was not run; empty if all was right.
+        seconds: Duration.
+        figures: Figures that were noted, also those before an error.
     """
 
     ok: bool | None
@@ -43,17 +42,17 @@ class Result:
     figures: dict[str, Any] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        """Return it as JSON holds it."""
+        """Return the result as a JSON object."""
         return asdict(self)
 
 
 def run_check(run: Callable[[Trial], None], trial: Trial, log: Path) -> Result:
-    """Run a check until the trial's deadline; whatever it started is ended with it.
+    """Run a check until the trial's deadline; all processes that it started are killed at its end.
 
     Args:
-        run: The check; a function of a module.
-        trial: Its scratch folder is there, and empty.
-        log: What the check and its commands print is added to this file.
+        run: Function of the check; it must be a module's function.
+        trial: Trial whose scratch folder exists and is empty.
+        log: File that gets the output of the check and its commands.
     """
     began = time.monotonic()
     process = _CONTEXT.Process(target=_work, args=(run, trial, log))
@@ -69,14 +68,14 @@ def run_check(run: Callable[[Trial], None], trial: Trial, log: Path) -> Result:
     if outcome.exists():
         error = json.loads(outcome.read_text())["error"]
     elif is_late:
-        error = f"ended after its {trial.deadline - began:.0f} s"
+        error = f"killed at its limit of {trial.deadline - began:.0f} s"
     else:
-        error = f"its process ended by itself, {_describe_exit(process.exitcode)}; {log.name} has its words"
+        error = f"its process ended {_describe_exit(process.exitcode)}; see {log.name}"
     return Result(ok=not error, error=error, seconds=seconds, figures=figures)
 
 
 def _end(process: BaseProcess) -> None:
-    """Kill a check's session, in which is whatever it started; and itself, if it had none yet."""
+    """Kill the session of a check with all processes in it, or the check itself if it has no session yet."""
     assert process.pid is not None
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -85,7 +84,7 @@ def _end(process: BaseProcess) -> None:
 
 
 def _work(run: Callable[[Trial], None], trial: Trial, log: Path) -> None:
-    """Run a check in this process, and end it without what libraries do at their end, which may hang."""
+    """Run a check in this process, then exit without the libraries' cleanup, which may hang."""
     os.setsid()
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)

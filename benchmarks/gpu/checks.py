@@ -1,7 +1,6 @@
-"""Which checks there are, the most valuable first.
+"""The list of checks, the most valuable first.
 
-A check's modules are imported in its own process, by these functions: one that can't be imported is that check's
-failure alone.
+Each function here imports its check's module in the check's own process, so a failing import fails only that check.
 """
 
 import shlex
@@ -21,11 +20,12 @@ class Check:
     """A check.
 
     Attributes:
-        name: On the command line.
-        run: Notes figures; raises what is wrong. A function of a module, so that another process finds it.
-        phase: `compute` needs torch alone, `dali` needs DALI too.
-        limit_seconds: After which its process is ended.
-        needs_data: It reads the datasets.
+        name: Name on the command line.
+        run: Function that notes figures and raises an error if something is wrong. It must be a module's function,
+            so that another process finds it.
+        phase: `compute` needs only torch, `dali` needs DALI too.
+        limit_seconds: Time after which the process is killed, in seconds.
+        needs_data: True if the check reads the datasets.
     """
 
     name: str
@@ -43,12 +43,12 @@ def find_gpu(trial: Trial) -> None:
 
 
 def make_datasets(trial: Trial) -> None:
-    """Make the datasets, as the command does; of a dry run, few pictures."""
+    """Make the datasets by their command; a dry run makes few pictures."""
     command = [sys.executable, "-m", "benchmarks.gpu.datasets", str(trial.data)]
     few = ["--train-per-class", "6", "--val-per-class", "2"] if trial.is_dry else []
     status = subprocess.run([*command, *few]).returncode
     if status:
-        raise Failed(f"`{shlex.join(command)}` ended with status {status}; log.txt has its words")
+        raise Failed(f"`{shlex.join(command)}` ended with status {status}; see log.txt")
 
 
 def _machine(trial: Trial) -> None:

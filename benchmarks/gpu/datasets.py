@@ -1,7 +1,7 @@
-"""Make the datasets that the checks read: synthetic pictures of ImageNet's sizes, as jpeg, raw and original.
+"""Make the datasets for the checks on a GPU: synthetic pictures of ImageNet's sizes, as jpeg, raw and original.
 
-DATA gets a folder for each encoding, and the pictures' archives. What is there already is kept, so a second command on
-the same folder waits for the first and finds everything made.
+DATA gets a folder for each encoding and one for the archives. Existing datasets are kept. A second command on the same
+folder waits for the first one.
 """
 
 import fcntl
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with open(data / _LOCK, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         source, missing = data / _SOURCE, missing_datasets(data)
-        if missing and not (source / DEVKIT_ARCHIVE).exists():  # it appears last
+        if missing and not (source / DEVKIT_ARCHIVE).exists():  # written last
             synthesize.synthesize(
                 source,
                 classes=_CLASSES,
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def missing_datasets(data: Path) -> list[str]:
-    """Return the encodings whose dataset is not there, or not whole."""
+    """Return the encodings whose dataset does not exist or is not complete."""
     return [encoding for encoding in ENCODINGS if not (data / encoding / DATASET_JSON).exists()]
 
 

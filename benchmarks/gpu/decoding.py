@@ -1,4 +1,4 @@
-"""DALI's graph on the GPU: it decodes, and its pictures are those of the CPU's graph in every form."""
+"""Checks of DALI's graph: the GPU decodes, and its pictures equal those of the CPU's graph in every form."""
 
 import itertools
 import os
@@ -21,15 +21,15 @@ from pipeline.online.shard_reader import ShardReader
 
 ENCODINGS = ("raw", "jpeg", "original")
 _VERSIONS = ("GetCudaVersion", "GetCufftVersion", "GetNppVersion", "GetNvimgcodecVersion", "GetNvjpegVersion")
-_LARGEST_DECODING_ERROR = 12  # grey levels, of blocks of one grey at quality 95
+_LARGEST_DECODING_ERROR = 12  # grey levels, for blocks of equal grey at quality 95
 _DIVISOR_3 = np.array([58.4, 57.1, 57.4], np.float32)
-_DECODERS_MAX, _DECODERS_MEAN = 40, 1.5  # grey levels by which two JPEG decoders, and resizes, may differ
-_EXACT_MAX = {"float32": 1e-3, "float16": 0.1}  # where both graphs get the same pixels
+_DECODERS_MAX, _DECODERS_MEAN = 40, 1.5  # grey levels by which two JPEG decoders or resizers may differ
+_EXACT_MAX = {"float32": 1e-3, "float16": 0.1}  # if both graphs get the same pixels
 _SECONDS_OF_A_FORM = 8
 
 
 def check_dali(trial: Trial) -> None:
-    """Decode a JPEG on the GPU; note DALI's version, those of the libraries that it found, and its warnings."""
+    """Decode a JPEG on the GPU; note the versions of DALI and the libraries it found, and its warnings."""
     trial.note("DALI", dali.__version__)
     for name in _VERSIONS:
         if hasattr(backend, name):
@@ -64,7 +64,7 @@ def check_dali(trial: Trial) -> None:
 
 @dataclass(frozen=True)
 class _Form:
-    """A form of the graph's second half."""
+    """A form of the graph's output."""
 
     subtracts_image: bool
     ten_crops: bool
@@ -88,9 +88,9 @@ _FORMS = (
 
 
 def check_parity(trial: Trial) -> None:
-    """Compare the GPU's graph with the CPU's in every form and encoding; note differences in grey levels.
+    """Compare the GPU's graph with the CPU's in every form and encoding; note the differences in grey levels.
 
-    A dry run compares DALI's operator with the kernel that stands for it on a CPU.
+    A dry run compares DALI's operator with the kernel that the CPU's graph uses instead.
     """
     wrong: list[str] = []
     for encoding, form in itertools.product(ENCODINGS, _FORMS[:1] if trial.is_dry else _FORMS):
@@ -103,7 +103,7 @@ def check_parity(trial: Trial) -> None:
 
 
 def _compare(trial: Trial, encoding: str, form: _Form) -> Iterator[str]:
-    """Compare both back ends with the CPU in one form, note how far they are apart, and yield what is wrong."""
+    """Compare the GPU's graphs with the CPU's in one form, note the differences, and yield those that are too large."""
     dataset = trial.dataset(encoding)
     fed, mean_image_HWC = _draw(dataset, 8 if trial.is_dry else 32)
     subtracted_HWC = mean_image_HWC if form.subtracts_image else None
@@ -140,7 +140,7 @@ def _compare(trial: Trial, encoding: str, form: _Form) -> Iterator[str]:
 
 
 def _draw(dataset: Dataset, num_samples: int) -> tuple[tuple[Any, ...], np.ndarray]:
-    """Return what the graph is fed with, and a mean image."""
+    """Return the graph's input and a mean image."""
     generator, size = np.random.default_rng(0), dataset.stored_size
     reader, free = ShardReader(dataset, "train"), size - _crop_size(size)
     fed = (
@@ -158,7 +158,7 @@ def _run(fed: tuple[Any, ...], config: GraphConfig) -> torch.Tensor:
 
 
 def _crop_size(stored_size: int) -> int:
-    """Return 224 for 256, and likewise for other sizes."""
+    """Return the crop size: 224 for 256, and in proportion for other sizes."""
     return stored_size * 7 // 8 // 2 * 2
 
 
@@ -169,7 +169,7 @@ def _config(
     device: Device = "cpu",
     decode: Decode | None = None,
 ) -> GraphConfig:
-    """Return a graph of a form; without `decode` the one to compare with, of the CPU and its kernel."""
+    """Return the graph of a form; without `decode`, the CPU's graph with its own kernel."""
     return GraphConfig(
         raw=dataset.member == "npy",
         whole=dataset.stores_whole_pictures,

@@ -1,4 +1,4 @@
-"""The project's own layers: as exact on the GPU as on the CPU, and how long they take beside torch's."""
+"""Checks of the project's own layers: equal to the CPU's, and their time beside torch's."""
 
 import functools
 from collections.abc import Iterable
@@ -12,15 +12,15 @@ from model.dropout import CountedDropout, keep_mask
 from model.lrn import CONVENTIONS, LocalResponseNorm
 
 _CONVENTION = "printed"
-_TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 8e-3}  # of a tensor's relative error; bfloat16 has 8 bits
-_SHAPES = ((256, 96, 55, 55), (256, 256, 27, 27))  # of the paper's two layers
-_NUM_PASSES = 5  # over activations of two bytes that LRN can't do without, forward and backward
-_POSITIONS = (0, 1, 2**31, 2**32 - 1, 2**40 + 7)  # at the edges of the words that count them
+_TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 8e-3}  # relative error of a tensor; bfloat16 has 8 bits
+_SHAPES = ((256, 96, 55, 55), (256, 256, 27, 27))  # inputs of the paper's two layers
+_NUM_PASSES = 5  # over the activations, of two bytes each, that LRN needs at least, forward and backward
+_POSITIONS = (0, 1, 2**31, 2**32 - 1, 2**40 + 7)  # at the limits of the 32-bit words that hold them
 _NUM_UNITS = 4096
 
 
 def check_lrn(trial: Trial) -> None:
-    """Compare LRN with float64 on the CPU, with and without TF32; note milliseconds beside torch's and the memory's."""
+    """Compare LRN with float64 on the CPU, with and without TF32; note its milliseconds beside torch's."""
     generator = torch.Generator().manual_seed(0)
     activations = 30 * torch.randn(4, 96, 13, 13, generator=generator, dtype=torch.float64)
     upstream = torch.randn(activations.shape, generator=generator, dtype=torch.float64)
@@ -59,7 +59,7 @@ def check_lrn(trial: Trial) -> None:
 
 
 def _both_ways(pair: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return LRN of activations, and the gradient by them; in float64, on the CPU."""
+    """Return LRN of the activations and their gradient, as float64 on the CPU."""
     activations, upstream = pair
     leaf = activations.clone().requires_grad_()
     result = LocalResponseNorm(_CONVENTION)(leaf)
@@ -69,7 +69,7 @@ def _both_ways(pair: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def check_dropout(trial: Trial) -> None:
-    """Compare counted dropout's masks with the CPU's; note kernels and milliseconds of a layer beside torch's."""
+    """Compare dropout masks with the CPU's; note kernels and milliseconds of a layer beside torch's."""
     positions = torch.tensor(_POSITIONS)
     mask = functools.partial(keep_mask, num_units=_NUM_UNITS + 1, probability=0.5, seed=3, layer=5)
     num_different = int((mask(positions.to(trial.device)).cpu() != mask(positions)).sum())
@@ -88,7 +88,7 @@ def check_dropout(trial: Trial) -> None:
             f"batches of {batch_size}",
             {
                 "milliseconds": 1000 * seconds_per_step(ours, trial.seconds / 4),
-                "milliseconds of the GPU": gpu_milliseconds(ours),
+                "milliseconds on the device": gpu_milliseconds(ours),
                 "milliseconds of torch's": 1000 * seconds_per_step(theirs, trial.seconds / 4),
                 "kernels": sum(e.count for e in events if e.device_type == torch.autograd.DeviceType.CUDA),
             },

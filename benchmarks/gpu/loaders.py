@@ -1,4 +1,4 @@
-"""The training loader on the GPU: images/s in many forms beside its peers, and that no batch is overwritten."""
+"""Checks of the training loader: images/s in many forms, and that no batch is overwritten too early."""
 
 import contextlib
 import functools
@@ -23,7 +23,7 @@ from pipeline.online.shard_reader import ShardReader
 
 _MIXED, _FROM_CPU = {"decode": "mixed"}, {"decode": "cpu"}
 _HINTS = {"preallocate_width_hint": 256, "preallocate_height_hint": 256}
-# name -> encoding, batch size, fields of the loader, flags of DALI's decoder; in the order of their worth
+# name -> encoding, batch size, fields of the loader, flags of DALI's decoder; the most valuable first
 _CASES: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
     "jpeg mixed, 256": ("jpeg", 256, _MIXED, {}),
     "jpeg decoded by the CPU, 256": ("jpeg", 256, _FROM_CPU, {}),
@@ -53,11 +53,11 @@ _SECONDS_OF_A_CASE = 14
 _NUM_PEER_PICTURES = 1024
 _ENGINES = ["nvidia-smi", "--query-gpu=utilization.jpeg,utilization.gpu", "--format=csv,noheader"]
 _NUM_SOAKED, _SOAKED_SIZE, _SOAK_TOLERANCE = 200, 96, 0.5
-_NUM_PRODUCTS = 6  # of matrices that queue before a batch's use: some milliseconds
+_NUM_PRODUCTS = 6  # matrix products queued before the use of a batch: some milliseconds
 
 
 def check_loader(trial: Trial) -> None:
-    """Note images/s of the loader by what decodes and by DALI's flags, of its stages on the CPU, of torchvision."""
+    """Note images/s of the loader, by decoder and flags, of its stages on the CPU, and of torchvision's decoder."""
     cases: dict[str, Callable[[], Any]] = {
         f"{encoding}: images/s of each stage on the CPU": functools.partial(_stages, trial, encoding)
         for encoding in ("jpeg", "raw")
@@ -70,7 +70,7 @@ def check_loader(trial: Trial) -> None:
 
 
 def _loader_pace(trial: Trial, name: str) -> dict[str, Any]:
-    """Return a loader's images/s, the cores that this process kept busy, and what the GPU says of itself."""
+    """Return images/s of a loader, the number of busy cores, and the load of the GPU."""
     encoding, batch_size, fields, flags = _CASES[name]
     batch_size = 16 if trial.is_dry else batch_size
     config = LoaderConfig(layout="NHWC", device="cpu" if trial.is_dry else "gpu", **fields)
@@ -83,7 +83,7 @@ def _loader_pace(trial: Trial, name: str) -> dict[str, Any]:
         next(loader)
         synchronize()
         first_batch_seconds = time.perf_counter() - began
-        for _ in range(2 * config.prefetch_batches):  # those that were made while the first was waited for
+        for _ in range(2 * config.prefetch_batches):  # batches made while the first one was measured
             next(loader)
         synchronize()
         began, began_cpu, num_images, elapsed = time.perf_counter(), time.process_time(), 0, 0.0
@@ -107,7 +107,7 @@ def _loader_pace(trial: Trial, name: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _decoding(copied: bool = False, **flags: Any) -> Iterator[None]:
-    """Let the project's graph decode with other flags of DALI, or `copied`: raw pixels pass through pinned memory."""
+    """Let the graph decode with other flags, or with `copied` pass its input through pinned memory."""
     decoder, decoded = fn.decoders.image, graph.decoded
 
     def decode(*arguments: Any, **options: Any) -> Any:
@@ -121,7 +121,7 @@ def _decoding(copied: bool = False, **flags: Any) -> Iterator[None]:
 
 
 def _stages(trial: Trial, encoding: str) -> dict[str, float]:
-    """Return what `python -m pipeline.bench` finds: how far a CPU's part binds, and libjpeg-turbo's own speed."""
+    """Return images/s of each stage, as `python -m pipeline.bench` measures them on the CPU."""
     path = trial.scratch / f"{encoding}.json"
     seconds = 0.01 if trial.is_dry else trial.seconds / 4
     options = ["--batch-size", "16"] if trial.is_dry else []
@@ -130,7 +130,7 @@ def _stages(trial: Trial, encoding: str) -> dict[str, float]:
 
 
 def _torchvision_pace(trial: Trial) -> dict[str, float]:
-    from torchvision.io import ImageReadMode, decode_jpeg  # here: the project itself does without
+    from torchvision.io import ImageReadMode, decode_jpeg  # here: the project itself does not need it
 
     reader = ShardReader(trial.dataset("jpeg"), "train")
     contents = [
@@ -142,7 +142,7 @@ def _torchvision_pace(trial: Trial) -> dict[str, float]:
 
 
 def check_soak(trial: Trial) -> None:
-    """Use batches late, while the GPU has other work: none is overwritten before, nor handed out too early."""
+    """Use batches late, while the GPU has other work; none may be overwritten or handed out too early."""
     expected = _weighted_sums(trial, "cpu", num_products=0)
     found = _weighted_sums(trial, "cpu" if trial.is_dry else "gpu", num_products=_NUM_PRODUCTS)
     apart = [(f - e).abs().max().item() for f, e in zip(found, expected, strict=True)]
@@ -154,7 +154,7 @@ def check_soak(trial: Trial) -> None:
 
 
 def _weighted_sums(trial: Trial, device: Device, num_products: int) -> list[torch.Tensor]:
-    """Return a weighted sum of each picture of each batch; before it, the batch's device multiplies matrices."""
+    """Return a weighted sum of each picture of each batch, computed after some matrix products."""
     num_batches, batch_size = (4, 16) if trial.is_dry else (_NUM_SOAKED, _SOAKED_SIZE)
     config = LoaderConfig(layout="NHWC", device=device)
     sums = []
@@ -169,6 +169,6 @@ def _weighted_sums(trial: Trial, device: Device, num_products: int) -> list[torc
             for _ in range(num_products):
                 matrix = (matrix @ matrix).clamp_(-1, 1)
             sums.append((images * weights).sum(dim=(1, 2, 3)))
-            del images  # DALI may have the memory again, though its use is only queued
+            del images  # DALI may reuse the memory, although its use is only queued
         synchronize()
     return [values.cpu() for values in sums]

@@ -1,4 +1,4 @@
-"""The machine: what is there, and its ceilings."""
+"""Check of the machine: its parts, and the limits of its speed."""
 
 import ctypes
 import importlib
@@ -15,7 +15,7 @@ _PACKAGES = (
     "torch", "torchvision", "triton", "numpy", "numba", "scipy", "pyarrow", "timm", "xxhash", "simplejpeg",
     "nvidia-dali-cuda120", "nvidia-dali-cuda130",
 )  # fmt: skip
-# The driver's; nvJPEG reaches a card's JPEG engines through the last one.
+# Of the driver; nvJPEG reaches the JPEG engines of a card through the last one.
 _LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1", "libnvcuvid.so.1")
 _QUERY = "name,driver_version,memory.total,pcie.link.gen.current,pcie.link.width.current,clocks.sm,power.limit"
 _MATRIX_SIDE = 8192
@@ -23,7 +23,7 @@ _NUM_LAUNCHES = 100
 
 
 def check_machine(trial: Trial) -> None:
-    """Note versions and the driver's libraries, then the ceilings of memory, bus, matrix products and launches."""
+    """Note versions and the driver's libraries, then the speed of memory, bus, matrix products and kernel launches."""
     trial.note("environment", environment(_PACKAGES))
     trial.note("cores that this process may use", len(os.sched_getaffinity(0)))
     for library in _LIBRARIES:
@@ -53,7 +53,7 @@ def check_machine(trial: Trial) -> None:
         for _ in range(_NUM_LAUNCHES):
             one.add_(1)
 
-    trial.note("microseconds of a launch", 1e6 * seconds_per_step(launch, trial.seconds / 4) / _NUM_LAUNCHES)
+    trial.note("microseconds per kernel launch", 1e6 * seconds_per_step(launch, trial.seconds / 4) / _NUM_LAUNCHES)
 
 
 def _loads(library: str) -> str:

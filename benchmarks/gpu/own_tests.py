@@ -1,26 +1,26 @@
-"""The project's own tests that are marked `gpu`."""
+"""Check that runs the project's tests for a GPU."""
 
 import re
 import subprocess
 import sys
 
 from benchmarks.gpu.trial import Failed, Trial
-from benchmarks.record import ROOT
+from pipeline.paths import CHECKOUT
 
 _MARK = "pytest.mark.gpu"
 
 
 def check_pytest(trial: Trial) -> None:
-    """Run the tests marked `gpu`, which a dry run only collects; note how many there were, by outcome.
+    """Run the tests marked `gpu`; note their number by outcome. A dry run only collects them.
 
-    Their output is in pytest.txt. Only the modules that hold such tests are loaded: the others may want libraries
-    that a machine with a GPU lacks.
+    pytest.txt has the output. Only the modules with such tests are loaded: others may need libraries that the machine
+    does not have.
     """
-    modules = [path for path in sorted((ROOT / "tests").glob("**/test_*.py")) if _MARK in path.read_text()]
-    names = [str(path.relative_to(ROOT)) for path in modules]
+    modules = [path for path in sorted((CHECKOUT / "tests").glob("**/test_*.py")) if _MARK in path.read_text()]
+    names = [str(path.relative_to(CHECKOUT)) for path in modules]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "gpu", *names]
     answer = subprocess.run(
-        [*command, "--collect-only" if trial.is_dry else "-rA"], cwd=ROOT, capture_output=True, text=True
+        [*command, "--collect-only" if trial.is_dry else "-rA"], cwd=CHECKOUT, capture_output=True, text=True
     )
     (trial.out / "pytest.txt").write_text(answer.stdout + answer.stderr)
     lines = [line.strip() for line in answer.stdout.splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""A process group on the GPU: gloo and NCCL side by side."""
+"""Check of a process group with gloo and NCCL."""
 
 import warnings
 
@@ -13,7 +13,7 @@ from model.alexnet import build_model
 
 
 def check_ddp(trial: Trial) -> None:
-    """Open a process group of one member, over gloo and NCCL, and run DistributedDataParallel in it; note warnings."""
+    """Open a process group with one member and run DistributedDataParallel in it; note the warnings."""
     device = trial.device
     store = dist.FileStore(str(trial.scratch / "store"), 1)
     dist.init_process_group(process_group_backend(device.type), store=store, rank=0, world_size=1)
@@ -27,7 +27,7 @@ def check_ddp(trial: Trial) -> None:
             for _ in range(2):
                 parallel(images.contiguous(memory_format=torch.channels_last), positions).sum().backward()
         total = torch.ones(1)
-        dist.all_reduce(total)  # between CPUs, as the workers' counts
+        dist.all_reduce(total)  # between CPUs, like the workers' counts
         synchronize()
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""A training step on noise: its speed in many forms, what compilation gives, and where its time goes."""
+"""Checks of the training step on noise: its speed in many forms, compiled, and by kernel."""
 
 import functools
 import time
@@ -14,7 +14,7 @@ from benchmarks.step_process import TORCHVISION, Case, training_step
 _OWT, _2012 = (Case(model=name, optimizer="sgd_paper") for name in ("alexnet_owt", "alexnet_2012"))
 _TORCHVISION = Case(model=TORCHVISION)
 _WITHOUT_LRN = replace(_2012, switches={"normalization": "none"})
-_CASES = {  # in the order of their worth
+_CASES = {  # the most valuable first
     "owt 256": replace(_OWT, batch_size=256),
     "2012 256": replace(_2012, batch_size=256),
     "torchvision 256": replace(_TORCHVISION, batch_size=256),
@@ -38,7 +38,7 @@ _CASES = {  # in the order of their worth
     "bn 1024": Case(model="alexnet_bn", optimizer="lars", batch_size=1024),
     "owt 256 float32": replace(_OWT, batch_size=256, precision="float32"),
 }
-# cuDNN tries its kernels at the first step and keeps the fastest.
+# Cases repeated while cuDNN tries all its kernels at the first step and keeps the fastest.
 _WITH_CUDNN_BENCHMARK = ("owt 256", "2012 256", "owt 1024")
 _COMPILED = ("owt 1024", "2012 1024", "owt 256")
 _PROFILED = ("2012 256", "owt 256")
@@ -50,13 +50,13 @@ _OF_A_DRY_RUN = (
     "owt 256, torch's dropout",
     "bn 1024",
 )
-_DRY_BATCH_SIZES = {"bn 1024": 32}  # a whole group
+_DRY_BATCH_SIZES = {"bn 1024": 32}  # one whole group
 _SECONDS_OF_A_CASE = 8
 _NUM_PROFILED_STEPS, _NUM_LONGEST = 3, 6
 
 
 def check_step(trial: Trial) -> None:
-    """Note images/s of a step: ours and torchvision's, and what LRN, dropout, layout and launches cost."""
+    """Note images/s of a step, for this project's networks and torchvision's, and the cost of LRN, dropout and layout."""
     names = _OF_A_DRY_RUN if trial.is_dry else tuple(_CASES)
     cases = {name: functools.partial(_pace, trial, name) for name in names}
     if not trial.is_dry:
@@ -68,13 +68,13 @@ def check_step(trial: Trial) -> None:
 
 
 def check_compile(trial: Trial) -> None:
-    """Note what torch.compile makes of the two nets: seconds to the first step, images/s after it."""
+    """Note the seconds to the first compiled step of two networks, and their images/s after it."""
     names = _COMPILED[:1] if trial.is_dry else _COMPILED
     trial.note_cases({name: functools.partial(_compiled_pace, trial, name) for name in names}, _SECONDS_OF_A_CASE)
 
 
 def check_profile(trial: Trial) -> None:
-    """Note the kernels of a step of both nets, the longest by name; the tables are in profile.txt."""
+    """Note the number of kernels in a step of two networks, and the longest ones; profile.txt has the tables."""
     num_steps = 1 if trial.is_dry else _NUM_PROFILED_STEPS
     activities = [torch.profiler.ProfilerActivity.CPU]
     if not trial.is_dry:
@@ -100,8 +100,8 @@ def check_profile(trial: Trial) -> None:
         trial.note(
             name,
             {
-                "kernels a step": sum(event.count for event in kernels) / num_steps,
-                "milliseconds of the longest": {
+                "kernels per step": sum(event.count for event in kernels) / num_steps,
+                "milliseconds of the longest kernels": {
                     event.key[:60]: event.self_device_time_total / 1000 / num_steps for event in kernels[:_NUM_LONGEST]
                 },
             },
@@ -127,7 +127,7 @@ def _pace(trial: Trial, name: str, tries_kernels: bool = False) -> dict[str, flo
 
 
 def _compiled_pace(trial: Trial, name: str) -> dict[str, Any]:
-    """Time a compiled step; a dry run's is not compiled, which takes a minute of a CPU."""
+    """Time a compiled step. A dry run does not compile, because that takes a minute on a CPU."""
     case = replace(_case(trial, name), compiled=not trial.is_dry)
     torch.compiler.reset()
     began = time.perf_counter()

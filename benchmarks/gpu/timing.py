@@ -1,4 +1,4 @@
-"""How long a step takes: by the wall clock, and by the GPU's own. On a CPU both are the wall clock."""
+"""Time of a step, by the wall clock and by the GPU's own clock. Without a GPU both use the wall clock."""
 
 import statistics
 import time
@@ -7,21 +7,21 @@ from collections.abc import Callable
 import torch
 
 _WARM_UP_STEPS = 3
-_QUEUED_STEPS = 8  # between two looks at the clock, for which the CPU waits for the GPU
+_QUEUED_STEPS = 8  # between two readings of the clock; the CPU waits for the GPU before each
 
 
 def synchronize() -> None:
-    """Wait for the GPU, if this process uses one."""
+    """Wait for the GPU if this process uses one."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def seconds_per_step(step: Callable[[], object], seconds: float) -> float:
-    """Return the mean wall-clock seconds of a step: queued without a pause, waited for at the end.
+    """Return the mean wall-clock seconds of a step; steps are queued without pauses, and waited for at the end.
 
     Args:
-        step: What is timed.
-        seconds: To repeat it for; 0: it runs once to warm up and once for the time.
+        step: Step to time.
+        seconds: Time for which the step is repeated; 0: one warm-up step and one timed step.
     """
     for _ in range(_WARM_UP_STEPS if seconds else 1):
         step()
@@ -37,7 +37,7 @@ def seconds_per_step(step: Callable[[], object], seconds: float) -> float:
 
 
 def gpu_milliseconds(step: Callable[[], object], num_steps: int = 20) -> float:
-    """Return the median milliseconds of a step by the GPU's own clock, so without what the CPU does meanwhile."""
+    """Return the median milliseconds of a step by the GPU's own clock, without the work of the CPU."""
     if not torch.cuda.is_initialized():
         return 1000 * seconds_per_step(step, 0)
     for _ in range(_WARM_UP_STEPS):

@@ -1,4 +1,4 @@
-"""What a check is given, and where it notes what it found. Standard library only, as long as nothing is measured."""
+"""What a check gets, and how it notes its figures. Neither torch nor DALI is imported before a check uses it."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ _MESSAGE_LENGTH = 300
 
 
 class Failed(Exception):
-    """A check found something wrong; what it noted is kept."""
+    """A check found something wrong; the figures it noted are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +27,13 @@ class Trial:
     """One run of a check, in its own process.
 
     Attributes:
-        is_dry: Everything is tiny and on the CPU; the figures say only that the check works.
-        data: Holds a dataset in a folder for each encoding; see `benchmarks.gpu.datasets`.
-        out: For what the check writes for people.
-        scratch: For what it needs itself; removed at the end.
-        seconds: Of one measurement of the loader; of a step it is 0.6, of an operation 0.25 of that.
-        deadline: When the process is ended, by `time.monotonic`, which all processes share.
-        figures: Name -> what was found, by `note`.
+        is_dry: True if everything is tiny and on the CPU; the figures then only show that the check works.
+        data: Folder with a dataset for each encoding; see `benchmarks.gpu.datasets`.
+        out: Folder for files that people read.
+        scratch: Folder for the check's own files; removed at the end.
+        seconds: Length of one measurement of the loader, in seconds. A step gets 0.6 of it, an operation 0.25.
+        deadline: Time at which the process is killed, by `time.monotonic`, which is the same in all processes.
+        figures: Name -> figure, filled by `note`.
     """
 
     is_dry: bool
@@ -46,37 +46,37 @@ class Trial:
 
     @property
     def figures_path(self) -> Path:
-        """Where the figures are, as soon as they are known."""
+        """File with the figures noted so far."""
         return self.scratch / "figures.json"
 
     @property
     def device(self) -> "torch.device":
-        """What is checked: the first GPU, or in a dry run the CPU."""
+        """The device that is checked: the first GPU, or the CPU in a dry run."""
         import torch
 
         return torch.device("cpu") if self.is_dry else torch.device("cuda", 0)
 
     def dataset(self, encoding: str) -> "Dataset":
-        """Open the dataset of an encoding."""
+        """Open the dataset with this encoding."""
         from pipeline.dataset import Dataset
 
         return Dataset.open(self.data / encoding)
 
     def note(self, name: str, value: Any) -> None:
-        """Note a figure. It is on disk at once, so a check that is ended leaves what it had."""
+        """Note a figure. It is written to disk at once, so it is kept if the check is killed."""
         self.figures[name] = _rounded(value)
         write_json(self.figures_path, self.figures)
 
     def has_time(self, seconds: float) -> bool:
-        """Return whether that many seconds are left, which a dry run need not ask."""
+        """Return whether that many seconds are left; always true in a dry run."""
         return self.is_dry or time.monotonic() + seconds < self.deadline
 
     def note_cases(self, cases: Mapping[str, Callable[[], Any]], seconds: float) -> None:
-        """Note what each case returns, or its error; after the last one that fits, that there was no time.
+        """Note the figures of each case, or its error, or that there was no time for it.
 
         Args:
-            cases: Name -> what gives its figures; the most valuable come first.
-            seconds: That a case may take.
+            cases: Name -> function that returns the figures; the most valuable cases come first.
+            seconds: Time that a case may take, in seconds.
 
         Raises:
             Failed: No case succeeded.
@@ -96,7 +96,7 @@ class Trial:
 
 
 def describe(error: BaseException) -> str:
-    """Return an error in a line: its message alone where it is meant for people, else with its type."""
+    """Return an error as one line: only its message if that is written for people, else with its type."""
     message = " ".join(str(error).split())
     if not isinstance(error, Failed | InputError):
         message = f"{type(error).__name__}: {message[:_MESSAGE_LENGTH]}"
@@ -104,7 +104,7 @@ def describe(error: BaseException) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """Return a figure as JSON can hold it, its numbers cut to the digits that a measurement has."""
+    """Return a figure as a JSON value, with its numbers rounded to the significant digits of a measurement."""
     if isinstance(value, float):
         return float(f"{value:.{_SIGNIFICANT_DIGITS}g}")
     if isinstance(value, dict):
