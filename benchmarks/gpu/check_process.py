@@ -1,6 +1,6 @@
 """Runs a check in its own process with a time limit, so that a failure, crash or hang does not affect the next check.
 
-The processes are forked from a server that has only imported torch, which saves each of them the seconds of that import.
+The processes are forked from a server that has only imported torch, so none of them spends seconds on that import.
 """
 
 import contextlib

@@ -56,7 +56,7 @@ _NUM_PROFILED_STEPS, _NUM_LONGEST = 3, 6
 
 
 def check_step(trial: Trial) -> None:
-    """Note images/s of a step, for this project's networks and torchvision's, and the cost of LRN, dropout and layout."""
+    """Note images/s of a step of several networks, and what LRN, dropout and memory layout cost."""
     names = _OF_A_DRY_RUN if trial.is_dry else tuple(_CASES)
     cases = {name: functools.partial(_pace, trial, name) for name in names}
     if not trial.is_dry:

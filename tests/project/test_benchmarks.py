@@ -17,7 +17,9 @@ from pipeline.paths import CHECKOUT
 from pipeline.system.processor import Processor
 
 COMMANDS = sorted(
-    path.stem for path in (CHECKOUT / "benchmarks").glob("*.py") if "run_command(main)" in path.read_text()
+    str(path.relative_to(CHECKOUT).with_suffix("")).replace("/", ".")
+    for path in (CHECKOUT / "benchmarks").rglob("*.py")
+    if "run_command(main)" in path.read_text()
 )
 VALUES = {"ours": {"images_per_second": [90.0, 10.0, 100.0]}, "floor": {"images_per_second": [100.0, 130.0, 70.0]}}
 
@@ -122,11 +124,19 @@ def test_the_synthetic_manifest_is_one_that_opens(tmp_path):
 def test_a_benchmark_has_help(name, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as ended:
-        importlib.import_module(f"benchmarks.{name}").main(["--help"])
+        importlib.import_module(name).main(["--help"])
     assert ended.value.code == 0
-    first_line = (CHECKOUT / "benchmarks" / f"{name}.py").read_text().partition('"""')[2].partition("\n")[0]
+    first_line = (CHECKOUT / f"{name.replace('.', '/')}.py").read_text().partition('"""')[2].partition("\n")[0]
     assert first_line in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_benchmarks_are_found():
-    assert {"sharding", "decoders", "offline_scale", "loading", "graphs", "mixing"} <= set(COMMANDS)
+    names = {"sharding", "decoders", "offline_scale", "loading", "graphs", "mixing", "gpu.__main__", "gpu.datasets"}
+    assert {f"benchmarks.{name}" for name in names} <= set(COMMANDS)
+
+
+def test_the_environment_is_known_without_git(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = record.environment(["numpy"])
+    assert (found["git_commit"], found["git_dirty"]) == ("", False)
+    assert set(found["packages"]) == {"numpy"}

@@ -83,7 +83,8 @@ def test_paths_and_modules_in_code_exist(document):
     code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", document.read_text(), flags=re.DOTALL))
     paths = re.findall(rf"(?<![\w/.-])(?:{'|'.join(FOLDERS)})/[\w./-]*\w", code)
     modules = re.findall(rf"(?:python -m|from|import) ((?:{'|'.join(FOLDERS)})[.\w]+)", code)
-    paths += [module.replace(".", "/") + ".py" for module in modules]
+    for path in (module.replace(".", "/") for module in modules):
+        paths.append(f"{path}/__main__.py" if (CHECKOUT / path).is_dir() else f"{path}.py")
     assert [path for path in paths if not (CHECKOUT / path).exists()] == []
 
 

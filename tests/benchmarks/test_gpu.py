@@ -1,0 +1,198 @@
+"""The checks for a GPU: their dry run, and that none of them affects the others."""
+
+import contextlib
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+
+import odd_checks
+import psutil
+import pytest
+
+from benchmarks.gpu import datasets
+from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.checks import CHECKS
+from benchmarks.gpu.trial import Failed, Trial
+from pipeline.command import InputError
+from pipeline.dataset import Dataset
+from pipeline.paths import CHECKOUT
+
+WITHOUT_DALI = 'import sys\nsys.modules["nvidia"] = sys.modules["ray"] = None\n'  # importing them fails
+# Check -> names of figures that must hold numbers.
+FIGURES = {
+    "datasets": (),
+    "machine": (
+        "device copy TB/s, read and written",
+        "bfloat16 matrix product TFLOP/s",
+        "microseconds per kernel launch",
+    ),
+    "step": ("owt 256", "2012 256", "torchvision 256", "2012 256, torch's LRN", "owt 256, torch's dropout", "bn 1024"),
+    "lrn": (
+        "bfloat16, TF32 off: relative error forward, backward",
+        "(2, 96, 9, 9) ours: milliseconds forward and backward",
+    ),
+    "dropout": ("units whose mask differs from the CPU's", "batches of 4"),
+    "dali": ("seconds to the first batch", "largest difference, grey levels"),
+    "parity": tuple(f"{encoding} NHWC float32, decoded by the CPU" for encoding in datasets.ENCODINGS),
+    "soak": ("batches", "largest difference of a weighted sum"),
+    "loader": ("raw, 256", "original decoded by the CPU, 256", "jpeg: images/s of each stage on the CPU"),
+    "train": ("small 8, jpeg", "small 8, jpeg, Python's lock passed early"),
+    "pytest": ("status",),
+    "sync": ("waits per step", "loss"),
+    "evaluate": ("CPU float32, centre", "largest difference of a loss", "fraction of equal predictions"),
+    "profile": ("2012 256", "owt 256"),
+    "ddp": ("sum over gloo", "parameters with a gradient"),
+    "compile": ("owt 1024",),
+}
+
+
+def _run(command, folder, **variables):
+    path = os.pathsep.join([str(CHECKOUT), *filter(None, [variables.pop("PYTHONPATH", None)])])
+    environment = os.environ | {"PYTHONPATH": path, "TMPDIR": str(folder)} | variables
+    return subprocess.run([sys.executable, *command], cwd=CHECKOUT, env=environment, capture_output=True, text=True)
+
+
+def _wait_for_end(pid):
+    """Wait until a killed process is gone; the test's own time limit ends a wait in vain."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(pid).wait()
+
+
+def _numbers(figure):
+    if isinstance(figure, dict):
+        return [number for item in figure.values() for number in _numbers(item)]
+    if isinstance(figure, list):
+        return [number for item in figure for number in _numbers(item)]
+    return [figure] if isinstance(figure, int | float) else []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_dry_run_of_all_checks_finds_nothing_wrong(tmp_path):
+    out = tmp_path / "out"
+    options = ["--dry-run", "--data", str(tmp_path / "data"), "--out", str(out), "--budget", "800"]
+    answer = _run(["-m", "benchmarks.gpu", *options], tmp_path)
+    results = json.loads((out / "results.json").read_text())
+    checks = results["checks"]
+    assert {name: check["error"] for name, check in checks.items() if not check["ok"]} == {}
+    assert answer.returncode == 0, answer.stderr
+    assert set(checks) == set(CHECKS) | {"datasets"} == set(FIGURES)
+    for name, figures in FIGURES.items():
+        for figure in figures:
+            numbers = _numbers(checks[name]["figures"][figure])
+            assert numbers and all(map(math.isfinite, numbers)), (name, figure)
+        # An error of one case among several is a figure too.
+        assert not re.search(r"\w+(Error|Failed): ", json.dumps(checks[name]["figures"])), name
+    assert checks["loader"]["figures"]["raw, 256"]["images/s"] > 0
+    assert checks["ddp"]["figures"]["parameters with a gradient"] == 16
+    assert checks["parity"]["figures"]["raw NHWC float32, decoded by the CPU"]["max"] == 0
+    assert {"results.json", "log.txt", "profile.txt", "pytest.txt"} == {path.name for path in out.iterdir()}
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "out"}  # nothing else is left
+
+
+def test_a_check_that_fails_crashes_or_hangs_does_not_affect_the_next(tmp_path):
+    out = tmp_path / "out"
+    answer = _run([odd_checks.__file__, "--dry-run", "--out", str(out)], tmp_path)
+    assert (answer.returncode, answer.stderr) == (1, "")
+    checks = json.loads((out / "results.json").read_text())["checks"]
+    assert list(checks) == [run.__name__ for run in odd_checks.ODD]
+    assert {name: (check["ok"], check["error"]) for name, check in checks.items()} == {
+        "fails": (False, "the pictures differ"),
+        "lacks_a_module": (False, "ModuleNotFoundError: No module named 'no_such_module'"),
+        "crashes": (False, "its process ended by SIGSEGV; see log.txt"),
+        "exits": (False, "its process ended with status 7; see log.txt"),
+        "hangs": (False, "killed at its limit of 3 s"),
+        "leaves_a_process": (True, ""),
+        "works": (True, ""),
+    }
+    assert checks["fails"]["figures"] == {"found": 0.33333}
+    assert checks["crashes"]["figures"] == {"found": "something"}
+    assert checks["works"]["figures"] == {"is dry": True}
+    for name in ("hangs", "leaves_a_process"):
+        _wait_for_end(checks[name]["figures"]["child"])
+    lines = answer.stdout.splitlines()
+    assert [line.split()[:2] for line in lines[:-1]] == [
+        ["OK" if check["ok"] else "FAIL", name] for name, check in checks.items()
+    ]
+    assert lines[-1].startswith("2 OK, 5 failed, 0 skipped")
+    log = (out / "log.txt").read_text()
+    assert "a word for the log" in log and "No module named 'no_such_module'" in log
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.slow
+def test_what_needs_torch_alone_runs_without_dali_and_ray(tmp_path):
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(WITHOUT_DALI)
+    options = ["--dry-run", "--phase", "compute", "--out", str(tmp_path / "out")]
+    answer = _run(["-m", "benchmarks.gpu", *options], tmp_path, PYTHONPATH=str(tmp_path / "hook"))
+    assert answer.returncode == 0, answer.stdout
+    checks = json.loads((tmp_path / "out" / "results.json").read_text())["checks"]
+    assert set(checks) == {name for name, check in CHECKS.items() if check.phase == "compute"}
+
+
+def test_without_a_gpu_nothing_but_a_dry_run_begins(tmp_path):
+    answer = _run(["-m", "benchmarks.gpu", "--out", str(tmp_path / "out")], tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert answer.returncode == 2 and answer.stdout == ""
+    assert re.fullmatch(r"error: no GPU can be used \(.+\); try the checks on a CPU with --dry-run\n", answer.stderr)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--only", "parity", "speed"], "there is no check 'speed'; --only takes machine, step,"),
+        (["--only", "parity", "--phase", "compute"], "--only parity belongs to the phase dali; leave out --phase"),
+        (["--budget", "9"], "--budget is 9; it must be at least 10 seconds"),
+        (["--budget", "nan"], "--budget is nan; it must be"),
+        (["--seconds", "0"], "--seconds is 0; it must be above 0"),
+        (["--seconds", "inf"], "--seconds is inf; it must be"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused(options, message, tmp_path):
+    with pytest.raises(InputError, match=re.escape(message)):
+        main(["--dry-run", "--out", str(tmp_path / "out"), *options])
+    assert not (tmp_path / "out").exists()
+
+
+def test_datasets_are_made_once(tmp_path, capsys):
+    command = [str(tmp_path / "data"), "--train-per-class", "2", "--val-per-class", "1", "--workers", "1"]
+    assert datasets.main(command) == 0
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*.*")}
+    for encoding in datasets.ENCODINGS:
+        dataset = Dataset.open(tmp_path / "data" / encoding)
+        assert (dataset.encoding, dataset.num_samples("train"), dataset.stored_size) == (encoding, 20, 256)
+    capsys.readouterr()
+    assert datasets.main(command) == 0
+    assert capsys.readouterr().out == f"datasets: {tmp_path / 'data'}\n"
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*.*")} == made
+    with pytest.raises(InputError, match="--workers is 0; it must be at least 1"):
+        datasets.main([str(tmp_path / "other"), "--workers", "0"])
+    assert not (tmp_path / "other").exists()
+
+
+def _trial(tmp_path, **changes):
+    values = {"is_dry": False, "seconds": 1.0, "deadline": time.monotonic() + 100}
+    folders = dict.fromkeys(("data", "out", "scratch"), tmp_path)
+    return Trial(**(values | folders | changes))
+
+
+def test_a_case_that_fails_is_noted_and_the_others_run(tmp_path):
+    trial = _trial(tmp_path)
+    trial.note_cases({"bad": lambda: 1 / 0, "good": lambda: {"images/s": 12.345678}}, 10)
+    expected = {"bad": "ZeroDivisionError: division by zero", "good": {"images/s": 12.346}}
+    assert trial.figures == json.loads(trial.figures_path.read_text()) == expected
+    with pytest.raises(Failed, match="no case succeeded: bad: ZeroDivisionError: division by zero"):
+        trial.note_cases({"bad": lambda: 1 / 0}, 10)
+
+
+def test_a_case_without_time_is_noted(tmp_path):
+    trial = _trial(tmp_path)
+    with pytest.raises(Failed, match="no case succeeded: slow: no time"):
+        trial.note_cases({"slow": lambda: 1}, 1000)
+    dry = _trial(tmp_path, is_dry=True)
+    dry.note_cases({"slow": lambda: 1}, 1000)
+    assert dry.figures == {"slow": 1}
