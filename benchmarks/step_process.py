@@ -124,6 +124,7 @@ def training_step(case: Case) -> Callable[[], object]:
 
 def _captured(step: Callable[[], object]) -> Callable[[], object]:
     """Capture a step as a CUDA graph and return what replays it."""
+    torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(_STEPS_BEFORE_CAPTURE):

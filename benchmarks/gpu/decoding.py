@@ -14,12 +14,14 @@ import torch
 from nvidia import dali
 from nvidia.dali import backend, fn, pipeline_def, types
 
+from benchmarks.gpu.datasets import ENCODINGS
 from benchmarks.gpu.trial import Failed, Trial, describe
 from pipeline.dataset import Dataset
-from pipeline.online.graph import Decode, Device, GraphConfig, Layout, OutputType, build_graph
+from pipeline.online.augmentation import AugmentationParameters
+from pipeline.online.batch import Decode, Device, Layout, OutputType
+from pipeline.online.graph import GraphConfig, build_graph
 from pipeline.online.shard_reader import ShardReader
 
-ENCODINGS = ("raw", "jpeg", "original")
 _VERSIONS = ("GetCudaVersion", "GetCufftVersion", "GetNppVersion", "GetNvimgcodecVersion", "GetNvjpegVersion")
 _LARGEST_DECODING_ERROR = 12  # grey levels, for blocks of equal grey at quality 95
 _DIVISOR_3 = np.array([58.4, 57.1, 57.4], np.float32)
@@ -93,7 +95,7 @@ def check_parity(trial: Trial) -> None:
     A dry run compares DALI's operator with the kernel that the CPU's graph uses instead.
     """
     wrong: list[str] = []
-    for encoding, form in itertools.product(ENCODINGS, _FORMS[:1] if trial.is_dry else _FORMS):
+    for encoding, form in itertools.product(ENCODINGS, _FORMS):
         if not trial.has_time(_SECONDS_OF_A_FORM):
             trial.note("not reached", f"{encoding} {form}, and what follows")
             break
@@ -142,18 +144,17 @@ def _compare(trial: Trial, encoding: str, form: _Form) -> Iterator[str]:
 def _draw(dataset: Dataset, num_samples: int) -> tuple[tuple[Any, ...], np.ndarray]:
     """Return the graph's input and a mean image."""
     generator, size = np.random.default_rng(0), dataset.stored_size
-    reader, free = ShardReader(dataset, "train"), size - _crop_size(size)
-    fed = (
-        [reader.read(sample_id) for sample_id in range(num_samples)],
-        *(np.float32(generator.integers(0, free + 1, num_samples)) / np.float32(free) for _ in range(2)),
-        np.arange(num_samples, dtype=np.int32) % 2,
-        generator.normal(120, 9, (num_samples, 3)).astype(np.float32),
-    )
+    reader, num_offsets = ShardReader(dataset, "train"), size - _crop_size(size) + 1
+    placement_N3 = generator.integers(0, [num_offsets, num_offsets, 2], (num_samples, 3), dtype=np.int32)
+    mean_N3 = generator.normal(120, 9, (num_samples, 3)).astype(np.float32)
+    parameters = AugmentationParameters(placement_N3, mean_N3)
+    fed = [reader.read(sample_id) for sample_id in range(num_samples)], *parameters.values()
     return fed, generator.uniform(90, 140, (size, size, 3)).astype(np.float32)
 
 
 def _run(fed: tuple[Any, ...], config: GraphConfig) -> torch.Tensor:
-    (output,) = build_graph(lambda: fed, config).run()
+    pipeline = build_graph(lambda: fed, config)
+    (output,) = pipeline.run()
     return torch.from_dlpack(output.as_tensor()).float().cpu()
 
 

@@ -16,9 +16,9 @@ from nvidia.dali import fn
 from benchmarks.gpu.timing import seconds_per_step, synchronize
 from benchmarks.gpu.trial import Failed, Trial
 from pipeline import bench
-from pipeline.loader import LoaderConfig, TrainLoader
+from pipeline.loader import TrainLoader
 from pipeline.online import graph
-from pipeline.online.graph import Device
+from pipeline.online.batch import Device, LoaderConfig
 from pipeline.online.shard_reader import ShardReader
 
 _MIXED, _FROM_CPU = {"decode": "mixed"}, {"decode": "cpu"}
@@ -49,6 +49,7 @@ _OF_A_DRY_RUN = (
     "raw through pinned memory, 256",
     "original decoded by the CPU, 256",
 )
+_NUM_BEFORE_PEERS = 8  # cases that are worth more than their peers
 _SECONDS_OF_A_CASE = 14
 _NUM_PEER_PICTURES = 1024
 _ENGINES = ["nvidia-smi", "--query-gpu=utilization.jpeg,utilization.gpu", "--format=csv,noheader"]
@@ -58,15 +59,15 @@ _NUM_PRODUCTS = 6  # matrix products queued before the use of a batch: some mill
 
 def check_loader(trial: Trial) -> None:
     """Note images/s of the loader, by decoder and flags, of its stages on the CPU, and of torchvision's decoder."""
-    cases: dict[str, Callable[[], Any]] = {
+    names = _OF_A_DRY_RUN if trial.is_dry else tuple(_CASES)
+    cases: dict[str, Callable[[], Any]] = {name: functools.partial(_loader_pace, trial, name) for name in names}
+    peers: dict[str, Callable[[], Any]] = {
         f"{encoding}: images/s of each stage on the CPU": functools.partial(_stages, trial, encoding)
         for encoding in ("jpeg", "raw")
     }
     if not trial.is_dry:
-        cases["torchvision's decode_jpeg on the GPU"] = functools.partial(_torchvision_pace, trial)
-    names = _OF_A_DRY_RUN if trial.is_dry else tuple(_CASES)
-    trial.note_cases({name: functools.partial(_loader_pace, trial, name) for name in names}, _SECONDS_OF_A_CASE)
-    trial.note_cases(cases, _SECONDS_OF_A_CASE)
+        peers["torchvision's decode_jpeg on the GPU"] = functools.partial(_torchvision_pace, trial)
+    trial.note_cases(dict([*cases.items()][:_NUM_BEFORE_PEERS]) | peers | cases, _SECONDS_OF_A_CASE)
 
 
 def _loader_pace(trial: Trial, name: str) -> dict[str, Any]:

@@ -117,6 +117,7 @@ def _pace(trial: Trial, name: str, tries_kernels: bool = False) -> dict[str, flo
     case = _case(trial, name)
     torch.backends.cudnn.benchmark = tries_kernels
     if not trial.is_dry:
+        torch.cuda.init()  # else there are no statistics yet
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     seconds = seconds_per_step(training_step(case), 0.6 * trial.seconds)
