@@ -151,7 +151,7 @@ def check_soak(trial: Trial) -> None:
     trial.note("largest difference of a weighted sum", max(apart))
     wrong = [number for number, difference in enumerate(apart) if not difference < _SOAK_TOLERANCE]
     if wrong:
-        raise Failed(f"{len(wrong)} batches are not the CPU's, the first is batch {wrong[0]}")
+        raise Failed(f"{len(wrong)} of {len(apart)} batches not equal to the CPU's, beginning with batch {wrong[0]}")
 
 
 def _weighted_sums(trial: Trial, device: Device, num_products: int) -> list[torch.Tensor]:

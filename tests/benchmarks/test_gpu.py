@@ -1,6 +1,7 @@
 """The checks for a GPU: their dry run, and that none of them affects the others."""
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -12,8 +13,9 @@ import time
 import odd_checks
 import psutil
 import pytest
+import torch
 
-from benchmarks.gpu import datasets
+from benchmarks.gpu import datasets, decoding, layers, loaders
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.checks import CHECKS
 from benchmarks.gpu.trial import Failed, Trial
@@ -196,3 +198,44 @@ def test_a_case_without_time_is_noted(tmp_path):
     dry = _trial(tmp_path, is_dry=True)
     dry.note_cases({"slow": lambda: 1}, 1000)
     assert dry.figures == {"slow": 1}
+
+
+@pytest.fixture
+def data(tmp_path, jpeg_dataset, raw_dataset, original_dataset):
+    """A folder with small datasets."""
+    for dataset in (jpeg_dataset, raw_dataset, original_dataset):
+        (tmp_path / dataset.encoding).symlink_to(dataset.path)
+    return tmp_path
+
+
+def test_parity_names_each_graph_whose_pictures_differ(data, monkeypatch):
+    trial, run = _trial(data, is_dry=True), decoding._run
+    decoding.check_parity(trial)
+    assert len(trial.figures) == len(datasets.ENCODINGS) * len(decoding._FORMS)
+    levels = 2 / decoding._DIVISOR_3.mean()
+    monkeypatch.setattr(decoding, "_run", lambda *fed: run(*fed) + levels * (fed[-1].normalizer == "operator"))
+    with pytest.raises(Failed) as failed:
+        decoding.check_parity(trial)
+    assert all(f"{name}: " in str(failed.value) for name in trial.figures)
+    assert all(figures["max"] == pytest.approx(2, rel=0.01) for figures in trial.figures.values())
+
+
+def test_soak_names_the_first_batch_that_differs(data, monkeypatch):
+    trial, weighted_sums = _trial(data, is_dry=True), loaders._weighted_sums
+    loaders.check_soak(trial)
+
+    def with_a_wrong_batch(*arguments, num_products):
+        sums = weighted_sums(*arguments, num_products=num_products)
+        sums[2] += num_products
+        return sums
+
+    monkeypatch.setattr(loaders, "_weighted_sums", with_a_wrong_batch)
+    with pytest.raises(Failed, match="1 of 4 batches not equal to the CPU's, beginning with batch 2"):
+        loaders.check_soak(trial)
+
+
+def test_dropout_counts_the_units_that_differ(tmp_path, monkeypatch):
+    masks = itertools.cycle([torch.ones(5, 4097), torch.ones(5, 4097).index_fill(1, torch.tensor([3]), 0)])
+    monkeypatch.setattr(layers, "keep_mask", lambda *_, **options: next(masks))
+    with pytest.raises(Failed, match="the masks of 5 units differ from the CPU's"):
+        layers.check_dropout(_trial(tmp_path, is_dry=True, seconds=0.0))
