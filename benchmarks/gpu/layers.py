@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from benchmarks.gpu.timing import gpu_milliseconds, seconds_per_step, synchronize
 from benchmarks.gpu.trial import Failed, Trial
 from model.dropout import CountedDropout, keep_mask
-from model.lrn import CONVENTIONS, LocalResponseNorm
+from model.lrn import LocalResponseNorm
+from model.lrn_conventions import CONVENTIONS
 
 _CONVENTION = "printed"
 _TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 8e-3}  # relative error of a tensor; bfloat16 has 8 bits
