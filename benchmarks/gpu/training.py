@@ -22,7 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks.gpu.trial import Failed, Trial
 from cluster.run.run_folder import RunFolder
-from cluster.run.run_log import Steps, only, read_metrics
+from cluster.run.run_log import METRICS_JSONL, Steps, only, read_metrics
 from cluster.worker.evaluation import Crops, Evaluation, evaluate
 from cluster.worker.training import Trainer
 from cluster.worker.world import World
@@ -90,7 +90,7 @@ def _run_job(
     command = [sys.executable, "jobs/train.py", "--launcher", "alone", "--data", str(trial.data / encoding)]
     command += ["--run", str(run / "run"), "--recipe", recipe, "--global-batch-size", str(batch_size)]
     process = subprocess.Popen([*command, *endless, *options], cwd=CHECKOUT, env=os.environ | environment)
-    log, ending = run / "run" / "metrics.jsonl", time.monotonic() + _SECONDS_OF_A_JOB
+    log, ending = run / "run" / METRICS_JSONL, time.monotonic() + _SECONDS_OF_A_JOB
     while process.poll() is None and (not _lines(log) if trial.is_dry else time.monotonic() < ending):
         time.sleep(0.2)
     if process.poll() is not None:

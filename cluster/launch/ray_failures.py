@@ -7,8 +7,8 @@ import ray.train
 
 from cluster.launch.supervisor import WorkersLost
 from cluster.worker.torch_quirks import is_lost_peer, is_wrong_network, last_line, unreachable_workers
-from pipeline.command import InputError
-from pipeline.system.os_errors import as_input_error, described, way_out
+from pipeline.command import UserError
+from pipeline.system.os_errors import as_user_error, described, way_out
 from pipeline.system.ray_quirks import health_check_cause, is_startup_timeout
 
 
@@ -23,21 +23,21 @@ def explained(
         next_time: Effect of running the same command again.
 
     Returns:
-        An InputError where a worker refused its input or met an error that lasts; WorkersLost where processes were lost
+        A UserError where a worker refused its input or met an error that lasts; WorkersLost where processes were lost
         or an error may pass; the error itself where the code is wrong.
     """
     if _is_of_system(error):  # met by the driver: those of workers come in an error of Ray Train
-        return as_input_error(error, next_time=next_time) if way_out(error) else WorkersLost(described(error))
+        return as_user_error(error, next_time=next_time) if way_out(error) else WorkersLost(described(error))
     failures = list(error.worker_failures.values()) if isinstance(error, ray.train.WorkerGroupError) else [error]
     if isinstance(error, ray.train.ControllerError):
         failures = [error.controller_failure]
     for failure in failures:
-        if isinstance(failure, InputError):
+        if isinstance(failure, UserError):
             return failure
         if _is_of_system(failure) and way_out(failure):
-            return as_input_error(failure, "a worker met: ", next_time)
+            return as_user_error(failure, "a worker met: ", next_time)
         if is_wrong_network(failure):
-            return InputError(unreachable_workers(failure))
+            return UserError(unreachable_workers(failure))
     if not all(_is_of_ray(failure) or _is_of_system(failure) or is_lost_peer(failure) for failure in failures):
         return error
     if fatal_signal is not None:

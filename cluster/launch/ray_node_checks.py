@@ -17,7 +17,7 @@ from cluster.launch.placement import NoPlacement, Place, Placement
 from cluster.launch.ray_nodes import answering_nodes, nodes_with_room, ray_nodes
 from cluster.worker.emulation import Emulation
 from pipeline.command import InputError
-from pipeline.system.os_errors import as_input_error
+from pipeline.system.os_errors import as_user_error
 
 _ANSWER_SECONDS = 60.0
 _AGAIN_SECONDS = 60.0  # until a node that was not fit, or did not answer, is asked once more: it may have been mended
@@ -195,7 +195,7 @@ class FitNodes:
         except InputError as error:  # the driver can't write to its own folders
             raise NoPlacement(str(error)) from error
         except OSError as error:  # nor look at them
-            raise NoPlacement(str(as_input_error(error, next_time="tries again"))) from error
+            raise NoPlacement(str(as_user_error(error, next_time="tries again"))) from error
         self._warn(self._inquiries.job_findings)
         self._take(answers)
 

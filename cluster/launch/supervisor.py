@@ -16,8 +16,8 @@ from typing import Protocol, TypeVar
 from cluster.launch.placement import NoPlacement, Place, Placement
 from cluster.run.run_folder import RunFolder
 from cluster.run.run_log import Finished, Launched, Line, Lost, Resizing, RunLog, Stopping
-from pipeline.command import InputError, Terminated
-from pipeline.system.os_errors import as_input_error, described, way_out
+from pipeline.command import Terminated, UserError
+from pipeline.system.os_errors import as_user_error, described, way_out
 
 MAX_RESTARTS = 3  # in a row without a new checkpoint
 _POLL_SECONDS = 1.0
@@ -30,7 +30,7 @@ _INSIST_SECONDS = 300.0  # that the run folder may be out of reach
 Result = TypeVar("Result")
 
 
-class WorkersLost(InputError):
+class WorkersLost(UserError):
     """Processes of a launch are gone, and nothing else is wrong."""
 
 
@@ -76,7 +76,7 @@ def supervise(run: RunFolder, log: RunLog, cluster: Cluster, place: Place, most_
         most_workers: Largest number that it places; a launch of that size is not watched for more.
 
     Raises:
-        InputError: A worker refused its input, the cluster can't hold the workers, or some were lost again and again.
+        UserError: A worker refused its input, the cluster can't hold the workers, or some were lost again and again.
         KeyboardInterrupt, Terminated: The run was stopped before its end, if time allowed at a checkpoint.
     """
     num_failures, placement = 0, cluster.place(place, _ANSWER_SECONDS)
@@ -90,7 +90,7 @@ def supervise(run: RunFolder, log: RunLog, cluster: Cluster, place: Place, most_
             _note(log, Lost(cause=str(lost), step=step))
             num_failures = 1 if step > before else num_failures + 1
             if num_failures > MAX_RESTARTS:
-                raise InputError(
+                raise UserError(
                     f"{lost}; {num_failures} launches in a row ended so before a new checkpoint: see Ray's logs, "
                     "or write checkpoints more often (--checkpoint-interval)"
                 ) from lost
@@ -218,7 +218,7 @@ def _note(log: RunLog, line: Line) -> None:
         log.write(line)
     except OSError as error:
         if way_out(error):
-            raise as_input_error(error) from error
+            raise as_user_error(error) from error
         _say(f"launches.jsonl lacks `{line.kind}`: {described(error)}")
 
 
@@ -226,7 +226,7 @@ def _insist(call: Callable[[], Result]) -> Result:
     """Call until it succeeds: a shared file system may be out of reach for a while, and the workers live on meanwhile.
 
     Raises:
-        InputError: It met an error of the operating system that lasts.
+        UserError: It met an error of the operating system that lasts.
     """
     deadline, said = time.monotonic() + _INSIST_SECONDS, False
     while True:
@@ -234,7 +234,7 @@ def _insist(call: Callable[[], Result]) -> Result:
             return call()
         except OSError as error:
             if way_out(error) or time.monotonic() > deadline:
-                raise as_input_error(error) from error
+                raise as_user_error(error) from error
             if not said:
                 _say(f"{described(error)}; trying again for up to {_INSIST_SECONDS:.0f} s")
                 said = True

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from cluster.launch.supervisor import WorkersLost
 from cluster.worker.torch_quirks import SHARES_STORE, is_lost_peer, unreachable_workers
 from cluster.worker.world import World, process_group_backend
-from pipeline.command import InputError, Terminated
-from pipeline.system.os_errors import as_input_error
+from pipeline.command import InputError, Terminated, UserError
+from pipeline.system.os_errors import as_user_error
 
 
 def is_under_torchrun() -> bool:
@@ -35,7 +35,7 @@ def local_world(launcher: Literal["torch", "alone"]) -> Iterator[tuple[World, "S
         The worker's place, and the signals that come while the block runs: they ask the workers to stop.
 
     Raises:
-        InputError: torchrun did not start this process as it should, or it met an error of the operating system.
+        UserError: torchrun did not start this process as it should, or it met an error of the operating system.
         WorkersLost: Another process is gone.
     """
     try:
@@ -44,7 +44,7 @@ def local_world(launcher: Literal["torch", "alone"]) -> Iterator[tuple[World, "S
     except BrokenPipeError:  # nobody reads what is written to standard output
         raise
     except OSError as error:
-        raise as_input_error(error) from error
+        raise as_user_error(error) from error
 
 
 @contextlib.contextmanager
@@ -62,7 +62,7 @@ def _entered(launcher: Literal["torch", "alone"]) -> Iterator[tuple[World, "Sign
     try:
         dist.init_process_group(process_group_backend(device.type))  # torchrun's environment says where
     except (RuntimeError, ValueError) as error:
-        raise InputError(unreachable_workers(error)) from error
+        raise UserError(unreachable_workers(error)) from error
     try:
         with _signals_noted() as signals:
             yield World(dist.get_rank(), dist.get_world_size(), device, signals.have_come), signals

@@ -7,7 +7,7 @@ connection reset, a file that is invisible for a moment), so the operation is tr
 import errno
 import os
 
-from pipeline.command import InputError
+from pipeline.command import UserError
 
 _PERMISSION = "give the user who runs it permission to read and write there"
 _LOCKS = "mount its file system with file locks, or choose another folder"
@@ -64,9 +64,7 @@ def described(error: OSError) -> str:
     return f"{error.strerror or os.strerror(error.errno)}{f': {error.filename}' * bool(error.filename)}"
 
 
-def as_input_error(
-    error: OSError, where: str = "", next_time: str = "goes on from the latest checkpoint"
-) -> InputError:
+def as_user_error(error: OSError, where: str = "", next_time: str = "goes on from the latest checkpoint") -> UserError:
     """Return an error as one line for a person.
 
     Args:
@@ -75,4 +73,4 @@ def as_input_error(
         next_time: What the same command will do when run again.
     """
     next_step = f"{way_out(error)}, and the" if way_out(error) else "the"
-    return InputError(f"{where}{described(error)}; {next_step} same command {next_time}")
+    return UserError(f"{where}{described(error)}; {next_step} same command {next_time}")

@@ -17,7 +17,7 @@ from cluster.launch.placement import Placement
 from cluster.launch.ray_failures import explained
 from cluster.launch.ray_launch import RayCluster, _trainer
 from cluster.launch.supervisor import WorkersLost
-from pipeline.command import InputError
+from pipeline.command import UserError
 
 GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234. Why"
 BUG = RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)")
@@ -59,7 +59,7 @@ def test_a_wrong_interface_ends_a_run_at_once_and_is_named(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "no0")
     text = "\x1b[36mray::execute()\x1b[39m (pid=1)\n  File x\nRuntimeError: [enforce fail at a.cc:84] ifa != nullptr. "
     refused = explained(_worker_failed(RuntimeError(f"{text}Unable to find address for: no0")))
-    assert isinstance(refused, InputError) and not isinstance(refused, WorkersLost)
+    assert isinstance(refused, UserError) and not isinstance(refused, WorkersLost)
     assert "(ifa != nullptr. Unable to find address for: no0); GLOO_SOCKET_IFNAME=no0 say how" in str(refused)
 
 
@@ -80,10 +80,10 @@ def test_a_cluster_without_room_is_told():
 
 @pytest.mark.parametrize("beside", [RuntimeError(GLOO), DIED])
 def test_errors_of_ours_win_over_what_they_bring_about(beside):
-    refused = InputError("the loss became NaN or infinite")
+    refused = UserError("the loss became NaN or infinite")
     assert explained(WorkerGroupError("..", {0: beside, 1: refused})) is refused
     full = explained(WorkerGroupError("..", {0: OSError(28, "No space left on device", "RUN/ledger"), 1: beside}))
-    assert isinstance(full, InputError) and not isinstance(full, WorkersLost)
+    assert isinstance(full, UserError) and not isinstance(full, WorkersLost)
     assert "No space left on device: RUN/ledger; free some" in str(full)
     bug = WorkerGroupError("..", {0: beside, 1: BUG})
     assert explained(bug) is bug
@@ -114,7 +114,7 @@ def _worker_failed(*failures: Exception) -> WorkerGroupError:
 )
 def test_an_error_of_the_system_that_lasts_ends_the_run_with_the_way_out(code, way_out):
     told = explained(_worker_failed(OSError(code, os.strerror(code), "RUN/x"), DIED), "SIGABRT")
-    assert isinstance(told, InputError) and not isinstance(told, WorkersLost)
+    assert isinstance(told, UserError) and not isinstance(told, WorkersLost)
     assert f"a worker met: {os.strerror(code)}: RUN/x; " in str(told) and way_out in str(told)
     assert str(told).endswith("the same command goes on from the latest checkpoint")
 
@@ -142,7 +142,7 @@ def test_an_error_of_the_system_that_may_pass_is_a_loss(error):
 
 def test_an_error_that_the_driver_met_is_not_laid_to_a_worker():
     full = explained(OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), next_time="tries again")
-    assert type(full) is InputError
+    assert type(full) is UserError
     assert str(full) == "No space left on device: /tmp/x; free some space there, and the same command tries again"
     passing = explained(OSError(errno.EIO, "Input/output error", "/tmp/x"))
     assert type(passing) is WorkersLost and str(passing) == "Input/output error: /tmp/x"
@@ -157,9 +157,9 @@ def test_an_evaluation_does_not_promise_to_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(ray_launch, "remove_placement_groups", lambda: None)
     monkeypatch.setattr(TorchTrainer, "fit", fit)
     cluster = RayCluster(lambda world: None, "run", tmp_path, fit_nodes=None)
-    with pytest.raises(InputError, match=r"a worker met: No space .* the same command tries again$"):
+    with pytest.raises(UserError, match=r"a worker met: No space .* the same command tries again$"):
         cluster.run(Placement(1, 1.0, 0))
-    with pytest.raises(InputError, match=r"a worker met: No space .* goes on from the latest checkpoint$"):
+    with pytest.raises(UserError, match=r"a worker met: No space .* goes on from the latest checkpoint$"):
         cluster.start(Placement(1, 1.0, 0)).wait()
 
 

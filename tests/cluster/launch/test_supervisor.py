@@ -13,7 +13,7 @@ from cluster.launch.placement import WorkerRange, place_workers
 from cluster.launch.supervisor import MAX_RESTARTS, WorkersLost, supervise
 from cluster.run.run_folder import RunFolder
 from cluster.run.run_log import Lost, RunLog
-from pipeline.command import InputError, Terminated
+from pipeline.command import Terminated, UserError
 
 
 @pytest.fixture
@@ -143,14 +143,14 @@ def test_a_run_of_a_fixed_number_waits_for_a_replacement(run, monkeypatch):
 def test_waiting_for_nodes_ends(run, monkeypatch):
     monkeypatch.setattr(supervisor, "_PATIENCE_SECONDS", 0.01)
     cluster = FakeCluster(run, [[reaches(4), loses_a_node]])
-    with pytest.raises(InputError, match="can't hold 2 workers"):
+    with pytest.raises(UserError, match="can't hold 2 workers"):
         supervised(run, cluster, workers="2")
 
 
 def test_nodes_are_waited_for_only_where_others_may_come(run, monkeypatch):
     def refuses(place, wait_seconds):
         cluster.num_looks += 1
-        raise InputError("no nodes would do")
+        raise UserError("no nodes would do")
 
     def loses_for_good(_):
         cluster.place = refuses
@@ -158,14 +158,14 @@ def test_nodes_are_waited_for_only_where_others_may_come(run, monkeypatch):
 
     monkeypatch.setattr(supervisor, "_PATIENCE_SECONDS", 0.01)
     cluster = FakeCluster(run, [[reaches(4), loses_for_good]])
-    with pytest.raises(InputError, match="no nodes would do"):
+    with pytest.raises(UserError, match="no nodes would do"):
         supervised(run, cluster)
     assert cluster.num_looks == 2
 
 
 def test_losses_without_a_checkpoint_between_end_the_run(run):
     cluster = FakeCluster(run, [[goes_on, loses_a_worker]] * 10)
-    with pytest.raises(InputError, match=r"4 launches in a row .*--checkpoint-interval"):
+    with pytest.raises(UserError, match=r"4 launches in a row .*--checkpoint-interval"):
         supervised(run, cluster)
     assert len(cluster.launches) == MAX_RESTARTS + 1
 
@@ -177,10 +177,10 @@ def test_losses_with_progress_are_retried_for_ever(run):
 
 def test_an_exception_of_ours_ends_the_run_at_once(run):
     def refuses(cluster):
-        raise InputError("the loss became NaN or infinite")
+        raise UserError("the loss became NaN or infinite")
 
     cluster = FakeCluster(run, [[goes_on, refuses]])
-    with pytest.raises(InputError, match="NaN or infinite"):
+    with pytest.raises(UserError, match="NaN or infinite"):
         supervised(run, cluster)
     assert cluster.launches == [2]
 
@@ -206,7 +206,7 @@ def test_a_run_that_has_not_begun_is_stopped_at_once(run):
 
 
 def test_too_few_fit_nodes_at_first_end_the_run(run):
-    with pytest.raises(InputError, match="can't hold 2 workers"):
+    with pytest.raises(UserError, match="can't hold 2 workers"):
         supervised(run, FakeCluster(run, [], num_nodes=1), workers="2")
 
 
@@ -245,7 +245,7 @@ def test_an_error_of_the_run_folder_that_lasts_ends_the_run_with_the_way_out(run
         broken_disk.append(OSError(errno.EACCES, "Permission denied", "RUN"))
         return finishes(cluster)
 
-    with pytest.raises(InputError, match=r"^Permission denied: RUN; give the user .+ the same command goes on from"):
+    with pytest.raises(UserError, match=r"^Permission denied: RUN; give the user .+ the same command goes on from"):
         supervised(run, FakeCluster(run, [[goes_on, finishes_unseen]]))
 
 
@@ -292,6 +292,6 @@ def test_a_result_that_is_seen_late_is_waited_for(run):
 
 def test_a_run_has_one_supervisor(run):
     log = RunLog(run.launches_path)
-    with pytest.raises(InputError, match="is being trained by another job"):
+    with pytest.raises(UserError, match="is being trained by another job"):
         supervised(run, FakeCluster(run, []))
     log.close()

@@ -18,7 +18,7 @@ from cluster.launch import torch_launch
 from cluster.launch.torch_launch import local_world
 from cluster.run.run_folder import RunFolder
 from jobs import train
-from pipeline.command import InputError
+from pipeline.command import UserError
 from pipeline.paths import CHECKOUT
 
 TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2", "--"]
@@ -57,9 +57,9 @@ def _start(command: list[str]) -> subprocess.Popen:
 
 
 def test_workers_are_counted_by_whoever_starts_them(raw_dataset, tmp_path):
-    with pytest.raises(InputError, match="--workers and --cpus-per-worker are for Ray, not for --launcher alone"):
+    with pytest.raises(UserError, match="--workers and --cpus-per-worker are for Ray, not for --launcher alone"):
         train.main([*_options(raw_dataset, tmp_path / "run"), "--launcher", "alone", "--workers", "2"])
-    with pytest.raises(InputError, match="--launcher torch is for a process of torchrun"):
+    with pytest.raises(UserError, match="--launcher torch is for a process of torchrun"):
         train.main([*_options(raw_dataset, tmp_path / "run"), "--launcher", "torch"])
     assert not (tmp_path / "run").exists()
 
@@ -136,7 +136,7 @@ def test_torchrun_starts_a_killed_worker_again_from_the_latest_checkpoint(raw_da
     ],
 )
 def test_an_error_of_the_system_ends_a_run_alone_with_the_way_out(code, said):
-    with pytest.raises(InputError) as refused, local_world("alone"):
+    with pytest.raises(UserError) as refused, local_world("alone"):
         raise OSError(code, os.strerror(code), "RUN/x")
     assert str(refused.value).startswith(said)
 
@@ -151,7 +151,7 @@ def test_a_process_that_only_looks_like_one_of_torchrun_is_refused(raw_dataset, 
         monkeypatch.delenv(name)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "left over")
     with pytest.raises(
-        InputError, match="TORCHELASTIC_RUN_ID is set, but not TORCHELASTIC_MAX_RESTARTS, as by torchrun"
+        UserError, match="TORCHELASTIC_RUN_ID is set, but not TORCHELASTIC_MAX_RESTARTS, as by torchrun"
     ):
         train.main(_options(raw_dataset, tmp_path / "run"))
 
@@ -177,7 +177,7 @@ def test_workers_that_never_meet_are_told_with_what_says_how(monkeypatch, variab
     monkeypatch.setenv(variable, "no0")
     monkeypatch.setattr(torch_launch, "_check_torchrun", lambda: None)
     monkeypatch.setattr(torch.distributed, "init_process_group", fails)
-    with pytest.raises(InputError) as caught, local_world("torch"):
+    with pytest.raises(UserError) as caught, local_world("torch"):
         pass
     told = str(caught.value)
     assert told.startswith("the workers can't reach each other (") and f"{cause}); {variable}=no0 say how: " in told

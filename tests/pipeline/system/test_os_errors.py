@@ -15,7 +15,7 @@ from cluster.worker.checkpoint_writer import CheckpointWriter
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.online.shard_reader import ShardReader
-from pipeline.system.os_errors import as_input_error, described
+from pipeline.system.os_errors import as_user_error, described
 
 
 def _read_a_document(dataset: Dataset, folder: Path) -> None:
@@ -87,7 +87,7 @@ def test_an_error_is_told_with_its_file_and_what_helps():
     full = OSError(errno.ENOSPC, "No space left on device", "RUN")
     assert described(full) == "No space left on device: RUN"
     assert described(TimeoutError()) == "TimeoutError" and described(TimeoutError("timed out")) == "timed out"
-    assert str(as_input_error(full, "a worker met: ")) == (
+    assert str(as_user_error(full, "a worker met: ")) == (
         "a worker met: No space left on device: RUN; free some space there, and the same command goes on from the "
         "latest checkpoint"
     )
