@@ -1,4 +1,4 @@
-"""A dataset folder, opened for reading."""
+"""A dataset, opened for reading."""
 
 import hashlib
 import io
@@ -23,38 +23,41 @@ from pipeline.format.manifest import (
     MEAN_IMAGE_NPY,
     manifest_path,
 )
+from pipeline.format.store import Store, StoredFile, store_at
 from pipeline.paths import lies_inside
 from pipeline.system.os_errors import is_out_of_reach, mending
 
 
 class Dataset:
-    """A dataset folder written by `python -m pipeline.shard`.
+    """A dataset written by `python -m pipeline.shard`.
 
     Attributes:
-        path: The folder, absolute.
+        store: The store that holds its files.
         document: The parsed `dataset.json`.
-        sha256: Of `dataset.json`, which holds the hashes of all other files: the dataset's identity.
+        sha256: SHA-256 of `dataset.json`, which holds the hashes of all other files: the dataset's identity.
+        files: The files that `dataset.json` lists, by name.
     """
 
-    def __init__(self, path: Path, document: dict[str, Any], sha256: str) -> None:
+    def __init__(self, store: Store, document: dict[str, Any], sha256: str, files: dict[str, StoredFile]) -> None:
         """Take what `open` has read."""
-        self.path, self.document, self.sha256 = path, document, sha256
+        self.store, self.document, self.sha256, self.files = store, document, sha256, files
 
     @classmethod
-    def open(cls, path: str | Path) -> "Dataset":
-        """Open a dataset folder.
+    def open(cls, location: str | Path | Store) -> "Dataset":
+        """Open a dataset.
+
+        Args:
+            location: Path of the dataset's folder, or the store that holds its files.
 
         Raises:
-            InputError: There is no finished dataset of this format at `path`, or it names files outside of its folder.
+            InputError: There is no finished dataset of this format, or it names files outside of its folder.
         """
-        folder = Path(path).absolute()
-        if not folder.is_dir():
-            raise InputError(
-                f"{path} does not exist or is not a folder; write a dataset with `python -m pipeline.shard`"
-            )
+        store = location if isinstance(location, Store) else store_at(Path(location))
+        described = store.path / DATASET_JSON
         try:
-            content = (folder / DATASET_JSON).read_bytes()
+            content = store.read_description()
         except FileNotFoundError as error:
+            path = store.path if isinstance(location, Store) else location
             raise InputError(
                 f"{path} has no {DATASET_JSON}: it is not a finished dataset; "
                 f"run `python -m pipeline.shard SOURCE {path}`"
@@ -63,20 +66,26 @@ class Dataset:
             document = json.loads(content)
             known = document["format"] == FORMAT_NAME and document["format_version"] == FORMAT_VERSION
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{folder / DATASET_JSON} can't be read as a dataset's description; shard again"
-            ) from error
+            raise InputError(f"{described} can't be read as a dataset's description; shard again") from error
         if not known:
             raise InputError(
-                f"{folder / DATASET_JSON} is of format {document['format']} {document['format_version']}; "
+                f"{described} is of format {document['format']} {document['format_version']}; "
                 f"this program reads {FORMAT_NAME} {FORMAT_VERSION}"
             )
         try:
-            files = {name: (written["num_bytes"], written["sha256"]) for name, written in document["files"].items()}
-        except (AttributeError, KeyError, TypeError) as error:
-            raise InputError(f"{folder / DATASET_JSON} does not list the dataset's files; shard again") from error
-        cls._check_names(folder / DATASET_JSON, files)
-        return cls(folder, document, hashlib.sha256(content).hexdigest())
+            files = {
+                name: StoredFile(name, int(written["num_bytes"]), written["sha256"])
+                for name, written in document["files"].items()
+            }
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{described} does not list the dataset's files; shard again") from error
+        cls._check_names(described, files)
+        return cls(store, document, hashlib.sha256(content).hexdigest(), files)
+
+    @property
+    def path(self) -> Path:
+        """Location of the dataset, absolute: what messages show, and what opens it again."""
+        return self.store.path
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -144,13 +153,30 @@ class Dataset:
             self._check_names(self.path / manifest_path(split), table["shard"].unique().to_pylist())
         return table
 
-    def num_bytes(self, name: str) -> int:
-        """Return the length that a file of the dataset had when it was written.
+    def listed(self, name: str) -> StoredFile:
+        """Return what `dataset.json` says of a file.
 
         Raises:
             InputError: `dataset.json` does not list it.
         """
-        return int(self._listed(name)["num_bytes"])
+        try:
+            return self.files[name]
+        except KeyError as error:
+            raise InputError(
+                f"{self.path / DATASET_JSON} does not list {name}, which belongs to the dataset; shard again"
+            ) from error
+
+    @cached_property
+    def color_document(self) -> dict[str, Any]:
+        """The parsed `statistics/color.json`: colour statistics of the training split.
+
+        Raises:
+            InputError: They belong to another manifest.
+        """
+        document: dict[str, Any] = json.loads(self._read(COLOR_JSON))
+        if document["manifest_sha256"] != self.listed(manifest_path("train")).sha256:
+            raise InputError(f"{COLOR_JSON} of {self.path} was computed on another manifest; shard again")
+        return document
 
     @cached_property
     def color_basis(self) -> ColorBasis:
@@ -159,10 +185,7 @@ class Dataset:
         Raises:
             InputError: They belong to another manifest.
         """
-        document = json.loads(self._read(COLOR_JSON))
-        if document["manifest_sha256"] != self.document["files"][manifest_path("train")]["sha256"]:
-            raise InputError(f"{COLOR_JSON} of {self.path} was computed on another manifest; shard again")
-        return ColorBasis.from_json(document)
+        return ColorBasis.from_json(self.color_document)
 
     @cached_property
     def mean_image_HWC(self) -> np.ndarray:
@@ -171,7 +194,7 @@ class Dataset:
         Raises:
             InputError: The pictures' sizes differ, so that there is none.
         """
-        if MEAN_IMAGE_NPY not in self.document["files"]:
+        if MEAN_IMAGE_NPY not in self.files:
             raise InputError(
                 f"{self.path} has no mean image: its pictures differ in size; subtract the mean colour, or shard again "
                 f"with --size"
@@ -203,23 +226,16 @@ class Dataset:
 
     def _read(self, name: str) -> bytes:
         """Return a document's content, checked against the hash in `dataset.json`."""
+        file = self.listed(name)
         try:
-            content = (self.path / name).read_bytes()
+            content = self.store.local_path(file).read_bytes()
         except OSError as error:
             if is_out_of_reach(error):
                 raise
             raise InputError(f"{self.path / name} can't be read ({error.strerror}); {mending(error)}") from error
-        if hashlib.sha256(content).hexdigest() != self._listed(name)["sha256"]:
+        if hashlib.sha256(content).hexdigest() != file.sha256:
             raise InputError(f"{self.path / name} was changed since it was written; restore it, or shard again")
         return content
-
-    def _listed(self, name: str) -> dict[str, Any]:
-        try:
-            return dict(self.document["files"][name])
-        except KeyError as error:
-            raise InputError(
-                f"{self.path / DATASET_JSON} does not list {name}, which belongs to the dataset; shard again"
-            ) from error
 
     @staticmethod
     def _check_names(document: Path, names: Iterable[object]) -> None:

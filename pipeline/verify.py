@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ import xxhash
 from pipeline.command import InputError, run_command
 from pipeline.dataset import Dataset
 from pipeline.format.manifest import DATASET_JSON, INVENTORY_JSON, NPY_HEADER_BYTES, manifest_path
+from pipeline.format.store import Store, StoredFile
 from pipeline.offline.ordered_map import ordered_map
 from pipeline.offline.shard_writer import index_line, index_text
 from pipeline.pictures.decode import RejectedPicture, decode_picture
@@ -79,7 +80,7 @@ def verify(dataset: Dataset, num_workers: int) -> Iterator[str]:
     except InputError as error:
         yield str(error)
     yield from _folder_problems(dataset, {name for check in checks for name in (check.shard, check.index)})
-    read = functools.partial(check_shard, folder=dataset.path, member=dataset.member, listed=dataset.document["files"])
+    read = functools.partial(check_shard, store=dataset.store, member=dataset.member, listed=dataset.files)
     with (
         progress_bar(sum(check.rows.num_rows for check in checks), "verifying", "img") as bar,
         ordered_map(read, checks, num_workers) as results,
@@ -89,21 +90,22 @@ def verify(dataset: Dataset, num_workers: int) -> Iterator[str]:
             bar.update(check.rows.num_rows)
 
 
-def check_shard(check: ShardCheck, folder: Path, member: str, listed: dict[str, Any]) -> list[str]:
+def check_shard(check: ShardCheck, store: Store, member: str, listed: dict[str, StoredFile]) -> list[str]:
     """Return the problems of one shard.
 
     Args:
         check: The shard, and what the manifest says of it.
-        folder: Of the dataset.
+        store: The store that holds the dataset's files.
         member: Extension of the pictures' members, `jpg` or `npy`.
-        listed: The files of `dataset.json`.
+        listed: The files of `dataset.json`, by name.
 
     Returns:
-        One line a problem; a shard that can't be read is a problem, not an error.
+        One line per problem; a shard that can't be read is a problem, not an error.
     """
-    path = folder / check.shard
-    problems = [problem for name in (check.shard, check.index) for problem in _file_problems(folder, name, listed)]
-    if not path.is_file():
+    path, problems = _check_file(store, check.shard, listed)
+    index_path, index_problems = _check_file(store, check.index, listed)
+    problems += index_problems
+    if path is None or not path.is_file():
         return problems
     try:
         with tarfile.open(path) as tar:
@@ -130,8 +132,10 @@ def check_shard(check: ShardCheck, folder: Path, member: str, listed: dict[str, 
         if xxhash.xxh3_64_intdigest(data) != row["hash"]:
             problems.append(f"{where}: its bytes have another hash than the manifest's")
         problems += [f"{where}: {problem}" for problem in _picture_problems(data, member, row["width"], row["height"])]
+    if index_path is None:
+        return problems
     try:
-        index = (folder / check.index).read_text()
+        index = index_path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         return [*problems, f"{check.index}: can't be read: {error}"]
     if index != index_text(lines):
@@ -141,27 +145,33 @@ def check_shard(check: ShardCheck, folder: Path, member: str, listed: dict[str, 
 
 def _folder_problems(dataset: Dataset, checked_later: set[str]) -> Iterator[str]:
     """Compare the files that exist with those that are listed; of all but the shards, lengths and hashes too."""
-    listed = dataset.document["files"]
-    found = {str(path.relative_to(dataset.path)) for path in dataset.path.rglob("*") if path.is_file()}
+    listed = set(dataset.files)
     yield from (
         f"{name}: is not listed in {DATASET_JSON}"
-        for name in sorted(found - {DATASET_JSON, INVENTORY_JSON} - set(listed))
+        for name in sorted(dataset.store.names() - {DATASET_JSON, INVENTORY_JSON} - listed)
     )
-    for name in sorted(set(listed) - checked_later):
-        yield from _file_problems(dataset.path, name, listed)
+    for name in sorted(listed - checked_later):
+        yield from _check_file(dataset.store, name, dataset.files)[1]
 
 
-def _file_problems(folder: Path, name: str, listed: dict[str, Any]) -> Iterator[str]:
-    """Compare a file's length and hash with what `dataset.json` says."""
-    path = folder / name
+def _check_file(store: Store, name: str, listed: dict[str, StoredFile]) -> tuple[Path | None, list[str]]:
+    """Return a file's path on this machine, None where it can't have one, and what differs from `dataset.json`."""
     if name not in listed:
-        yield f"{name}: is named by a manifest, but not listed in {DATASET_JSON}"
-    elif not path.is_file():
-        yield f"{name}: is missing"
-    elif path.stat().st_size != listed[name]["num_bytes"]:
-        yield f"{name}: has {path.stat().st_size} bytes, {DATASET_JSON} says {listed[name]['num_bytes']}"
-    elif sha256_file(path) != listed[name]["sha256"]:
-        yield f"{name}: has another SHA-256 than {DATASET_JSON} says"
+        return None, [f"{name}: is named by a manifest, but not listed in {DATASET_JSON}"]
+    written = listed[name]
+    try:
+        path = store.local_path(written)
+    except FileNotFoundError:
+        return None, [f"{name}: is missing"]
+    except (InputError, OSError) as error:
+        return None, [f"{name}: {error}"]
+    if not path.is_file():
+        return path, [f"{name}: is missing"]
+    if (num_bytes := path.stat().st_size) != written.num_bytes:
+        return path, [f"{name}: has {num_bytes} bytes, {DATASET_JSON} says {written.num_bytes}"]
+    if sha256_file(path) != written.sha256:
+        return path, [f"{name}: has another SHA-256 than {DATASET_JSON} says"]
+    return path, []
 
 
 def _manifest_problems(dataset: Dataset, split: str, table: pa.Table) -> Iterator[str]:

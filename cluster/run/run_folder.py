@@ -36,7 +36,6 @@ from cluster.run.stop_request import StopRequest
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.format.color import ColorBasis
-from pipeline.format.manifest import COLOR_JSON
 from pipeline.paths import CHECKOUT
 from pipeline.pictures.encode import EncodingConfig
 from pipeline.system.files import atomic_file, is_temporary, write_json
@@ -125,7 +124,7 @@ class RunFolder:
             "format_version": _FORMAT_VERSION,
             "recipe": config.to_json(),
             "dataset": _describe(dataset),
-            "color": json.loads((dataset.path / COLOR_JSON).read_text()),
+            "color": dataset.color_document,
             "versions": _versions(),
             **_checkout(),
         }

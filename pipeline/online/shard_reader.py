@@ -4,6 +4,7 @@ import functools
 import mmap
 import os
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +34,7 @@ class ShardReader:
 
     def __init__(self, dataset: Dataset, split: str, on_bad_sample: OnBadSample = "error") -> None:
         """Read the manifest's columns; shards are mapped when first used."""
-        self._dataset, self._split, self._folder, self.on_bad_sample = dataset, split, dataset.path, on_bad_sample
+        self._dataset, self._split, self.on_bad_sample = dataset, split, on_bad_sample
         self._raw = dataset.member == "npy"
         columns = ["shard", "offset", "num_bytes", "class_index", "hash", *(["width", "height"] if self._raw else [])]
         table = dataset.manifest(split, columns)
@@ -50,7 +51,7 @@ class ShardReader:
         del table, shards
         pa.default_memory_pool().release_unused()  # else the names of a million shards would stay
         self._maps: dict[int, MappedShard] = {}
-        SHARD_MAPS.join(self._maps, [dataset.num_bytes(name) for name in self._shard_names])
+        SHARD_MAPS.join(self._maps, [dataset.listed(name).num_bytes for name in self._shard_names])
         weakref.finalize(self, SHARD_MAPS.leave, self._maps)
 
     def read(self, sample_id: int) -> np.ndarray:
@@ -68,7 +69,7 @@ class ShardReader:
         data = content[first : first + length]
         if xxhash.xxh3_64_intdigest(data.data) != int(self._hashes[sample_id]):
             raise ChangedSample(
-                f"sample {self._keys[sample_id].as_py()} of {self._folder / self._shard_names[shard]} has changed "
+                f"sample {self._keys[sample_id].as_py()} of {self._path(shard)} has changed "
                 f"since it was written; restore the file, or shard again"
             )
         if SHARD_MAPS.gives_way:
@@ -112,13 +113,17 @@ class ShardReader:
         """Of all samples; read when the first is to be named."""
         return self._dataset.manifest(self._split, ["key"])["key"]
 
+    def _path(self, shard: int) -> Path:
+        """Return the path of a shard in the dataset, as messages show it."""
+        return self._dataset.path / self._shard_names[shard]
+
     def _map(self, shard: int) -> MappedShard:
         if (mapped := self._maps.get(shard)) is not None:
             return mapped
         try:
             return SHARD_MAPS.keep(self._maps, shard, functools.partial(self._open, shard))
         except OSError as error:
-            path = self._folder / self._shard_names[shard]
+            path = self._path(shard)
             if limit := limit_of(error):
                 raise InputError(f"shard {path} can't be mapped: {error.strerror}; {limit}") from error
             if is_out_of_reach(error):
@@ -132,14 +137,14 @@ class ShardReader:
             InputError: It is not as long as it was, and bad samples are not skipped.
             OSError: It can't be read.
         """
-        name, skips = self._shard_names[shard], self.on_bad_sample == "skip-and-count"
-        path, expected = self._folder / name, self._dataset.num_bytes(name)
+        written, skips = self._dataset.listed(self._shard_names[shard]), self.on_bad_sample == "skip-and-count"
         try:
-            with open(path, "rb") as file:
+            with open(self._dataset.store.local_path(written), "rb") as file:
                 found = os.fstat(file.fileno()).st_size
-                if found != expected and not skips:
+                if found != written.num_bytes and not skips:
                     raise InputError(
-                        f"shard {path} has {found} bytes, {expected} when it was written; restore it, or shard again"
+                        f"shard {self._path(shard)} has {found} bytes, {written.num_bytes} when it was written; "
+                        "restore it, or shard again"
                     )
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if found else None
         except FileNotFoundError:
