@@ -2,13 +2,14 @@
 
 import dataclasses
 import itertools
+from types import ModuleType
 
 import numpy as np
 import pytest
-from nvidia.dali import backend, ops
+from nvidia.dali import backend, fn, ops
 from nvidia.dali.pipeline import Pipeline
 
-from pipeline.online import dali_quirks
+from pipeline.online import dali_quirks, graph
 from pipeline.online.graph import GraphConfig, build_graph, define_graph
 
 PER_SAMPLE = {"CropMirrorNormalize": ("crop_pos_x", "crop_pos_y", "mirror", "mean"), "Resize": ("roi_start", "roi_end")}
@@ -42,22 +43,34 @@ FORMS = {
 }
 
 
-def _operators(config: GraphConfig) -> list:
-    """Return every operator that the graph's output depends on."""
-    found: dict[int, object] = {}
+class _Recorder:
+    """Stands for DALI's `fn` while a graph is defined, and notes each operator with the device on which it runs."""
 
-    def walk(node) -> None:
-        instance = node.source
-        if instance is not None and id(instance) not in found:
-            found[id(instance)] = instance
-            for fed in instance.inputs:
-                for one in fed if isinstance(fed, list | tuple) else [fed]:
-                    walk(one)
+    def __init__(self, module, prefix: str, found: list[tuple[str, str]]) -> None:
+        self._module, self._prefix, self._found = module, prefix, found
 
-    for output in define_graph(lambda: None, config)._graph_out:
-        walk(output)
-    # What is fed is no operator with a back end.
-    return [instance._op for instance in found.values() if not isinstance(instance._op, ops.ExternalSource)]
+    def __getattr__(self, name: str):
+        member = getattr(self._module, name)
+        if isinstance(member, ModuleType):
+            return _Recorder(member, f"{self._prefix}{name}__", self._found)
+
+        def call(*inputs, **options):
+            output = member(*inputs, **options)
+            if name != "external_source":  # what is fed is no operator with a back end
+                schema_name = self._prefix + "".join(word.capitalize() for word in name.split("_"))
+                self._found.append((schema_name, options.get("device") or output.device))
+            return output
+
+        return call
+
+
+def _operators(config: GraphConfig) -> list[tuple[str, str]]:
+    """Return name and device of every operator that a graph is defined with."""
+    found: list[tuple[str, str]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "fn", _Recorder(fn, "", found))
+        define_graph(lambda: None, config)
+    return found
 
 
 BACK_ENDS = {"cpu": ("cpu", "cpu"), "gpu": ("gpu", "mixed"), "gpu, decoded by the cpu": ("gpu", "cpu")}
@@ -68,13 +81,13 @@ BACK_ENDS = {"cpu": ("cpu", "cpu"), "gpu": ("gpu", "mixed"), "gpu, decoded by th
 def test_every_operator_exists_for_its_back_end(device, decode, form):
     registry = {"cpu": ops.cpu_ops(), "gpu": ops.gpu_ops(), "mixed": ops.mixed_ops()}
     operators = _operators(dataclasses.replace(BASE, device=device, decode=decode, **form))
-    names = {operator.schema_name for operator in operators}
+    names = {name for name, _ in operators}
     assert "CropMirrorNormalize" in names
     assert ("decoders__Image" in names) == (not form["raw"]) and ("Resize" in names) == form["whole"]
-    for operator in operators:
-        assert operator.schema_name in registry[operator.device], (operator.schema_name, operator.device)
-        for argument in PER_SAMPLE.get(operator.schema_name, ()):
-            assert operator.schema.IsTensorArgument(argument), (operator.schema_name, argument)
+    for name, on in operators:
+        assert name in registry[on], (name, on)
+        for argument in PER_SAMPLE.get(name, ()):
+            assert backend.GetSchema(name).IsTensorArgument(argument), (name, argument)
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
@@ -82,8 +95,8 @@ def test_the_pictures_stay_on_the_gpu_once_they_are_there(form):
     def devices(back_end: str) -> dict[str, set[str]]:
         device, decode = BACK_ENDS[back_end]
         found: dict[str, set[str]] = {}
-        for operator in _operators(dataclasses.replace(BASE, device=device, decode=decode, **form)):
-            found.setdefault(operator.schema_name, set()).add(operator.device)
+        for name, on in _operators(dataclasses.replace(BASE, device=device, decode=decode, **form)):
+            found.setdefault(name, set()).add(on)
         return found
 
     for back_end, (_, decode) in BACK_ENDS.items():
@@ -127,7 +140,7 @@ def test_a_dali_that_takes_no_compiled_functions_makes_the_same_bits(monkeypatch
 
     def image_and_operators():
         (output,) = build_graph(lambda: fed, config).run()
-        return np.array(output.as_tensor()), {operator.schema_name for operator in _operators(config)}
+        return np.array(output.as_tensor()), {name for name, _ in _operators(config)}
 
     by_kernel, operators = image_and_operators()
     assert "CropMirrorNormalize" not in operators  # of this DALI, the kernel is used
