@@ -75,7 +75,6 @@ IMPORT_ALL = """
 import os, pkgutil, sys, cv2, nvidia.dali, ray.train, torch  # what libraries set is theirs
 before = dict(os.environ)
 import pipeline, model, cluster, jobs
-from pipeline.paths import CHECKOUT
 for package in (pipeline, model, cluster, jobs):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         __import__(module.name)
