@@ -29,8 +29,8 @@ class ModelConfig:
         dropout_scaling: When units are scaled for it: in `training` (inverted dropout), or at the `test`, as in the
             paper. The same net but for the scale of the weights behind: see `model.dropout.CountedDropout`.
         activation: `relu`, or `tanh`.
-        normalization: A convention of `model.lrn.CONVENTIONS` in place of the variant's normalisation, or `batch`, or
-            `none`; None: its own.
+        normalization: A name of `model.lrn_conventions.CONVENTIONS`, `batch` or `none`, in place of the variant's
+            normalisation; None: its own.
         batch_norm_group: Consecutive samples that share the statistics of batch normalisation, at least 2; divides the
             global batch.
         overlapping_pooling: Windows of 3 at every second pixel; else of 2.

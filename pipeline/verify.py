@@ -4,6 +4,7 @@ Every file's length and SHA-256; every shard's members, offsets, index, labels a
 last pixel; classes, counts and statistics. Prints one line per problem; the exit status is 1 if there is any.
 """
 
+import contextlib
 import functools
 import itertools
 import os
@@ -157,7 +158,10 @@ def _folder_problems(dataset: Dataset, checked_later: set[str]) -> Iterator[str]
 def _check_file(store: Store, name: str, listed: dict[str, StoredFile]) -> tuple[Path | None, list[str]]:
     """Return a file's path on this machine, None where it can't have one, and what differs from `dataset.json`."""
     if name not in listed:
-        return None, [f"{name}: is named by a manifest, but not listed in {DATASET_JSON}"]
+        problem = f"{name}: is named by a manifest, but not listed in {DATASET_JSON}"
+        with contextlib.suppress(InputError, OSError):  # it may be there all the same
+            return store.local_path(StoredFile(name, num_bytes=0, sha256="")), [problem]
+        return None, [problem]
     written = listed[name]
     try:
         path = store.local_path(written)

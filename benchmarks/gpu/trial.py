@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.command import InputError
+from pipeline.command import UserError
 from pipeline.system.files import write_json
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Trial:
 def describe(error: BaseException) -> str:
     """Return an error as one line: only its message if that is written for people, else with its type."""
     message = " ".join(str(error).split())
-    if not isinstance(error, Failed | InputError):
+    if not isinstance(error, Failed | UserError):
         message = f"{type(error).__name__}: {message[:_MESSAGE_LENGTH]}"
     return message
 

@@ -51,11 +51,14 @@ class Exchange(ABC):
         """End the exchange after a step's last backward pass; by default it has ended with that."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what this rank keeps from step to step beside the weights; every rank's goes into the checkpoint."""
+        """Return what this rank keeps from step to step beside the weights; every rank's goes into the checkpoint.
+
+        Plain containers, numbers and tensors on the CPU: each rank's is sent to all, and checkpoints hold nothing else.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what this rank's `state_dict` returned on as many workers."""
+        """Go on from what this rank's `state_dict` returned on as many workers; called before `wrap`."""
         raise NotImplementedError(f"{type(self).__name__} keeps no state")
 
 

@@ -12,8 +12,8 @@ from ray.exceptions import RayError
 
 from cluster.launch.node_checks import Node, Requirements
 from cluster.launch.node_findings import Finding, messages
-from cluster.launch.node_inquiry import Answer, NodeInquiries
 from cluster.launch.placement import NoPlacement, Place, Placement
+from cluster.launch.ray_node_inquiry import Answer, NodeInquiries
 from cluster.launch.ray_nodes import answering_nodes, nodes_with_room, ray_nodes
 from cluster.worker.emulation import Emulation
 from pipeline.command import InputError

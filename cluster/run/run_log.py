@@ -1,4 +1,4 @@
-"""Typed lines of a run's two logs; no other module reads or writes these files.
+"""Typed lines of a run's two logs; no other module knows how they are written.
 
 `metrics.jsonl` has the run's numbers, written by the first worker. `launches.jsonl` records what happened to the
 workers, written by the process that launches them. To watch a run, read the files: Ray carries no metrics (its reports
@@ -140,7 +140,7 @@ class Resumed(Line):
 
     kind: ClassVar[str] = "resume"
     step: int
-    num_rolled_back: int
+    num_rolled_back: int = 0  # runs of older versions do not say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +255,7 @@ class RunLog:
 def read_metrics(path: Path) -> list[Line]:
     """Return the lines of a `metrics.jsonl` in order; none if the file does not exist.
 
-    Lines that were torn by a kill, or whose kind this version does not know, are skipped.
+    Lines that were torn by a kill, whose kind this version does not know, or that lack a field, are skipped.
     """
     return _read(path, parse_metrics_line)
 

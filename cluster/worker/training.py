@@ -5,6 +5,7 @@ far too. What remains between two world sizes is the order of floating-point sum
 `learner.py`, with the gradients of all workers (`cluster/exchange/`); what it did is noted by `step_log.py`.
 """
 
+import contextlib
 import time
 import warnings
 from pathlib import Path
@@ -92,16 +93,22 @@ class Trainer:
         total_steps = self.progress.total_steps
         self.learner = Learner(config, dataset.num_classes, total_steps, world, exchange, micro_batch_size)
         self._keeps_rank_states = exchange.keeps_state
-        # The first worker alone writes.
-        self._log = RunLog(run.metrics_path, lock_seconds) if world.is_first else None
-        self._ledger = run.ledger if world.is_first else None
-        self._checkpoints = CheckpointWriter(run.checkpoints)
-        self._restore()
-        self._first_step = self.progress.step
-        self.learner.connect()
-        self.loader = self._open_loader()
-        self._stop = StopAgreement(world)
-        self._steps = StepLog(run, dataset, world, self.loader, self._log, self._ledger, total_steps)
+        with contextlib.ExitStack() as resources:
+            # The first worker alone writes.
+            self._log = RunLog(run.metrics_path, lock_seconds) if world.is_first else None
+            if self._log is not None:
+                resources.callback(self._log.close)
+            self._ledger = run.ledger if world.is_first else None
+            self._checkpoints = CheckpointWriter(run.checkpoints)
+            resources.callback(self._checkpoints.close)
+            self._restore()
+            self._first_step = self.progress.step
+            self.learner.connect()
+            self.loader = self._open_loader()
+            resources.callback(self.loader.close)
+            self._stop = StopAgreement(world)
+            self._steps = StepLog(run, dataset, world, self.loader, self._log, self._ledger, total_steps)
+            self._resources = resources.pop_all()
 
     def run(self) -> None:
         """Train to the end, or until the workers are asked to stop; log, evaluate and checkpoint on the way."""
@@ -126,10 +133,7 @@ class Trainer:
 
     def close(self) -> None:
         """Release the loader, the log and what writes checkpoints."""
-        self.loader.close()
-        self._checkpoints.close()
-        if self._log is not None:
-            self._log.close()
+        self._resources.close()
 
     def make_step(self) -> None:
         """Make the next step, and keep what is to be noted of it."""

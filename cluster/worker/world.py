@@ -91,10 +91,6 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def wait_for_all(self) -> None:
-        """Return when every worker has called this."""
-        self.sum(torch.zeros(1))
-
     def first_says(self, answer: bool = False) -> bool:
         """Return the first worker's answer; every worker calls this, and waits for it."""
         return bool(self.sum(torch.tensor([int(answer and self.is_first)])).item())

@@ -1,8 +1,8 @@
 """Where the files of a dataset are. Readers ask a store for a local file by name; the only store today is a folder.
 
-A dataset in another place (an object store, say) needs one more subclass of `Store`, and a line in `store_at` which
-chooses it. Readers check what they read, whichever store it comes from: documents by their hash, shards by their length
-and each sample by its hash.
+A dataset in another place (an object store, say) needs one more subclass of `Store`, a line in `store_at` which chooses
+it, and a look at its files by each node before a run (`cluster/launch/node_checks.py`). Readers check what they read,
+whichever store it comes from: documents by their hash, shards by their length and each sample by its hash.
 """
 
 from abc import ABC, abstractmethod

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -32,7 +32,6 @@ from pipeline.sources.base import Source
 from pipeline.system.files import atomic_file, remove_temporary_files
 
 Executor = Literal["local", "ray"]
-EXECUTORS = get_args(Executor)
 PLAN_JSON = "plan.json"
 RECORD_ENDING = ".npz"
 # A record's manifest also has the picture's size and bytes as they came, for the histograms.
@@ -221,9 +220,8 @@ def run_tasks(
     try:
         write = functools.partial(write_shard, source=source, encoding=encoding, out=out, partial=partial)
         if executor == "ray":
-            from pipeline.offline.ray_executor import (
-                ray_map,  # a second to import, which the local executor need not pay
-            )
+            # Ray takes a second to import, which the local executor need not pay.
+            from pipeline.offline.ray_executor import ray_map
 
             context = ray_map(write, tasks, num_workers)
         else:

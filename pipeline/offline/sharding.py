@@ -21,20 +21,11 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.command import InputError
-from pipeline.format.manifest import (
-    DATASET_JSON,
-    FORMAT_VERSION,
-)
+from pipeline.format.manifest import DATASET_JSON, FORMAT_VERSION
 from pipeline.offline.ordered_map import load_ahead
 from pipeline.offline.publishing import Contents, publish
 from pipeline.offline.shard_plan import ShardingConfig, plan_shards, plan_splits
-from pipeline.offline.shard_task import (
-    PLAN_JSON,
-    RECORD_ENDING,
-    Executor,
-    run_tasks,
-    unfinished_tasks,
-)
+from pipeline.offline.shard_task import PLAN_JSON, RECORD_ENDING, Executor, run_tasks, unfinished_tasks
 from pipeline.progress import progress_bar
 from pipeline.sources.base import Listing, Source
 from pipeline.sources.inventory import Inventory, take_inventory

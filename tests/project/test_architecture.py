@@ -42,7 +42,7 @@ def test_only_the_launcher_loads_ray():
 
 
 def test_what_looks_at_a_node_is_light():
-    assert not {"torch", "nvidia.dali", "pyarrow"} & _loaded("cluster.launch.node_inquiry")
+    assert not {"torch", "nvidia.dali", "pyarrow"} & _loaded("cluster.launch.ray_node_inquiry")
 
 
 HELP = """

@@ -9,7 +9,7 @@ import pytest
 
 ray = pytest.importorskip("ray")
 
-from cluster.launch import node_inquiry, ray_node_checks, ray_nodes
+from cluster.launch import ray_node_checks, ray_node_inquiry, ray_nodes
 from cluster.launch.footprint import training_requirements
 from cluster.launch.node_findings import Finding, judge
 from cluster.launch.placement import NoPlacement, WorkerRange, place_workers
@@ -83,11 +83,11 @@ def cluster(monkeypatch):
 
     def enter(**states):
         fake = FakeRay(**states)
-        for module in (ray_nodes, node_inquiry):
+        for module in (ray_nodes, ray_node_inquiry):
             monkeypatch.setattr(module, "ray", fake)
         there = "NodeAffinitySchedulingStrategy"
-        monkeypatch.setattr(node_inquiry, there, lambda node_id, soft: SimpleNamespace(node_id=node_id))
-        for module in (ray_node_checks, node_inquiry):
+        monkeypatch.setattr(ray_node_inquiry, there, lambda node_id, soft: SimpleNamespace(node_id=node_id))
+        for module in (ray_node_checks, ray_node_inquiry):
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: fake.now))
         monkeypatch.setattr(ray_nodes, "_answers", lambda node: fake.states[node["NodeID"]] != "gone")
         return fake
@@ -216,9 +216,9 @@ def test_a_full_disk_is_no_fault_of_a_node_that_joins_later(cluster, requirement
     fake = cluster(a="fit")
     with FitNodes(requirements, is_local=False) as nodes:
         nodes.place(place("1:2"))
-        usage = node_inquiry.inspect_node
+        usage = ray_node_inquiry.inspect_node
         monkeypatch.setattr(
-            node_inquiry,
+            ray_node_inquiry,
             "inspect_node",
             lambda *arguments: dataclasses.replace(usage(*arguments), free_disk_bytes=10),
         )
@@ -236,7 +236,7 @@ def test_a_further_kind_of_finding_leaves_out_its_node(cluster, requirements, mo
         return judge(report, driver, requirements) + own * ("(b, " in report.node.name)
 
     cluster(a="fit", b="fit")
-    monkeypatch.setattr(node_inquiry, "judge", stricter)
+    monkeypatch.setattr(ray_node_inquiry, "judge", stricter)
     with FitNodes(requirements, is_local=False) as nodes:
         assert nodes.place(place("1:2")).node_ids == ("a",)
 
@@ -260,7 +260,7 @@ def test_a_driver_that_can_not_look_at_its_folders_places_nothing_for_now(cluste
         fake.states["b"] = "fit"
         with monkeypatch.context() as patch:
             stale = OSError(errno.ESTALE, "Stale file handle", "RUN")
-            patch.setattr(node_inquiry, "inspect_node", lambda *arguments: _raise(stale))
+            patch.setattr(ray_node_inquiry, "inspect_node", lambda *arguments: _raise(stale))
             with pytest.raises(NoPlacement, match=r"^Stale file handle: RUN; the same command"):
                 nodes.place(place("1:2"), wait_seconds=0.0)
         assert nodes.place(place("1:2")).node_ids == ("a", "b")

@@ -94,6 +94,11 @@ def test_lines_that_are_torn_or_of_a_later_version_are_passed_over(tmp_path):
     assert read_metrics(tmp_path / "absent") == []
 
 
+def test_a_resume_that_an_older_version_logged_counts(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"kind": "resume", "step": 500}\n')
+    assert read_metrics(tmp_path / "log.jsonl") == [Resumed(step=500, num_rolled_back=0)]
+
+
 def test_lines_of_one_kind_are_picked():
     assert only(Stopped, [Started(step=0, world_size=1), Stopped(step=1), Stopped(step=2)]) == [
         Stopped(step=1),
