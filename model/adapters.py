@@ -1,15 +1,16 @@
-"""What lets networks of other modules stand in AlexNet's place."""
+"""Adapters that let other modules' networks take AlexNet's place."""
 
 from torch import Tensor, nn
 
 
 class ImagesOnly(nn.Module):
-    """A network that takes images alone, called with the samples' positions too.
+    """Wraps a network that takes only images, so that it can be called with the samples' positions too.
 
-    Its own dropout, if any, draws from torch's generator: such a run is not the same on another number of workers.
+    If the network has dropout of its own, that draws from torch's generator, so the run depends on the number of
+    workers.
 
     Args:
-        network: Takes images (B, 3, H, W), returns logits (B, classes).
+        network: Network that takes images (B, 3, H, W) and returns logits (B, classes).
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -17,6 +18,6 @@ class ImagesOnly(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Compute the logits; the positions are not used."""
+        """Compute the logits; the positions are ignored."""
         logits: Tensor = self.network(images)
         return logits

@@ -1,7 +1,7 @@
-"""How weights start, by name; drawn from one seeded generator, so that all ranks build the same net.
+"""Initial weights by name, drawn from one seeded generator, so that all ranks build the same net.
 
-The global generator is neither used nor moved. Biases that start above zero are those of the paper: second, fourth and
-fifth convolution, and the hidden dense layers ("accelerates the early stages of learning by providing the ReLUs with
+The global generator is not used. The biases that start above zero are the paper's: those of the second, fourth and
+fifth convolution and of the hidden dense layers ("accelerates the early stages of learning by providing the ReLUs with
 positive inputs").
 """
 
@@ -20,10 +20,10 @@ def initialize(model: nn.Module, name: str, *, seed: int, initial_bias: float | 
     """Set all weights and biases of a model in place, layer by layer in the model's order.
 
     Args:
-        model: Its convolutions and dense layers have biases; on the CPU. Batch normalisation starts as the identity.
-        name: A name of `INITIALIZATIONS`.
-        seed: Of the generator.
-        initial_bias: Of the layers that this module's header names; None: as the initialisation has it.
+        model: Model on the CPU. Batch normalisation starts as the identity.
+        name: Name in `INITIALIZATIONS`.
+        seed: Seed of the generator.
+        initial_bias: Bias of the layers listed in this module's header; None: the initialisation's own.
 
     Raises:
         ValueError: The name is unknown.
@@ -57,7 +57,7 @@ def _initialize_caffe(layers: list[Learned], generator: Generator) -> None:
 
 
 def _initialize_torch(layers: list[Learned], generator: Generator) -> None:
-    """PyTorch's default: weights and biases uniform within ±1/sqrt(fan in), drawn in its order."""
+    """PyTorch's default: weights and biases uniform within ±1/sqrt(fan in), drawn in PyTorch's order."""
     for layer in layers:
         bound = 1 / math.sqrt(layer.weight[0].numel())
         for parameter in layer.parameters():
@@ -78,7 +78,7 @@ def _set_gaussian(layer: Learned, deviation: float, generator: Generator, *, bia
 
 
 def _lifted(layers: list[Learned]) -> set[Learned]:
-    """Choose the layers whose biases start above zero (this module's header names them)."""
+    """Return the layers whose biases start above zero (listed in this module's header)."""
     convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
     dense = [layer for layer in layers if isinstance(layer, nn.Linear)]
     return {*convolutions[1:2], *convolutions[3:5], *dense[:-1]}

@@ -1,6 +1,6 @@
-"""Layers as frozen data: what an architecture decides of each. Loads no torch; `model/layers.py` builds them.
+"""Layers as frozen data: the choices that an architecture makes. Loads no torch; `model/layers.py` builds the layers.
 
-Numbers of inputs are not stated: they follow from the shape of what enters a layer.
+The number of inputs is not stated: it follows from the shape of a layer's input.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from typing import Literal
 class Convolution:
     """A convolution with biases; `num_groups=2` makes the paper's two towers, each seeing half of the channels.
 
-    With padding `same`, as in TensorFlow, ceil(size / stride) windows begin at every `stride`-th pixel; where the zeros
-    that this takes are odd in number, the last row and column get the one more.
+    With padding `same`, as in TensorFlow, there are ceil(size / stride) windows, one at every `stride`-th pixel. If
+    this needs an odd number of zeros, the extra zero goes after the last row and column.
     """
 
     num_filters: int
@@ -29,14 +29,14 @@ class Activation:
 
 @dataclass(frozen=True)
 class Normalization:
-    """Local response normalisation by a named convention, or batch normalisation, `BATCH_NORM`."""
+    """Local response normalisation by a named convention, or batch normalisation (`BATCH_NORM`)."""
 
     kind: str = "printed"
 
 
 @dataclass(frozen=True)
 class MaxPooling:
-    """Maximum over windows; they overlap where the stride is smaller than the window."""
+    """Maximum over windows, which overlap if the stride is smaller than the window."""
 
     window: int = 3
     stride: int = 2

@@ -1,7 +1,7 @@
 """Layers built from their specifications (`model/layer_specs.py`).
 
-Each new layer that changes the shape runs once on the meta device, so shapes come from the layers themselves: no
-arithmetic of our own, no memory.
+Each new layer that changes the shape runs once on the meta device. The shapes thus come from the layers themselves, not
+from a second calculation, and take no memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,19 +43,19 @@ def build_layers(
     """Build a chain of layers on the meta device.
 
     Args:
-        specification: The chain.
-        inputs: What enters it, on the meta device: (1, C, H, W), or (1, units) for dense layers.
-        dropout: Probability of being dropped.
-        seed: Of the dropout masks; a layer's place in the chain tells its masks from the others'.
-        activation: A name of `ACTIVATIONS`.
-        dropout_scaling: When units are scaled, see `CountedDropout`.
-        batch_norm_group: Samples that share the statistics of batch normalisation.
+        specification: Layers of the chain, in order.
+        inputs: Input of the chain, on the meta device: (1, C, H, W), or (1, units) for dense layers.
+        dropout: Probability that a unit is dropped.
+        seed: Seed of the dropout masks; each layer's place in the chain makes its masks different.
+        activation: Name in `ACTIVATIONS`.
+        dropout_scaling: When units are scaled; see `CountedDropout`.
+        batch_norm_group: Number of samples that share the statistics of batch normalisation.
 
     Returns:
-        The layers, and what leaves them.
+        The layers, and their output on the meta device.
 
     Raises:
-        RuntimeError: A layer has nothing left to work on, since the inputs are too small.
+        RuntimeError: The inputs are so small that nothing is left for one of the layers.
     """
     layers = nn.Sequential()
     with torch.device("meta"):
@@ -82,8 +82,8 @@ def build_layers(
                     module = CountedDropout(dropout, seed=seed, layer=place, scaling=dropout_scaling)
                 case Dense():
                     module = nn.Linear(inputs.shape[1], layer.num_units)
-            # Layers that keep the shape are not run: some of torch's kernels for this device import its compiler, which
-            # takes a second.
+            # Layers that keep the shape are not run: some of torch's meta kernels import its compiler, which takes a
+            # second.
             if isinstance(layer, Dense):
                 inputs = inputs.new_empty(len(inputs), layer.num_units)
             elif not isinstance(layer, Activation | Normalization | Dropout):
@@ -102,12 +102,12 @@ def _convolution(layer: Convolution, inputs: Tensor) -> nn.Module:
         padding=before,
         groups=layer.num_groups,
     )
-    # The one more at the end makes a layer of its own; the convolution pads the rest on all sides.
+    # A convolution pads all sides equally, so the extra row and column at the end need a separate layer.
     return convolution if after == before else nn.Sequential(nn.ZeroPad2d((0, after - before) * 2), convolution)
 
 
 def _same_padding(layer: Convolution, inputs: Tensor) -> tuple[int, int]:
-    """Return the zeros before and behind the pixels of a square picture."""
+    """Return the number of zeros before and after the pixels of a square picture."""
     size = inputs.shape[-1]
     num_windows = -(-size // layer.stride)
     total = max((num_windows - 1) * layer.stride + layer.kernel_size - size, 0)

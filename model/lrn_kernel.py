@@ -1,9 +1,9 @@
 """Local response normalisation in one pass over memory, for channels-last activations on a CPU.
 
-Numba compiles it where it runs (no compiler needs to be there) and keeps the result beside this file, or in the user's
-cache. The channels of a pixel are one row, whose squares, sums and roots stay in the first-level cache: forward reads
-the activations once and writes the result once, backward reads two rows and writes one. The formula and its derivative
-are those of `model/lrn.py`; bfloat16 is computed in float32 and rounded once, to the nearest even.
+Numba compiles it on the machine where it runs, which needs no compiler, and stores the result beside this file or in
+the user's cache. The channels of a pixel form one row, whose squares, sums and roots stay in the first-level cache:
+forward reads the activations once and writes the result once, and backward reads two rows and writes one. The formula
+and its derivative are in `model/lrn.py`; bfloat16 is computed in float32 and rounded once, to the nearest even.
 """
 
 import functools
@@ -18,23 +18,23 @@ from numba.extending import overload
 from torch import Tensor
 
 Array = np.ndarray[Any, Any]
-# No division raises, and a product may be fused with a sum: both let the loops be vectorised.
+# Divisions never raise, and a product may be fused with a sum, so that the loops can be vectorised.
 _OPTIONS: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-_CHUNKS_PER_THREAD = 4  # so that a core which other work holds up does not hold up the rest
+_CHUNKS_PER_THREAD = 4  # so that one busy core does not delay the others
 _STORED = {torch.bfloat16: torch.uint16, torch.float32: torch.float32, torch.float64: torch.float64}
-_NUM_BUFFERS = 5  # of a pixel's row
+_NUM_BUFFERS = 5  # each holds one pixel's row
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at the first call, and keep the result where there is a folder for it."""
+    """Compile at the first call, and store the result if there is a writable folder for it."""
     try:
         return numba.njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # neither this folder nor the user's cache can be written to
+    except RuntimeError:  # neither this folder nor the user's cache is writable
         return numba.njit(**_OPTIONS)(function)
 
 
 def supports(activations: Tensor) -> bool:
-    """Tell whether the kernels work on the dtype, the device and the layout of activations (N, C, H, W)."""
+    """Return whether the kernels support the dtype, device and layout of activations (N, C, H, W)."""
     return (
         activations.device.type == "cpu"
         and activations.dtype in _STORED
@@ -44,7 +44,7 @@ def supports(activations: Tensor) -> bool:
 
 @torch.library.custom_op("alexnet::local_response_norm", mutates_args=())  # opaque to torch.compile
 def normalize(activations: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
-    """Compute the normalised activations; the constants are those of `model.lrn.Convention`."""
+    """Compute the normalised activations; `Convention` explains the constants."""
     output = torch.empty_like(activations)
     _over_rows(_forward, (activations, output), size, (alpha, beta, k))
     return output
@@ -52,7 +52,7 @@ def normalize(activations: Tensor, size: int, alpha: float, beta: float, k: floa
 
 @torch.library.custom_op("alexnet::local_response_norm_backward", mutates_args=())
 def differentiate(activations: Tensor, gradient: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
-    """Compute the gradient of the activations from that of the result, which has their dtype and layout."""
+    """Compute the gradient of the activations from `gradient`, that of the result, in the same dtype and layout."""
     output = torch.empty_like(activations)
     _over_rows(_backward, (activations, gradient, output), size, (alpha, beta, k))
     return output
@@ -65,14 +65,14 @@ for _operator in (normalize, differentiate):
 def _over_rows(
     kernel: Callable[..., None], tensors: tuple[Tensor, ...], size: int, constants: tuple[float, ...]
 ) -> None:
-    """Run a kernel over all pixels, on as many threads as torch has."""
+    """Run a kernel over all pixels, on as many threads as torch uses."""
     arrays = [_rows(tensor) for tensor in tensors]
     num_rows, num_channels = arrays[0].shape
     dtype = np.dtype(np.float64 if tensors[0].dtype == torch.float64 else np.float32)
     typed = [dtype.type(constant) for constant in constants]
 
     def run(start: int, stop: int) -> None:
-        # Arrays of their own, so that no two of them lie a page apart, which would stall loads behind stores.
+        # Separate arrays, since buffers exactly a page apart would make loads wait for stores.
         scratch = tuple(np.zeros(num_channels + size - 1, dtype) for _ in range(_NUM_BUFFERS))
         kernel(*(array[start:stop] for array in arrays), scratch, size, *typed)
 
@@ -91,7 +91,7 @@ def _threads(num_threads: int) -> ThreadPoolExecutor:
 
 
 def _rows(tensor: Tensor) -> Array:
-    """View channels-last (N, C, H, W) as (N*H*W, C); bfloat16 as its bits, since NumPy does not know it."""
+    """View channels-last (N, C, H, W) as (N*H*W, C); bfloat16 as raw bits, since NumPy has no such dtype."""
     rows = tensor.detach().permute(0, 2, 3, 1).flatten(0, 2)
     return rows.view(_STORED[tensor.dtype]).numpy()
 
@@ -142,7 +142,7 @@ def _backward(
 
 @_compiled
 def _sum_neighbours(padded: Array, sums: Array, size: int, num_channels: int) -> None:
-    """Sum each channel's window; `padded` has zeros before and behind the channels."""
+    """Sum each channel's window; `padded` has zeros before and after the channels."""
     for channel in range(num_channels):
         sums[channel] = padded[channel]
     for shift in range(1, size):
@@ -152,7 +152,7 @@ def _sum_neighbours(padded: Array, sums: Array, size: int, num_channels: int) ->
 
 @_compiled
 def _raise_inversely(energy: Array, beta: float, powers: Array, num_channels: int) -> None:
-    one = energy.dtype.type(1)  # a literal would make the arithmetic double
+    one = energy.dtype.type(1)  # a literal would turn the arithmetic into double precision
     if beta == 0.75:
         for place in range(num_channels):
             root = one / np.sqrt(energy[place])
@@ -166,12 +166,12 @@ def _raise_inversely(energy: Array, beta: float, powers: Array, num_channels: in
 
 
 def _load(stored: Array, row: Array) -> None:
-    """Copy a row into the dtype of the arithmetic."""
+    """Copy a row and convert it to the dtype of the arithmetic."""
     raise NotImplementedError
 
 
 def _store(row: Array, stored: Array) -> None:
-    """Copy a row back; bfloat16 is rounded to the nearest, ties to even, and NaN stays NaN."""
+    """Copy a row back; bfloat16 is rounded to nearest, ties to even, and NaN stays NaN."""
     raise NotImplementedError
 
 

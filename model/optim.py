@@ -1,6 +1,6 @@
-"""Update rules: how a gradient changes the weights. What the learning rate is at a time: `model/schedules.py`.
+"""Update rules: how a gradient changes the weights. The learning rate over time is in `model/schedules.py`.
 
-Nothing here knows the number of workers, and nothing but the optimiser's own buffers has a state.
+Nothing here knows the number of workers, and the only state is in the optimiser's own buffers.
 """
 
 from typing import Any
@@ -18,15 +18,15 @@ class PaperSGD(Optimizer):
 
     v <- momentum v - weight_decay learning_rate w - learning_rate gradient;  w <- w + v.
 
-    After a change of the rate it goes on at the old speed for a while, where PyTorch's momentum changes speed at once.
-    Computed by torch's own kernel at a rate of 1, whose `1 - dampening` weighs the gradient: one pass over the weights.
-    The state `velocity` holds -v.
+    After a change of the rate, the weights keep their old speed for a while; PyTorch's momentum changes speed at once.
+    Torch's own kernel computes the update at a rate of 1, with `1 - dampening` as the gradient's factor: one pass over
+    the weights. The state `velocity` holds -v.
 
     Args:
         groups: Parameter groups.
         lr: Learning rate.
-        momentum: In (0, 1).
-        weight_decay: See above.
+        momentum: Factor of the old velocity, in (0, 1).
+        weight_decay: Factor of the weights in the formula above.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, lr: float, momentum: float, weight_decay: float) -> None:
@@ -66,7 +66,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
       momentum. Departures from the paper: the learning rate is outside the momentum; 1e-8 is added to the denominator;
       the scale is 1 where one of the norms is 0.
 
-    One pass over the weights, which outgrow every cache, where torch has such a kernel (`fused`).
+    Where torch has a `fused` kernel, an update is one pass over the weights, which are too large for any cache.
     """
     decay_biases = config.name != "lars" if config.decay_biases is None else config.decay_biases
     weights = {
@@ -101,7 +101,7 @@ def _build(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
                 groups, lr=rate, betas=config.betas, eps=config.epsilon, weight_decay=decay, fused=True
             )
         case "lars":
-            from timm.optim.lars import Lars  # here, since it takes seconds and nothing else needs it
+            from timm.optim.lars import Lars  # imported here: it takes seconds, and only LARS needs it
 
             return Lars(
                 groups,
@@ -114,6 +114,6 @@ def _build(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
 
 
 def set_learning_rate(optimizer: Optimizer, value: float) -> None:
-    """Set the learning rate of the next step; each group gets its factor of it."""
+    """Set the learning rate of the next step, multiplied by each group's factor."""
     for group in optimizer.param_groups:
         group["lr"] = value * group["learning_rate_factor"]
