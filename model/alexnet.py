@@ -3,7 +3,7 @@
     model = build_model("alexnet_2012", num_classes=1000)
     logits = model(images, positions)
 
-Switches take one idea of a variant away, or put another in its place, so that its worth can be measured.
+A switch removes or replaces one idea of a variant, so that its effect can be measured.
 """
 
 from functools import partial
@@ -23,12 +23,12 @@ from model.variants import VARIANTS
 
 
 class AlexNet(nn.Module):
-    """A variant as a module, on the meta device: shapes without weights until `build_model` gives it some.
+    """A variant as a module, on the meta device: it has shapes but no weights until `build_model` creates them.
 
     Args:
-        config: Which variant.
+        config: Variant and switches.
         num_classes: Number of outputs.
-        seed: Of the dropout masks.
+        seed: Seed of the dropout masks.
     """
 
     def __init__(self, config: ModelConfig, *, num_classes: int, seed: int) -> None:
@@ -51,7 +51,7 @@ class AlexNet(nn.Module):
         pictures = torch.empty(1, 3, side, side, device="meta")
         self.features, maps = build(tuple(switched(variant.features, config)), pictures)
         self.classifier, _ = build((*variant.hidden, Dense(num_classes)), maps.flatten(1))
-        if config.num_towers is not None or config.normalization is not None:  # may have other parameters
+        if config.num_towers is not None or config.normalization is not None:  # the parameters may differ
             return
         num_parameters = sum(parameter.numel() for parameter in self.parameters())
         per_class = sum(parameter[0].numel() for parameter in self.classifier[-1].parameters())
@@ -65,13 +65,13 @@ class AlexNet(nn.Module):
         Args:
             images: Floating, (B, 3, H, W).
             positions: int64 (B,), the samples' places in the endless stream, which select the dropout masks; None:
-                torch's ordinary dropout. Without effect in evaluation.
+                torch's ordinary dropout. Ignored in evaluation.
 
         Returns:
             (B, num_classes).
 
         Raises:
-            ValueError: The pictures have a size that does not fit the model, see `image_sizes`.
+            ValueError: The pictures' size does not fit the model; see `image_sizes`.
         """
         if (side := self._config.resize_to) is not None:
             images = functional.interpolate(images, size=(side, side), mode="bilinear")
@@ -93,17 +93,17 @@ class AlexNet(nn.Module):
 def build_model(
     name: str, *, num_classes: int, image_size: int | None = None, seed: int = 0, **switches: Any
 ) -> AlexNet:
-    """Build a variant with its starting weights, the same on every rank; float32 on the CPU.
+    """Build a variant with its initial weights, the same on every rank; float32 on the CPU.
 
     Args:
         name: See `ModelConfig`.
         num_classes: Number of outputs.
-        image_size: Height and width of the pictures to come; None leaves them unchecked.
-        seed: Of the weights and of the dropout masks.
-        switches: The other fields of `ModelConfig`: `build_model(**asdict(config), num_classes=10)`.
+        image_size: Height and width of the pictures that the model will get; None: not checked.
+        seed: Seed of the weights and the dropout masks.
+        switches: Other fields of `ModelConfig`: `build_model(**asdict(config), num_classes=10)`.
 
     Raises:
-        ValueError: An argument is out of its range, or pictures of this size don't fit the variant.
+        ValueError: An argument is out of range, or pictures of this size do not fit the variant.
     """
     config = ModelConfig(name=name, **switches)
     if image_size is not None:
@@ -112,7 +112,7 @@ def build_model(
 
 
 def build_alexnet(config: ModelConfig, *, num_classes: int, seed: int) -> AlexNet:
-    """Build the variant of a configuration with its starting weights; see `build_model`."""
+    """Build a configuration's variant with its initial weights; see `build_model`."""
     model = AlexNet(config, num_classes=num_classes, seed=seed)
     model.to_empty(device="cpu")
     start = config.initialization or VARIANTS[config.name].initialization

@@ -1,4 +1,4 @@
-"""What a recipe may say of AlexNet: its switches, and which pictures it takes with them. Loads no torch."""
+"""AlexNet's switches in a recipe, and the picture sizes that fit with them. Loads no torch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 INITIALIZATION_NAMES = get_args(Initialization)
 ChannelOrder = Literal["rgb", "bgr"]
 _NO_NORMALIZATION = "none"
-_GROUPED = (2, 4, 5)  # convolutions of which each tower sees its own half, in the paper
+_GROUPED = (2, 4, 5)  # convolutions that are split into two towers in the paper
 
 
 def check_switches(config: "ModelConfig") -> None:
     """Check the fields of a variant's configuration.
 
     Raises:
-        ValueError: Names the field, its value and what would be right.
+        ValueError: A field is invalid; the message names it, its value and what would be right.
     """
     if config.initialization is not None and config.initialization not in INITIALIZATION_NAMES:
         raise ValueError(f"initialization={config.initialization!r}: must be one of {', '.join(INITIALIZATION_NAMES)}")
@@ -61,7 +61,7 @@ def check_switches(config: "ModelConfig") -> None:
 
 
 def group_size(config: "ModelConfig") -> int:
-    """Return how many consecutive samples must stay together on one worker: 1 where none need to."""
+    """Return how many consecutive samples must stay together on one worker; 1 if they may be split freely."""
     kinds = {
         layer.kind for layer in switched(VARIANTS[config.name].features, config) if isinstance(layer, Normalization)
     }
@@ -69,27 +69,27 @@ def group_size(config: "ModelConfig") -> int:
 
 
 def image_sizes(config: "ModelConfig") -> tuple[int, int | None]:
-    """Return the smallest and the largest height and width of pictures that fit the layers; None: no upper limit.
+    """Return the smallest and largest height and width of pictures that fit the layers; None: no upper limit.
 
-    They are those of the variant (`Variant.image_sizes`). With another `first_padding` they are the sizes at which the
-    first convolution has as many windows and still uses every pixel.
+    They are the variant's (`Variant.image_sizes`). With another `first_padding`, they are the sizes at which the first
+    convolution has the same number of windows and still uses every pixel.
     """
     least, greatest = VARIANTS[config.name].image_sizes
     first, fewer = _first_convolution(config.name), _fewer_zeros(config)
     if fewer == 0 or greatest is None:
         return least + 2 * fewer, greatest
-    # The last window may end before the padding does, but by less than a stride, else there would be one more.
+    # The last window may end before the padding does, but by less than a stride; otherwise one more window would fit.
     return least + 2 * fewer, min(greatest + fewer, least + 2 * fewer + first.stride - 1)
 
 
 def made_for(config: "ModelConfig") -> int:
-    """Return the size of pictures that the dense layers are made for."""
+    """Return the picture size that the dense layers are made for."""
     size, (_, greatest) = VARIANTS[config.name].image_size + 2 * _fewer_zeros(config), image_sizes(config)
     return size if greatest is None else min(size, greatest)
 
 
 def _fewer_zeros(config: "ModelConfig") -> int:
-    """Return how many zeros the switch takes away on each side of the picture."""
+    """Return how many zeros the switch removes on each side of the picture."""
     padding = _first_convolution(config.name).padding
     return 0 if config.first_padding is None or not isinstance(padding, int) else padding - config.first_padding
 
@@ -140,7 +140,7 @@ def check_image_size(config: "ModelConfig", image_size: int) -> None:
     """Check that the layers use every pixel of pictures of this size, and that the result fits the dense layers.
 
     Raises:
-        ValueError: Pictures of `image_size` x `image_size` pixels don't fit the variant; names the sizes that do.
+        ValueError: Pictures of `image_size` x `image_size` do not fit the variant; the message names the sizes that do.
     """
     size = config.resize_to or image_size
     if not is_between(size, image_sizes(config)):

@@ -1,12 +1,12 @@
 """Ghost batch normalisation: statistics of fixed groups of consecutive samples, whatever the number of workers.
 
 Ordinary batch normalisation takes its statistics over a worker's batch, so the training depends on how many workers
-share a global batch. Here a group of `group_size` consecutive samples has its own (Hoffer, Hubara, Soudry: "Train
-longer, generalize better", 2017); workers take whole groups (`RankShare`), so that each group is the
-same on any number of them.
+share a global batch. Here each group of `group_size` consecutive samples has its own statistics (Hoffer, Hubara,
+Soudry: "Train longer, generalize better", 2017). Workers take whole groups (`RankShare`), so the groups are the same
+for any number of workers.
 
-Evaluation uses running means, which must not depend on the workers either: a layer collects the statistics of its
-groups, and `update_running_statistics` folds the mean over all workers' groups in, once a step.
+Evaluation uses running means, which must not depend on the number of workers either: a layer collects the statistics of
+its groups, and once per step `update_running_statistics` adds the mean over all workers' groups.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,8 @@ class GhostBatchNorm(nn.Module):
     """Batch normalisation over groups of consecutive samples.
 
     Args:
-        num_channels: Of the activations.
-        group_size: Samples that share statistics, at least 2.
+        num_channels: Number of channels of the activations.
+        group_size: Number of samples that share statistics, at least 2.
     """
 
     running_mean: Tensor
@@ -37,12 +37,12 @@ class GhostBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_channels))
         self.register_buffer("running_mean", torch.zeros(num_channels))
         self.register_buffer("running_variance", torch.ones(num_channels))
-        # Of each group since the last update: means, variances, and a one. No buffer, which
-        # DistributedDataParallel would overwrite by the first worker's.
+        # The means, the variances and a one for each group since the last update. This is not a buffer, since
+        # DistributedDataParallel would overwrite a buffer with the first worker's.
         self.pending: list[Tensor] = []
 
     def reset_parameters(self) -> None:
-        """Set scale 1, shift 0, running mean 0 and variance 1; forget all groups."""
+        """Set scale 1, shift 0, running mean 0 and variance 1; discard all groups."""
         self.pending.clear()
         with torch.no_grad():
             for tensor, value in (
@@ -54,14 +54,14 @@ class GhostBatchNorm(nn.Module):
                 tensor.fill_(value)
 
     def forward(self, activations: Tensor) -> Tensor:
-        """Normalise (B, C, H, W) and keep dtype and memory format; a last group may be smaller while training."""
+        """Normalise (B, C, H, W), keeping dtype and memory format; the last group in training may be smaller."""
         if not self.training:
             return functional.batch_norm(
                 activations, self.running_mean, self.running_variance, self.weight, self.bias, eps=_EPSILON
             )
         outputs = []
         for group in activations.split(self.group_size):
-            # With momentum 1 the "running" statistics are those of this group; what they were is multiplied by 0.
+            # With momentum 1 the "running" statistics become this group's; their old values are multiplied by 0.
             mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_variance)
             outputs.append(
                 functional.batch_norm(
@@ -77,11 +77,11 @@ class GhostBatchNorm(nn.Module):
 
 
 def update_running_statistics(model: nn.Module, sum_over_workers: Callable[[Tensor], Tensor]) -> None:
-    """Fold the groups since the last call into the running means; every worker calls it after each step.
+    """Update the running means with the groups since the last call; every worker calls this after each step.
 
     Args:
-        model: With any number of `GhostBatchNorm` layers; without any, nothing is exchanged.
-        sum_over_workers: Returns the sum of a tensor over all workers.
+        model: Model with any number of `GhostBatchNorm` layers; with none, nothing is exchanged.
+        sum_over_workers: Function that returns the sum of a tensor over all workers.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GhostBatchNorm)]
     if not layers:

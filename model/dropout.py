@@ -1,13 +1,13 @@
-"""Dropout whose masks are counted, not drawn: a pure function of (seed, position, layer, unit).
+"""Dropout with counter-based masks: a mask is a pure function of (seed, position, layer, unit).
 
-A sample's place in the endless stream of samples (`position`, which fixes its epoch too) selects its mask, so a run is
-the same on one worker and on sixteen, straight or resumed, on CPU and GPU, in any dtype. The generator is Philox4x32-10
-(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): the 64-bit seed is its key, and its 128-bit
-counter is
+A sample's place in the endless stream of samples (`position`, which also determines the epoch) selects its mask, so the
+masks are the same on one worker and on sixteen, in a straight or a resumed run, on CPU and GPU, and in any dtype. The
+generator is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011): the 64-bit seed is its
+key, and its 128-bit counter is
 
     (block of 8 units, layer, position's low 32 bits, position's high 32 bits).
 
-One block of output is 128 bits: 16 for each of 8 units. Probabilities are thereby multiples of 2^-16.
+One block of output is 128 bits: 16 for each of 8 units. Probabilities are therefore multiples of 2^-16.
 """
 
 import torch
@@ -24,7 +24,7 @@ def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, 
     """Turn counters into random bits with ten rounds of Philox4x32.
 
     Args:
-        counter: Four int64 tensors of values in [0, 2^32), that broadcast against each other.
+        counter: Four int64 tensors of values in [0, 2^32) that broadcast against each other.
         key: Two integers in [0, 2^32).
 
     Returns:
@@ -33,7 +33,7 @@ def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, 
     word_0, word_1, word_2, word_3 = counter
     key_0, key_1 = key
     for _ in range(10):
-        # The 64-bit products wrap around into the sign, which the mask removes again.
+        # The 64-bit products may overflow into the sign bit, which the mask removes.
         product_0, product_1 = word_0 * _MULTIPLIERS[0], word_2 * _MULTIPLIERS[1]
         word_0 = (product_1 >> 32).bitwise_and(_WORD) ^ word_1 ^ key_0
         word_2 = (product_0 >> 32).bitwise_and(_WORD) ^ word_3 ^ key_1
@@ -47,10 +47,10 @@ def keep_mask(positions: Tensor, num_units: int, *, probability: float, seed: in
 
     Args:
         positions: int64 (B,), not negative.
-        num_units: Units a sample.
-        probability: Of being dropped, in [0, 1); rounded down to a multiple of 2^-16.
-        seed: Any integer; its low 64 bits count.
-        layer: Number of the dropout layer within the model, so that two layers' masks differ.
+        num_units: Number of units per sample.
+        probability: Probability that a unit is dropped, in [0, 1); rounded down to a multiple of 2^-16.
+        seed: Any integer; only its low 64 bits count.
+        layer: Number of the dropout layer within the model, so that the masks of two layers differ.
 
     Returns:
         bool (B, num_units) on the device of `positions`; True where a unit survives.
@@ -68,16 +68,17 @@ def keep_mask(positions: Tensor, num_units: int, *, probability: float, seed: in
 class CountedDropout(nn.Module):
     """Inverted dropout: survivors are divided by the probability of survival, so evaluation is the identity.
 
-    The paper (Krizhevsky et al., 2012, section 4.2) leaves the survivors as they are, and multiplies all outputs by
-    q = 1 - p at test time: `scaling="test"`. That net and the inverted one compute the same function of the same masks,
-    in training and in evaluation, where the inverted net's weights W of the layer behind are q times the paper's. The
-    gradient by W is then 1/q times the paper's, all others are equal. So SGD takes both along the same path if for W
-    the learning rate is q^2 times the paper's, the weight decay 1/q^2 times, the momentum equal. With the paper's own
-    numbers for W, the inverted net's W starts 1/q times as large as the paper's and learns 1/q^2 times as fast.
+    The paper (Krizhevsky et al., 2012, section 4.2) leaves the survivors unchanged and multiplies all outputs by
+    q = 1 - p at test time: `scaling="test"`. Both nets compute the same function of the same masks, in training and in
+    evaluation, if the next layer's weights W in the inverted net are q times the paper's. The gradient with respect to
+    W is then 1/q times the paper's, and all other gradients are equal. So SGD takes both nets along the same path if,
+    for W, the learning rate is q^2 times the paper's, the weight decay 1/q^2 times, and the momentum equal. With the
+    paper's own numbers for W, the inverted net's W starts 1/q times as large as the paper's and learns 1/q^2 times as
+    fast.
 
     Args:
-        probability: Of being dropped, in [0, 1).
-        seed: Selects the family of masks.
+        probability: Probability that a unit is dropped, in [0, 1).
+        seed: Seed of the masks.
         layer: Number of this dropout layer within the model.
         scaling: When units are scaled: in `training` (inverted), or at the `test` (the paper's).
 
@@ -95,17 +96,17 @@ class CountedDropout(nn.Module):
         self.scaling = scaling
 
     def forward(self, activations: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Drop units while training; scale those that are left, or all at the test.
+        """Drop units in training; scale the survivors in training, or all units at test time.
 
         Args:
             activations: (B, ...), floating.
             positions: int64 (B,); None: torch's ordinary dropout, from its global generator.
 
         Raises:
-            ValueError: `positions` is not one int64 for each sample.
+            ValueError: `positions` does not have one int64 per sample.
         """
         survival = 1 - int(self.probability * 2**16) / 2**16
-        scale = survival if self.scaling == "test" else 1.0  # of what inverted dropout gives
+        scale = survival if self.scaling == "test" else 1.0  # relative to inverted dropout
         if not self.training or self.probability == 0:
             return activations if scale == 1 else activations * scale
         if positions is None:

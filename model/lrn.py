@@ -4,13 +4,13 @@ Krizhevsky, Sutskever, Hinton (2012), section 3.3, for the channel i of one pixe
 
     b_i = a_i / d_i^beta,    d_i = k + alpha * sum_{|j - i| <= n/2} a_j^2
 
-and, for g = dL/db (the window is symmetric, so the same sum serves backward):
+and, for g = dL/db (the window is symmetric, so backward uses the same sum):
 
     dL/da_i = g_i / d_i^beta - 2 alpha beta a_i * sum_{|j - i| <= n/2} g_j b_j / d_j
 
-Only the input is kept for backward, which computes d again: less memory for a little more arithmetic. Channels-last
-activations on a CPU go through the fused kernels of `model/lrn_kernel.py`. Elsewhere the windowed sum is a 1x1
-convolution with a banded matrix of ones, in torch's own operators.
+Only the input is kept for backward, which computes d again: this saves memory for a little more arithmetic.
+Channels-last activations on a CPU use the fused kernels of `model/lrn_kernel.py`. Elsewhere, with torch's own
+operators, the windowed sum is a 1x1 convolution with a banded matrix of ones.
 """
 
 from collections.abc import Iterator
@@ -30,11 +30,11 @@ _CPU_BLOCK_BYTES = 4 << 20  # temporaries of this size stay in a core's share of
 class LocalResponseNorm(nn.Module):
     """Divides each activation by a power of its neighbouring channels' energy (the module's header has the formula).
 
-    Takes and returns (N, C, H, W) of any floating dtype and memory format, which it keeps; bfloat16 and float16 are
-    computed in float32 and rounded once, also under autocast.
+    Takes (N, C, H, W) of any floating dtype and memory format, and returns the same; bfloat16 and float16 are computed
+    in float32 and rounded once, also under autocast.
 
     Args:
-        convention: A name of `CONVENTIONS`.
+        convention: Name in `CONVENTIONS`.
     """
 
     def __init__(self, convention: str = "printed") -> None:
@@ -53,7 +53,7 @@ class LocalResponseNorm(nn.Module):
 
 
 class _Normalize(torch.autograd.Function):
-    """The formula and its derivative, a few samples at a time."""
+    """The formula and its derivative, computed a few samples at a time."""
 
     @staticmethod
     def forward(ctx: Any, activations: Tensor, convention: Convention) -> Tensor:
@@ -90,7 +90,7 @@ class _Normalize(torch.autograd.Function):
 
 
 def _kernel(activations: Tensor) -> ModuleType | None:
-    """Return the fused kernels where they apply; imported late, since Numba is needed by these variants alone."""
+    """Return the fused kernels if they apply; imported here, since only these variants need Numba."""
     if activations.device.type != "cpu":
         return None
     from model import lrn_kernel
@@ -119,7 +119,7 @@ def _sum_neighbours(values: Tensor, band: Tensor) -> Tensor:
     """Sum each channel's window."""
     if not torch.amp.is_autocast_available(values.device.type):
         return nn.functional.conv2d(values, band)
-    with torch.autocast(values.device.type, enabled=False):  # it would round the squares to bfloat16
+    with torch.autocast(values.device.type, enabled=False):  # autocast would round the squares to bfloat16
         return nn.functional.conv2d(values, band)
 
 
@@ -129,7 +129,7 @@ def _energy(block: Tensor, band: Tensor, convention: Convention) -> Tensor:
 
 
 def _inverse_power(energy: Tensor, beta: float) -> Tensor:
-    """Compute energy^-beta; 0.75 and 0.5, which the conventions have, by square roots, much faster than a power."""
+    """Compute energy^-beta; the conventions' betas, 0.75 and 0.5, use square roots, which are much faster."""
     if beta not in (0.5, 0.75):
         return energy.pow(-beta)
     root = energy.rsqrt()

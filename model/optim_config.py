@@ -1,6 +1,6 @@
-"""What a recipe says of the optimiser and of the learning rate. Loads no torch.
+"""A recipe's settings for the optimiser and the learning rate. Loads no torch.
 
-`model/optim.py` holds the update rules, `model/schedules.py` the learning rate.
+`model/optim.py` has the update rules, `model/schedules.py` the learning rate.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Literal, get_args
 OptimizerName = Literal["sgd", "sgd_paper", "adam", "lars"]
 ScheduleName = Literal["constant", "step", "poly", "linear", "cosine", "plateau"]
 
-# Which optimisers or schedules a field belongs to; those not named here belong to all.
+# Optimisers or schedules that use a field; all of them use the fields not listed here.
 _USED_BY: dict[str, tuple[str, ...]] = {
     "momentum": ("sgd", "sgd_paper", "lars"),
     "nesterov": ("sgd", "lars"),
@@ -30,36 +30,36 @@ _USED_BY: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """How weights are updated; the defaults of the numbers are the paper's. A field that is not used keeps its default.
+    """Settings of the weight update; the numeric defaults are the paper's. A field that is not used keeps its default.
 
-    Biases are all parameters of one dimension; the scales of a batch normalisation are among them.
+    "Biases" are all one-dimensional parameters, including the scales of batch normalisation.
 
     Attributes:
-        name: `sgd`, with momentum as PyTorch writes it; `sgd_paper`, with the learning rate inside the velocity;
-            `adam`; `lars`.
-        learning_rate: The highest of the run, for a global batch of `reference_batch_size`.
-        reference_batch_size: The learning rate is scaled by global_batch_size / reference_batch_size, so that it
-            follows another `--global-batch-size`. None: the rate holds for whatever the global batch is.
-        bias_learning_rate_factor: Of the biases' learning rate; Caffe's AlexNet has 2.
-        weight_decay: Added to the gradient as weight_decay * weight.
-        decay_biases: Decay biases too, as in the paper; Caffe does not. Under `lars` it also says whether biases get a
-            rate of their own layer's. None: yes, but not under `lars`.
-        momentum: Of SGD and LARS, in [0, 1).
-        nesterov: Nesterov's momentum, of `sgd` and `lars`.
-        betas: Of `adam`: decay of the means of gradients and of their squares, each in [0, 1).
-        epsilon: Of `adam`: added to the root of the mean square.
-        trust_coefficient: Of `lars`: a layer's step, as a fraction of its weights' norm, at learning rate 1.
+        name: `sgd`, with PyTorch's momentum; `sgd_paper`, with the learning rate inside the velocity; `adam`; `lars`.
+        learning_rate: Highest learning rate of the run, for a global batch of `reference_batch_size`.
+        reference_batch_size: Global batch size that `learning_rate` is meant for; for another `--global-batch-size` the
+            rate is scaled by global_batch_size / reference_batch_size. None: the rate is never scaled.
+        bias_learning_rate_factor: Factor of the biases' learning rate; 2 in Caffe's AlexNet.
+        weight_decay: Factor of the weights when they are added to the gradient.
+        decay_biases: Whether biases decay too, as in the paper but not in Caffe. Under `lars` it also decides whether
+            biases get a layer-wise rate. None: yes, except under `lars`.
+        momentum: Momentum of SGD and LARS, in [0, 1).
+        nesterov: Whether `sgd` and `lars` use Nesterov's momentum.
+        betas: For `adam`: decay of the means of the gradients and of their squares, each in [0, 1).
+        epsilon: For `adam`: number added to the root of the mean square.
+        trust_coefficient: For `lars`: a layer's step, as a fraction of its weights' norm, at learning rate 1.
         warmup: Fraction of the run over which the learning rate rises linearly from 0, in [0, 1).
-        schedule: What follows the warm-up: `constant`; `step` (times `step_factor` at each milestone); down to 0 at
-            the end by `poly` (what is left of the run, to the power of `power`), `linear` or `cosine` (with a
-            warm-up: one cycle); `plateau` (times `step_factor` when the error on `val` no longer falls).
+        schedule: Learning rate after the warm-up: `constant`; `step` (times `step_factor` at each milestone); `poly`
+            (proportional to the remaining fraction of the run, raised to `power`), `linear` or `cosine` (with a
+            warm-up: one cycle), which reach 0 at the end; `plateau` (times `step_factor` when the error on `val` no
+            longer falls).
         milestones: For `step`: ascending fractions of the run, in (0, 1).
-        step_factor: For `step` and `plateau`: in (0, 1).
-        power: For `poly`: above 0.
-        patience: For `plateau`: so many evaluations in a row without improvement are a stall.
-        min_improvement: For `plateau`: a top-1 error counts as better if it is lower than the best before by more than
-            this, in [0, 1).
-        max_reductions: For `plateau`: the stall after so many reductions ends the run.
+        step_factor: For `step` and `plateau`: factor of each reduction, in (0, 1).
+        power: For `poly`: exponent, above 0.
+        patience: For `plateau`: number of consecutive evaluations without improvement that count as a stall.
+        min_improvement: For `plateau`: margin, in [0, 1); a top-1 error is an improvement if it is lower than the best
+            by more than this.
+        max_reductions: For `plateau`: number of reductions after which the next stall ends the run.
     """
 
     name: OptimizerName = "sgd"
@@ -130,7 +130,7 @@ class OptimizerConfig:
             raise ValueError(f"max_reductions={self.max_reductions}: must not be negative")
 
     def for_batch_size(self, global_batch_size: int) -> "OptimizerConfig":
-        """Return this configuration with the learning rate that holds for a global batch.
+        """Return this configuration with the learning rate scaled to a global batch.
 
         Linear scaling: Krizhevsky, One weird trick, 2014; Goyal et al. 2017, who add a warm-up.
         """

@@ -1,7 +1,7 @@
-"""Every network that a recipe can name. Loads no torch: a network's own module is loaded when it is built.
+"""All networks that a recipe can name. Loads no torch: a network's own module is loaded when the network is built.
 
-AlexNet's variants are entries. Another network takes one entry of `NETWORKS`; the worker, the checks before a run and
-the evaluation ask the registry alone.
+AlexNet's variants are entries of `NETWORKS`. To add another network, add one entry; the worker, the checks before a run
+and the evaluation use only the registry.
 """
 
 import dataclasses
@@ -20,27 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which network a recipe trains, and its switches; those of AlexNet, which other networks leave at their defaults.
+    """Network that a recipe trains, and its switches. The switches are AlexNet's; other networks keep the defaults.
 
     Attributes:
-        name: A name of `NETWORKS`.
-        initialization: A name of `model.initialization.INITIALIZATIONS`; None: the variant's own.
-        dropout: Probability of being dropped, in [0, 1); 0 switches it off.
-        dropout_scaling: When units are scaled for it: in `training` (inverted dropout), or at the `test`, as in the
-            paper. The same net but for the scale of the weights behind: see `model.dropout.CountedDropout`.
-        activation: `relu`, or `tanh`.
         normalization: A name of `model.lrn_conventions.CONVENTIONS`, `batch` or `none`, in place of the variant's
-            normalisation; None: its own.
-        batch_norm_group: Consecutive samples that share the statistics of batch normalisation, at least 2; divides the
-            global batch.
-        overlapping_pooling: Windows of 3 at every second pixel; else of 2.
-        num_towers: 1 or 2, of the grouped convolutions: the second, fourth and fifth. None: the variant's.
-        initial_bias: Of the layers whose biases start above zero in the paper; None: as the initialisation has it.
+            normalisation; None: the variant's own.
         first_padding: Zeros around the picture in the first convolution; None: the variant's. With 0, `alexnet_2012`
             takes pictures of 227.
-        resize_to: Height and width to which pictures are resized inside the model, bilinearly; None: not at all.
-        channel_order: Of the first convolution's weights: `rgb`, or `bgr` as OpenCV and Caffe have it. Pictures are
-            always RGB.
+        resize_to: Height and width to which pictures are resized inside the model, bilinearly; None: no resizing.
+        channel_order: Channel order of the first convolution's weights: `rgb`, or `bgr` as in OpenCV and Caffe.
+            Pictures are always RGB.
     """
 
     name: str
@@ -61,7 +50,7 @@ class ModelConfig:
         """Check the fields.
 
         Raises:
-            ValueError: Names the field, its value and what would be right.
+            ValueError: A field is invalid; the message names it, its value and what would be right.
         """
         if self.name not in NETWORKS:
             raise ValueError(f"name={self.name!r}: must be one of {', '.join(NETWORKS)}")
@@ -69,7 +58,7 @@ class ModelConfig:
 
     @property
     def group_size(self) -> int:
-        """Consecutive samples that must stay together on one worker: 1 where none need to."""
+        """Number of consecutive samples that must stay together on one worker; 1 if they may be split freely."""
         return NETWORKS[self.name].group_size(self)
 
 
@@ -82,16 +71,16 @@ def _refuse_switches(config: ModelConfig) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """How a network is checked and built.
+    """Functions that check and build a network.
 
     Attributes:
-        build: (config, number of classes, seed) -> the network with its starting weights, float32 on the CPU, the same
+        build: (config, number of classes, seed) -> the network with its initial weights, float32 on the CPU, the same
             on every rank. Its forward pass takes images (B, 3, H, W) and the samples' positions, int64 (B,), and
             returns logits (B, number of classes).
         outline: The same arguments -> the network on the meta device, which takes no memory.
-        check_image_size: (config, height and width) -> raises ValueError where such pictures do not fit.
-        check_config: Raises ValueError where fields do not fit this network; by default where a switch is set.
-        group_size: Consecutive samples that must stay together on one worker; by default none need to.
+        check_image_size: (config, height and width) -> raises ValueError if such pictures do not fit.
+        check_config: Check that raises ValueError if fields do not fit this network; by default, if a switch is set.
+        group_size: Number of consecutive samples that must stay together on one worker; by default 1.
     """
 
     build: "Callable[[ModelConfig, int, int], nn.Module]"
@@ -102,12 +91,12 @@ class Network:
 
 
 def build_network(config: ModelConfig, *, num_classes: int, seed: int) -> "nn.Module":
-    """Build the network of a configuration; see `Network.build`."""
+    """Build a configuration's network; see `Network.build`."""
     return NETWORKS[config.name].build(config, num_classes, seed)
 
 
 def outline_network(config: ModelConfig, *, num_classes: int, seed: int = 0) -> "nn.Module":
-    """Build the network of a configuration on the meta device: shapes without weights."""
+    """Build a configuration's network on the meta device: shapes without weights."""
     return NETWORKS[config.name].outline(config, num_classes, seed)
 
 
@@ -115,7 +104,7 @@ def check_image_size(config: ModelConfig, image_size: int) -> None:
     """Check that a network takes pictures of this height and width.
 
     Raises:
-        ValueError: It does not; names the sizes that fit.
+        ValueError: It does not; the message names the sizes that fit.
     """
     NETWORKS[config.name].check_image_size(config, image_size)
 
@@ -127,7 +116,7 @@ def num_parameters(config: ModelConfig, num_classes: int) -> int:
 
 
 def num_operations(config: ModelConfig, num_classes: int, image_size: int) -> int:
-    """Return the floating-point operations of one picture's forward pass: two for each product that is added up."""
+    """Return the floating-point operations of one picture's forward pass; a multiply-add counts as two."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -138,7 +127,7 @@ def num_operations(config: ModelConfig, num_classes: int, image_size: int) -> in
 
 
 def images_only(network: "nn.Module") -> "nn.Module":
-    """Return a network of another module, which takes images alone, as one that is given positions too."""
+    """Wrap a network that takes only images, so that it can be called with positions too."""
     from model.adapters import ImagesOnly
 
     return ImagesOnly(network)

@@ -1,4 +1,4 @@
-"""The learning rate: a pure function of the samples seen, but for the plateau, whose decisions are state.
+"""The learning rate: a pure function of the samples seen, except for the schedule `plateau`, which has state.
 
 A resumed run, or one on another world size, gets the same learning rates.
 """
@@ -13,10 +13,10 @@ def learning_rate(config: OptimizerConfig, samples_seen: int, total_samples: int
     """Compute the learning rate of the step that follows `samples_seen` samples.
 
     Args:
-        config: Says how.
-        samples_seen: In [0, total_samples].
-        total_samples: The run's length.
-        num_reductions: So far, of a `Plateau`.
+        config: Schedule and its settings.
+        samples_seen: Number of samples before the step, in [0, total_samples].
+        total_samples: Length of the run.
+        num_reductions: Number of reductions so far, of a `Plateau`.
 
     Raises:
         ValueError: `samples_seen` lies outside the run.
@@ -44,25 +44,25 @@ def learning_rate(config: OptimizerConfig, samples_seen: int, total_samples: int
 
 
 class Plateau:
-    """Counts the reductions of the learning rate: one whenever the error on `val` has stopped falling.
+    """Counts the reductions of the learning rate: one each time the error on `val` stops falling.
 
     The paper's rule (section 5): "divide the learning rate by 10 when the validation error rate stopped improving with
-    the current learning rate", three times "prior to termination". What "stopped" means is not printed: here `patience`
-    evaluations in a row, none better than the run's best by more than `min_improvement`. A stall after
-    `max_reductions` reductions ends the run.
+    the current learning rate", three times "prior to termination". The paper does not define "stopped"; here it means
+    `patience` evaluations in a row of which none is better than the run's best by more than `min_improvement`. A stall
+    after `max_reductions` reductions ends the run.
 
-    torch.optim.lr_scheduler.ReduceLROnPlateau is not used: it multiplies the optimiser's own rates, which here are
-    computed anew at each step, and knows no end.
+    torch.optim.lr_scheduler.ReduceLROnPlateau is not used: it multiplies the optimiser's own rates, which are computed
+    anew at each step here, and it never ends a run.
 
-    Every rank keeps its own, from evaluations that are the same on all ranks.
+    Every rank keeps its own copy, updated from evaluations that are the same on all ranks.
 
     Attributes:
-        num_reductions: So far.
-        is_over: Whether the run has stalled for good.
+        num_reductions: Number of reductions so far.
+        is_over: Whether the last stall ended the run.
     """
 
     def __init__(self, config: OptimizerConfig) -> None:
-        """Begin with no evaluation seen."""
+        """Start without any evaluation."""
         self._config = config
         self.num_reductions = 0
         self.is_over = False
@@ -70,13 +70,13 @@ class Plateau:
         self._num_stalled = 0
 
     def observe(self, error: float) -> bool:
-        """Take an evaluation's result.
+        """Record the result of an evaluation.
 
         Args:
             error: Top-1 error on `val`, in [0, 1].
 
         Returns:
-            Whether this was a stall: the rate is reduced, or the run is over.
+            Whether this was a stall, which reduces the rate or ends the run.
         """
         if error < self._best_error - self._config.min_improvement:
             self._best_error, self._num_stalled = error, 0
@@ -92,7 +92,7 @@ class Plateau:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the state to keep in a checkpoint."""
         return {
             "num_reductions": self.num_reductions,
             "is_over": self.is_over,
@@ -101,6 +101,6 @@ class Plateau:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self.num_reductions, self.is_over = state["num_reductions"], state["is_over"]
         self._best_error, self._num_stalled = state["best_error"], state["num_stalled"]

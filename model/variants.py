@@ -1,6 +1,6 @@
 """The variants of AlexNet, as layer specifications, each with its origin and its exact size.
 
-Beside the layers stands the shape that leaves them, height x width x channels.
+The comment beside a layer gives the shape of its output: height x width x channels.
 """
 
 from dataclasses import dataclass
@@ -22,17 +22,18 @@ from model.layer_specs import (
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One architecture; its last dense layer, one unit a class, is added when it is built.
+    """One architecture; its last dense layer, with one unit per class, is added when it is built.
 
     Attributes:
-        origin: Paper or code that it comes from, and how it departs from that.
-        features: From pictures to feature maps.
-        hidden: From feature maps to the last hidden layer.
-        initialization: How its weights start unless told otherwise.
-        image_size: Height and width of the pictures that the shapes are stated for.
-        image_sizes: Smallest and largest height and width that it accepts; None: no upper limit. Where the dense layers
-            fix the size of the maps: those at which the first convolution uses every pixel and makes the stated shape.
-        num_parameters: At 1000 classes; asserted whenever the variant is built.
+        origin: Paper or code that the variant comes from, and how it departs from it.
+        features: Layers from the pictures to the feature maps.
+        hidden: Layers from the feature maps to the last hidden layer.
+        initialization: Name of the default initialisation.
+        image_size: Height and width of the pictures that the stated shapes belong to.
+        image_sizes: Smallest and largest accepted height and width; None: no upper limit. If the dense layers fix the
+            size of the maps, these are the sizes at which the first convolution uses every pixel and gives the stated
+            shape.
+        num_parameters: Number of parameters at 1000 classes; asserted whenever the variant is built.
     """
 
     origin: str
@@ -68,7 +69,7 @@ VARIANTS = {
         hidden=(Dense(4096), Activation(), Dropout(), Dense(4096), Activation(), Dropout()),
         initialization="paper",
         image_size=224,
-        image_sizes=(223, 225),  # 227 in the windows, of which 2 to 4 are padding
+        image_sizes=(223, 225),  # the windows cover 227 pixels, of which 2 to 4 are padding
         num_parameters=60_965_224,
     ),
     "caffenet": Variant(
@@ -146,7 +147,7 @@ VARIANTS = {
         hidden=(Dropout(), Dense(4096), Activation(), Dropout(), Dense(4096), Activation()),
         initialization="torch",
         image_size=224,
-        image_sizes=(63, None),  # torchvision's least
+        image_sizes=(63, None),  # torchvision's minimum
         num_parameters=61_100_840,
     ),
     "alexnet_single": Variant(
@@ -202,7 +203,7 @@ VARIANTS = {
         hidden=(Dense(4096), Activation(), Dropout(), Dense(4096), Activation(), Dropout()),
         initialization="kaiming",
         image_size=28,
-        image_sizes=(1, 220),  # what resizing does not shrink
+        image_sizes=(1, 220),  # sizes that the resizing does not shrink
         num_parameters=25_678_184,
     ),
     "alexnet_small": Variant(
