@@ -1,4 +1,4 @@
-"""Checkpoints are written while training goes on: the state is copied, and a thread writes the copy."""
+"""Checkpoints are written while training continues: the state is copied, and a thread writes the copy."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -11,13 +11,13 @@ from pipeline.system.os_errors import described, way_out
 
 
 class CheckpointWriter:
-    """Writes to a store from a thread; at most one checkpoint is under way.
+    """Writes to a store from a thread, at most one checkpoint at a time.
 
-    A copy costs memory: once more the weights and the optimiser's state.
+    The copy takes as much memory as the weights and the optimiser's state.
     """
 
     def __init__(self, store: CheckpointStore) -> None:
-        """Take the store; nothing else writes to it."""
+        """Start a thread for `store`, which nothing else may write to."""
         self._store = store
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._under_way: Future[None] | None = None
@@ -25,17 +25,17 @@ class CheckpointWriter:
     def write(self, state: dict[str, Any], step: int, is_best: bool = False) -> None:
         """Begin to write a checkpoint; `state` may change as soon as this returns.
 
-        Waits for the one before, and raises what that one met.
+        Waits for the previous checkpoint first, and raises its error, if any.
         """
         self.wait()
         self._under_way = self._executor.submit(self._store.save, _copied(state), step, is_best)
 
     def wait(self) -> None:
-        """Return when the checkpoint under way is whole on disk.
+        """Wait until the current checkpoint is complete on disk.
 
         Raises:
             InputError: It could not be written.
-            OSError: It could not, for a cause that may pass.
+            OSError: It could not be written, for a cause that may be temporary.
         """
         under_way, self._under_way = self._under_way, None
         if under_way is None:
@@ -51,7 +51,7 @@ class CheckpointWriter:
             ) from error
 
     def close(self) -> None:
-        """Let what is under way end, and release the thread."""
+        """Wait for the current write to end, and release the thread."""
         self._executor.shutdown(wait=True)
 
 

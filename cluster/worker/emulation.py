@@ -1,6 +1,6 @@
-"""Which nodes emulate bfloat16, as far as it can be told without torch, which takes seconds to load.
+"""Which nodes emulate bfloat16, found out without loading torch, if possible, since that takes seconds.
 
-For this process's own device, `cluster/worker/precision.py` finds out; on a CPU, by a trial.
+`cluster/worker/precision.py` tests the device of this process; on a CPU, by a trial.
 """
 
 import dataclasses
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from pipeline.system.processor import Processor, this_processor
 
-NATIVE_CAPABILITY = 8  # of NVIDIA GPUs: Ampere
-_CLEAR_SLOWDOWN = 1.5  # above it, a CPU surely has no such instructions in use
+NATIVE_CAPABILITY = 8  # lowest compute capability of NVIDIA GPUs with bfloat16: Ampere
+_CLEAR_SLOWDOWN = 1.5  # a larger slowdown proves that a CPU does not use bfloat16 instructions
 _NVIDIA_QUERY = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
 _TORCH_QUERY = """
 import torch
@@ -27,9 +27,9 @@ class Emulation:
     """A device on which bfloat16 gains nothing: it lacks the instructions, or the libraries do not use them.
 
     Attributes:
-        device: In words: `this machine's CPU`, `node 10.0.0.2`.
-        slowdown: Time of bfloat16 to that of float32, measured; None: not measured.
-        cause: How it is known, where it was not measured.
+        device: Readable name of the device: `this machine's CPU`, `node 10.0.0.2`.
+        slowdown: Measured ratio of the time in bfloat16 to the time in float32; None: not measured.
+        cause: Grounds for the emulation if it was not measured.
     """
 
     device: str
@@ -38,24 +38,24 @@ class Emulation:
 
     @property
     def effect(self) -> str:
-        """What the device does, in words."""
+        """What the device does, as a phrase for a message."""
         if self.slowdown is not None and self.slowdown < _CLEAR_SLOWDOWN:
             return "computes in bfloat16 no faster than in float32"
         how = f"up to {self.slowdown:.0f} times slower than float32" if self.slowdown else self.cause
         return f"emulates bfloat16{how and f', {how}'}"
 
     def __str__(self) -> str:
-        """Say it in words."""
+        """Return the device and its effect as a phrase for a message."""
         return f"{self.device} {self.effect}"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a trial on a processor found, which holds for all of its kind with the same limits.
+    """Result of a trial on a processor, valid for all processors of the same kind with the same limits.
 
     Attributes:
-        processor: Its kind.
-        emulation: None where it computes natively.
+        processor: Kind of the processor.
+        emulation: How it emulates bfloat16; None if it supports it natively.
     """
 
     processor: Processor
@@ -63,17 +63,17 @@ class Trial:
 
 
 def node_emulation(name: str, num_gpus: int, known: Trial | None) -> Emulation | None:
-    """Return how the node that this runs on emulates bfloat16, or None where its workers compute in it natively.
+    """Return how this node emulates bfloat16, or None if its workers support bfloat16 natively.
 
     Args:
-        name: Of the node, in words.
-        num_gpus: That its workers take; 0: they compute on the CPU.
-        known: A trial elsewhere, which is not made again on a processor of the same kind.
+        name: Readable name of the node.
+        num_gpus: Number of GPUs used by the node's workers; 0: they compute on the CPU.
+        known: Trial made elsewhere, which is not repeated on a processor of the same kind.
     """
     if num_gpus:
         return _gpu_emulation(name, _compute_capabilities())
     if known is None or known.processor != this_processor():
-        from cluster.worker.precision import try_processor  # here: it loads torch
+        from cluster.worker.precision import try_processor  # imported here: it loads torch
 
         known = try_processor()
     return None if known.emulation is None else dataclasses.replace(known.emulation, device=name)
@@ -92,9 +92,9 @@ def is_old(capability: str) -> bool:
 
 
 def _compute_capabilities() -> list[str]:
-    """Return those of this node's GPUs, by NVIDIA's tool, else by torch; none where neither tells.
+    """Return the compute capabilities of this node's GPUs, from NVIDIA's tool or else from torch; empty if both fail.
 
-    Torch runs in a process of its own, since Ray hides all GPUs from a task that reserves none.
+    Torch runs in a separate process, since Ray hides all GPUs from a task that reserves none.
     """
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     for query in (_NVIDIA_QUERY, [sys.executable, "-c", _TORCH_QUERY]):

@@ -1,8 +1,8 @@
 """Exact evaluation: each sample of a split once, on any number of workers, centre crop or ten crops.
 
-Every worker fills the rows of its own samples, the sum over the workers joins them, and all that is told of a split
-(top-1, loss, confusions) is computed from the joined rows, in the manifest's order. So no number depends on how many
-workers there were, but for what a sample's own logits do: kernels may round them otherwise in a batch of another size.
+Every worker fills the rows of its own samples, the sum over the workers combines them, and all results of a split
+(top-1, loss, confusions) are computed from the combined rows, in the manifest's order. So results do not depend on the
+number of workers, except that kernels may round a sample's logits differently in a batch of another size.
 """
 
 import math
@@ -23,19 +23,19 @@ from model.metrics import NO_RANK, label_ranks
 from pipeline.dataset import Dataset
 from pipeline.loader import Batch, EvalLoader
 
-BATCH_SIZE = 250  # images that go through the model at once
+BATCH_SIZE = 250  # images per forward pass
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model makes of a split, one row per sample in the manifest's order.
+    """A model's results on a split, one row per sample in the manifest's order.
 
     Attributes:
-        split: Name.
+        split: Name of the split.
         labels_N: Class index of each sample, int64.
-        predicted_N: Class index that ranks first, int64; of equal ones the lowest.
-        probabilities_N: Of the predicted class, float64.
-        ranks_N: Number of classes ahead of the label, int64; `NO_RANK` where the model gives NaN.
+        predicted_N: Class index that ranks first, int64; the lowest one if several are equal.
+        probabilities_N: Probability of the predicted class, float64.
+        ranks_N: Number of classes that rank above the label, int64; `NO_RANK` if the model gives NaN.
         losses_N: Negative logarithm of the label's probability, float64.
     """
 
@@ -48,7 +48,7 @@ class Evaluation:
 
     @classmethod
     def of_rows(cls, split: str, rows: torch.Tensor) -> "Evaluation":
-        """Return what rows hold that `fill` has filled, of all workers together.
+        """Build an evaluation from the rows of all workers together, as filled by `fill`.
 
         Raises:
             RuntimeError: A row was not filled exactly once.
@@ -61,15 +61,15 @@ class Evaluation:
 
     @property
     def num_samples(self) -> int:
-        """Number of samples, that of the split."""
+        """Number of samples in the split."""
         return len(self.labels_N)
 
     def is_correct_N(self, k: int) -> np.ndarray:
-        """Return which samples' labels are among the first k; bool (N,)."""
+        """Return for each sample whether its label is among the first k classes; bool (N,)."""
         return (self.ranks_N != NO_RANK) & (self.ranks_N < k)
 
     def summary(self) -> dict[str, Any]:
-        """Return the split, its number of samples, the mean loss, and top-1 and top-5 as fractions."""
+        """Return the split, its number of samples, the mean loss, and the top-1 and top-5 accuracy as fractions."""
         top1, top5 = (int(self.is_correct_N(k).sum()) / self.num_samples for k in (1, 5))
         loss = float(self.losses_N.mean())
         return {"split": self.split, "num_samples": self.num_samples, "loss": loss, "top1": top1, "top5": top5}
@@ -84,19 +84,19 @@ def evaluate(
     crops: Crops = "centre",
     stop: StopAgreement | None = None,
 ) -> Evaluation | None:
-    """Evaluate a model on a split; all workers call it and get the same result.
+    """Evaluate a model on a split; every worker calls this and gets the same result.
 
     Args:
-        model: Left in the mode (training or evaluation) in which it came.
-        dataset: To read.
-        split: Of it.
-        world: Of this worker.
-        run: Of the model: its recipe's crop, normalisation and precision, and its training set's colours.
+        model: Model to evaluate; its mode (training or evaluation) is restored.
+        dataset: Dataset to read.
+        split: Split of the dataset.
+        world: Place of this worker.
+        run: Run of the model, which gives the crop, normalisation, precision and the training set's colours.
         crops: `ten` averages the softmax over the ten crops of the 2012 paper (section 4.1).
-        stop: By which workers agree to stop; None: they don't.
+        stop: Agreement of the workers to stop; None: the evaluation is not interrupted.
 
     Returns:
-        The evaluation, or None where the workers were asked to stop before its end.
+        The evaluation, or None if the workers were asked to stop before its end.
 
     Raises:
         RuntimeError: A sample of the manifest was not evaluated exactly once.
@@ -117,7 +117,7 @@ def evaluate(
     rows = empty_rows(dataset.num_samples(split))
     was_training = model.training
     model.eval()
-    # A worker may have a sample, and so a batch, less than another; all agree equally often.
+    # A worker may have one sample, and so one batch, less than another, but all workers must ask equally often.
     num_batches = math.ceil(math.ceil(dataset.num_samples(split) / world.world_size) / batch_size)
     is_stopped = False
     for _ in range(num_batches):
@@ -135,13 +135,13 @@ def evaluate(
 
 
 def empty_rows(num_samples: int) -> torch.Tensor:
-    """Return a row per sample, for `fill`."""
-    # float64 holds counts and class indices exactly; a row of zeros is a sample of another worker.
+    """Return one row of zeros per sample, for `fill`."""
+    # float64 holds counts and class indices exactly; a row of zeros belongs to another worker's sample.
     return torch.zeros(num_samples, 6, dtype=torch.float64)
 
 
 def fill(rows: torch.Tensor, batch: Batch, scores: torch.Tensor) -> None:
-    """Fill the rows of a batch's samples from the logarithms of their classes' probabilities."""
+    """Fill the rows of a batch's samples; `scores` are the logarithms of the classes' probabilities."""
     best, predicted = scores.max(dim=1)
     losses, ranks = -scores.gather(1, batch.labels[:, None])[:, 0], label_ranks(scores, batch.labels)
     columns = (torch.ones_like(best), batch.labels, predicted, best.exp(), ranks, losses)
@@ -151,13 +151,13 @@ def fill(rows: torch.Tensor, batch: Batch, scores: torch.Tensor) -> None:
 def log_probabilities(
     model: nn.Module, images: torch.Tensor, config: TrainingConfig, device: torch.device
 ) -> torch.Tensor:
-    """Return the logarithm of each class's probability: of the softmax, averaged over a picture's crops.
+    """Return the logarithm of each class's probability, which is the softmax averaged over a picture's crops.
 
     Args:
-        model: In evaluation mode.
+        model: Model in evaluation mode.
         images: (N, 3, H, W), or (N, num_crops, 3, H, W), normalised, on the device.
-        config: Of the model.
-        device: Of the model.
+        config: Recipe of the model.
+        device: Device of the model.
 
     Returns:
         float64 (N, num_classes), on the device.

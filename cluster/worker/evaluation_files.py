@@ -1,11 +1,12 @@
-"""Evaluate a run into a folder of files.
+"""Evaluate a run and write the results to a folder.
 
 FOLDER/
-  predictions.parquet   one row per sample, in the manifest's order: its class, the predicted one, that one's
-                        probability, and the label's rank (0: predicted right)
+  predictions.parquet   one row per sample, in the manifest's order: its class, the predicted class and its probability,
+                        and the rank of the label (0: the prediction is correct)
   per_class.parquet     one row per class: samples, top-1, top-5 (null for a class without samples)
-  confusion.parquet     how often a class was taken for another, or for itself; what never happened has no row
-  result.json           the figures, and of what; written last, removed first: with it, all files are of one evaluation
+  confusion.parquet     one row per pair of true and predicted class that occurred, with its count
+  result.json           the figures and what was evaluated; written last and removed first: if it exists, all files
+                        belong to one evaluation
 """
 
 import json
@@ -66,16 +67,16 @@ def evaluate_run(
     world: World,
     precision: Precision | None = None,
 ) -> None:
-    """Evaluate a run's model; every worker calls this, the first one writes the files.
+    """Evaluate a run's model; every worker calls this, and the first one writes the files.
 
     Args:
-        dataset_path: The dataset folder, as this worker sees it.
-        run_path: The run's folder, as this worker sees it.
-        split: To evaluate.
+        dataset_path: Path of the dataset folder on this worker.
+        run_path: Path of the run folder on this worker.
+        split: Split to evaluate.
         crops: See `cluster.worker.evaluation`.
-        out: Folder of the files.
-        world: Of this worker.
-        precision: To compute in, where another one than the run's fits the workers.
+        out: Folder to write the files to.
+        world: Place of this worker.
+        precision: Precision to compute in; None: the run's.
 
     Raises:
         InputError: There is no checkpoint, the workers see different ones, or the model gives NaN or infinity.
@@ -96,7 +97,7 @@ def evaluate_run(
 
 
 def check_finite(evaluation: Evaluation, run: RunFolder) -> None:
-    """Raise InputError where a run's model gives no numbers."""
+    """Raise InputError if a run's model gives NaN or infinity."""
     num_broken = int((~np.isfinite(evaluation.losses_N)).sum())
     if num_broken:
         raise InputError(
@@ -105,7 +106,7 @@ def check_finite(evaluation: Evaluation, run: RunFolder) -> None:
 
 
 def describe(run: RunFolder, step: int, crops: Crops) -> dict[str, Any]:
-    """Return what `result.json` says of the model and of how it was evaluated."""
+    """Return the fields of `result.json` that describe the model and how it was evaluated."""
     return {"crops": crops, "step": step, "recipe": run.config.name, "precision": run.config.precision}
 
 
@@ -115,11 +116,11 @@ def write_evaluation(
     """Write the files.
 
     Args:
-        folder: To write to.
-        evaluation: What was found.
+        folder: Folder to write to.
+        evaluation: Results to write.
         keys: Name of each sample.
-        per_class: Of `PER_CLASS_SCHEMA`.
-        document: Added to the figures of `result.json`.
+        per_class: Table of `PER_CLASS_SCHEMA`.
+        document: Fields to add to the figures of `result.json`.
     """
     (folder / RESULT_JSON).unlink(missing_ok=True)
     write_table(folder / PREDICTIONS_PARQUET, predictions_table(evaluation, keys))
@@ -129,9 +130,9 @@ def write_evaluation(
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """Return the names of files in a folder that no evaluation has written there, hidden ones aside.
+    """Return the names of files in a folder that no evaluation wrote there, without hidden files.
 
-    A file of a name that `write_evaluation` uses counts as foreign too where `result.json` is not of an evaluation.
+    Files with the names used by `write_evaluation` count as foreign too if `result.json` is not from an evaluation.
     """
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     own = {RESULT_JSON, PER_CLASS_PARQUET, CONFUSION_PARQUET, PREDICTIONS_PARQUET}
@@ -145,7 +146,7 @@ def foreign_files(folder: Path) -> list[str]:
 
 
 def evaluated_source(folder: Path) -> str | None:
-    """Return the source whose evaluation a folder holds; None where it holds none, or that of a dataset."""
+    """Return the source whose evaluation a folder holds; None if it holds none, or a dataset's."""
     if not (folder / RESULT_JSON).exists():
         return None
     source: str | None = json.loads((folder / RESULT_JSON).read_text()).get("source")
@@ -158,7 +159,7 @@ def read_evaluation(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]
 
 
 def predictions_table(evaluation: Evaluation, keys: Keys) -> pa.Table:
-    """Return one row per sample, of `PREDICTIONS_SCHEMA`."""
+    """Return a table of `PREDICTIONS_SCHEMA`, one row per sample."""
     columns = [
         np.arange(evaluation.num_samples),
         keys,
@@ -171,11 +172,11 @@ def predictions_table(evaluation: Evaluation, keys: Keys) -> pa.Table:
 
 
 def per_class_table(evaluation: Evaluation, classes: Dataset | RunFolder) -> pa.Table:
-    """Return one row per class, of `PER_CLASS_SCHEMA`.
+    """Return a table of `PER_CLASS_SCHEMA`, one row per class.
 
     Args:
-        evaluation: What was found.
-        classes: Who has them: wnids and names by class index.
+        evaluation: Results of all samples.
+        classes: Dataset or run that has the wnids and names of the classes.
     """
     labels_N, num_classes = evaluation.labels_N, len(classes.wnids)
     counts = np.bincount(labels_N, minlength=num_classes)
@@ -185,7 +186,7 @@ def per_class_table(evaluation: Evaluation, classes: Dataset | RunFolder) -> pa.
 
 
 def confusion_table(evaluation: Evaluation) -> pa.Table:
-    """Return one row per pair of classes that occurred, of `CONFUSION_SCHEMA`, in the order of the pairs."""
+    """Return a table of `CONFUSION_SCHEMA`, one row per pair of classes that occurred, sorted."""
     pairs_N2 = np.stack([evaluation.labels_N, evaluation.predicted_N], axis=1)
     pairs, counts = np.unique(pairs_N2, axis=0, return_counts=True)
     return _table([pairs[:, 0], pairs[:, 1], counts], CONFUSION_SCHEMA)

@@ -1,4 +1,4 @@
-"""What a person chooses about an evaluation; apart from the evaluation, which loads torch, for a command's help."""
+"""Options of an evaluation, in a separate module so that a command's help does not load torch."""
 
 from typing import Literal
 

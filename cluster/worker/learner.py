@@ -1,4 +1,4 @@
-"""The model, its optimiser and the exchange of gradients: what a training step changes."""
+"""What a training step changes: the model, its optimiser and the exchange of gradients."""
 
 from typing import Any
 
@@ -19,11 +19,11 @@ from pipeline.loader import Batch
 
 
 class Learner:
-    """One worker's copy of what is trained.
+    """One worker's copy of the model and its optimiser.
 
     Attributes:
-        model: The network, without what an exchange wraps around it.
-        optimizer: Its update rule.
+        model: Network, without the exchange's wrapper.
+        optimizer: Optimiser of the network.
     """
 
     def __init__(
@@ -35,15 +35,15 @@ class Learner:
         exchange: Exchange,
         micro_batch_size: int | None = None,
     ) -> None:
-        """Build the network with its starting weights, and the optimiser.
+        """Build the network with its initial weights, and the optimiser.
 
         Args:
-            config: The recipe.
+            config: Recipe of the run.
             num_classes: Number of classes.
             total_steps: Length of the run, which the learning rate depends on.
             world: Place of this worker.
-            exchange: How the workers combine their gradients.
-            micro_batch_size: Most samples that pass through the model at once; None: the worker's whole slice.
+            exchange: Exchange that combines the workers' gradients.
+            micro_batch_size: Maximum number of samples per forward pass; None: the worker's whole slice.
         """
         self._config, self._world, self._exchange = config, world, exchange
         self._micro_batch_size = micro_batch_size
@@ -55,7 +55,7 @@ class Learner:
         self.optimizer = build_optimizer(self.model, self._optimizer_config)
 
     def connect(self) -> None:
-        """Let the exchange take hold of the model, whose weights are the same on all workers by now."""
+        """Connect the exchange to the model, whose weights must now be the same on all workers."""
         self._wrapped = self._exchange.wrap(self.model)
 
     @property
@@ -69,7 +69,7 @@ class Learner:
         Args:
             batch: This worker's slice of the global batch.
             samples_seen: Samples of all workers before the step.
-            num_reductions: Reductions of the learning rate so far, for the schedule `plateau`.
+            num_reductions: Number of reductions of the learning rate so far, for the schedule `plateau`.
 
         Returns:
             Sum of losses and number of correct samples of the slice, float64 (2,).
@@ -87,14 +87,14 @@ class Learner:
         return torch.stack(sums).sum(0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps; every worker calls it where the exchange keeps a state."""
+        """Return the state to keep in a checkpoint; every worker must call this if the exchange keeps a state."""
         state: dict[str, Any] = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self._exchange.keeps_state:
             state["exchange"] = self._world.gather(self._exchange.state_dict())
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> str | None:
-        """Go on from what `state_dict` returned; return a warning for a person, if something could not be kept."""
+        """Restore the state that `state_dict` returned; return a warning if part of it could not be restored."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if not self._exchange.keeps_state:
@@ -106,7 +106,7 @@ class Learner:
         return None
 
     def _forward_backward(self, batch: Batch, piece: slice) -> torch.Tensor:
-        """Add a piece's share to the gradient; return its sum of losses and its number of correct samples, (2,)."""
+        """Add a piece's gradient; return its sum of losses and its number of correct samples, (2,)."""
         config, labels = self._config, batch.labels[piece]
         images = batch.images[piece].to(input_dtype(config.precision)).contiguous(memory_format=torch.channels_last)
         with forward_context(config.precision, self._world.device):

@@ -1,4 +1,4 @@
-"""Where a worker's slice of the global batch is cut when it does not fit into memory at once."""
+"""Division of a worker's slice of the global batch into pieces that fit into memory."""
 
 from pipeline.command import InputError
 
@@ -7,15 +7,15 @@ def cut_into_micro_batches(num_samples: int, micro_batch_size: int | None, group
     """Cut a slice of the global batch into pieces that pass through the model one after another.
 
     Args:
-        num_samples: Of the slice, at least 1.
-        micro_batch_size: Most samples of a piece; None: one piece.
-        group_size: Samples that must stay together; no piece but the last ends within a group.
+        num_samples: Number of samples in the slice, at least 1.
+        micro_batch_size: Maximum number of samples in a piece; None: one piece.
+        group_size: Number of samples that must stay together; only the last piece may end within a group.
 
     Returns:
-        The pieces in their order: full ones, and what remains.
+        The pieces in order: full ones, then the remainder.
 
     Raises:
-        InputError: A group alone is larger than a piece may be.
+        InputError: A group is larger than a piece may be.
     """
     if micro_batch_size is None:
         return [slice(0, num_samples)]
@@ -25,10 +25,10 @@ def cut_into_micro_batches(num_samples: int, micro_batch_size: int | None, group
 
 
 def check_micro_batch_size(micro_batch_size: int, group_size: int = 1) -> None:
-    """Check that a piece of so many samples holds a group.
+    """Check that a piece of `micro_batch_size` samples can hold a whole group.
 
     Raises:
-        InputError: It does not.
+        InputError: It cannot.
     """
     if micro_batch_size < group_size:
         raise InputError(f"--micro-batch-size is {micro_batch_size}; it must be at least {group_size}")

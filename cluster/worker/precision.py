@@ -1,8 +1,8 @@
-"""What a recipe's `precision` means, and which one fits the hardware.
+"""The meaning of a recipe's `precision`, and the choice of one that fits the hardware.
 
-`bfloat16` is autocast: weights and inputs stay float32. `auto` is bfloat16 where every device of a run computes in it
+`bfloat16` is autocast: weights and inputs stay float32. `auto` is bfloat16 if every device of a run supports it
 natively, else float32. A GPU does from compute capability 8 on. A CPU does if it has the instructions and the libraries
-use them, which a short trial tells: their own flags know nothing of what limits them (a container's DNNL_MAX_CPU_ISA).
+use them. Only a short trial shows this: the libraries' own flags ignore limits (a container's DNNL_MAX_CPU_ISA).
 """
 
 import math
@@ -20,20 +20,20 @@ from cluster.worker.emulation import Emulation, Trial, is_old
 from cluster.worker.world import World
 from pipeline.system.processor import this_processor
 
-_BATCH_SIZE, _CHANNELS, _SIDE, _UNITS = 8, 64, 26, 512  # of the trial; emulated, a round of it takes some 0.1 s
+_BATCH_SIZE, _CHANNELS, _SIDE, _UNITS = 8, 64, 26, 512  # sizes in the trial; if emulated, one round takes about 0.1 s
 _LEAST_ROUNDS, _TRIAL_SECONDS = 3, 0.5
 
 
 def input_dtype(precision: Precision) -> torch.dtype:
-    """Return the dtype of weights and images."""
+    """Return the dtype of the weights and images."""
     return torch.float64 if precision == "float64" else torch.float32
 
 
 def forward_context(precision: Precision, device: torch.device) -> AbstractContextManager[torch.autocast | None]:
-    """Return the context in which the model runs forward.
+    """Return the context for the model's forward pass.
 
     Raises:
-        ValueError: The precision is not resolved.
+        ValueError: The precision is `auto`, which must be resolved first.
     """
     if precision == "auto":
         raise ValueError("precision='auto': must be resolved before a model runs")
@@ -44,12 +44,12 @@ def forward_context(precision: Precision, device: torch.device) -> AbstractConte
 
 @dataclass(frozen=True)
 class Choice:
-    """The precision of a run, and why.
+    """The precision of a run, and the reason for it.
 
     Attributes:
-        precision: Resolved.
-        reason: Why it is not bfloat16 although the recipe leaves the choice, or empty.
-        warnings: Lines for a person.
+        precision: Resolved precision.
+        reason: Reason why `auto` was not resolved to bfloat16, or empty.
+        warnings: Warnings for a person.
     """
 
     precision: Precision
@@ -61,8 +61,8 @@ def choose_precision(requested: Precision, recorded: Precision | None, emulation
     """Return a run's precision.
 
     Args:
-        requested: By the recipe.
-        recorded: By the run that is resumed, which keeps it; None: it begins.
+        requested: Precision in the recipe.
+        recorded: Precision recorded by the run that is resumed, which keeps it; None: a new run.
         emulations: Devices that may get a worker and would emulate bfloat16.
     """
     if requested == "auto" and recorded is None:
@@ -79,13 +79,13 @@ def choose_precision(requested: Precision, recorded: Precision | None, emulation
 
 
 def fitting_precision(recorded: Precision, emulations: Sequence[Emulation]) -> Precision:
-    """Return the precision in which to use a trained model: the run's, or float32 where that would be emulated.
+    """Return the precision in which to use a trained model: the run's, or float32 if that would be emulated.
 
-    Says so on standard output where it is not the run's.
+    If it is not the run's, a message on standard output says so.
 
     Args:
-        recorded: By the run.
-        emulations: On the devices that are to be used.
+        recorded: Precision recorded by the run.
+        emulations: Devices to be used that would emulate bfloat16.
     """
     if recorded != "bfloat16" or not emulations:
         return recorded
@@ -95,13 +95,13 @@ def fitting_precision(recorded: Precision, emulations: Sequence[Emulation]) -> P
 
 
 def fitting_precision_here(recorded: Precision, device: torch.device) -> Precision:
-    """Return `fitting_precision` on this process's device, which is tried only if that matters."""
+    """Return `fitting_precision` for this process's device, which is tested only if the answer depends on it."""
     emulation = bfloat16_emulation(device) if recorded == "bfloat16" else None
     return fitting_precision(recorded, [] if emulation is None else [emulation])
 
 
 def bfloat16_emulation(device: torch.device) -> Emulation | None:
-    """Return how this process's device emulates bfloat16, or None where it computes in it natively."""
+    """Return how this process's device emulates bfloat16, or None if it supports bfloat16 natively."""
     if device.type == "cuda":
         capability = "{}.{}".format(*torch.cuda.get_device_capability(device))
         cause = f"as GPUs of compute capability {capability} do"
@@ -110,14 +110,14 @@ def bfloat16_emulation(device: torch.device) -> Emulation | None:
 
 
 def try_processor() -> Trial:
-    """Try this machine's CPU."""
+    """Test whether this machine's CPU emulates bfloat16."""
     processor, slowdown = this_processor(), bfloat16_slowdown()
     is_native = processor.has_bfloat16 and slowdown <= 1
     return Trial(processor, None if is_native else Emulation("this machine's CPU", max(1.0, slowdown)))
 
 
 def emulations_of_all(world: World) -> list[Emulation]:
-    """Return the workers whose devices emulate bfloat16; every worker calls it, and gets the same answer."""
+    """Return the workers whose devices emulate bfloat16; every worker calls this and gets the same answer."""
     own = bfloat16_emulation(world.device)
     known_R2 = torch.zeros(world.world_size, 2, dtype=torch.float64)
     if own is not None:
@@ -130,18 +130,18 @@ def emulations_of_all(world: World) -> list[Emulation]:
 
 
 def bfloat16_slowdown() -> float:
-    """Return the time of bfloat16 to that of float32 on this CPU: the larger of a convolution's and a product's.
+    """Return the ratio of the time in bfloat16 to the time in float32 on this CPU.
 
-    Both are like the nets'; the convolution runs forward and backward. Other processes can make a step slower, never
-    faster: the shortest times count, of one thread, and where bfloat16 is the slower one it gets half a second of
-    further chances.
+    Measured with a convolution, forward and backward, and a matrix product, both similar to the nets'; the larger ratio
+    counts. Other processes can make a step slower but never faster, so the shortest times count, with one thread. While
+    bfloat16 is slower, the measurement is repeated for half a second.
     """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         steps = [(_convolution(dtype), _product(dtype)) for dtype in (torch.float32, torch.bfloat16)]
         for step in steps[0] + steps[1]:
-            step()  # the first one chooses kernels
+            step()  # the first call chooses the kernels
         shortest = [[math.inf, math.inf], [math.inf, math.inf]]  # by dtype, then by step
         began, num_rounds = time.perf_counter(), 0
         while True:

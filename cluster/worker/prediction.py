@@ -1,4 +1,4 @@
-"""A run's model on pictures that are in no dataset."""
+"""Predictions of a run's model for pictures that are not in a dataset."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from pipeline.pictures.picture_files import evaluation_images, read_square
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of a picture.
+    """The model's prediction for a picture.
 
     Attributes:
-        path: Of the picture.
-        square_HWC: The picture before it was cropped, uint8 RGB.
-        class_indices: Of the first five classes, or of all where there are fewer.
-        probabilities: Of these.
-        true_class_index: Of the class whose wnid or name is that of the file's folder, or None.
+        path: Path of the picture.
+        square_HWC: Picture before it was cropped, uint8 RGB.
+        class_indices: Indices of the first five classes, or of all if there are fewer.
+        probabilities: Probabilities of these classes.
+        true_class_index: Index of the class whose wnid or name is the name of the file's folder, or None.
     """
 
     path: Path
@@ -43,17 +43,18 @@ def predict(
     device: torch.device,
     refused: dict[Path, str] | None = None,
 ) -> Iterator[Prediction]:
-    """Yield a prediction for each picture file, in their order.
+    """Yield a prediction for each picture file, in order.
 
-    The model computes in the run's precision, or in float32, which is then said, where this device would emulate that.
-    Of equal probabilities the lower class index ranks first.
+    The model computes in the run's precision, or in float32, with a message, if this device would emulate that
+    precision. Among equal probabilities the lower class index ranks first.
 
     Args:
-        paths: Of the files.
-        run: Of the model.
-        crops: What the model sees of a picture.
-        device: To compute on.
-        refused: Gets the files that are no pictures, and why; they are left out. None: the first is an error.
+        paths: Paths of the files.
+        run: Run of the model.
+        crops: Crops of a picture that the model sees.
+        device: Device to compute on.
+        refused: Receives path -> reason for files that are not pictures, which are left out. None: the first such file
+            is an error.
 
     Raises:
         InputError: The run has no checkpoint, or a file is not a picture.
@@ -92,6 +93,6 @@ def _read(path: Path, encoding: EncodingConfig, refused: dict[Path, str] | None)
 
 
 def classes_by_folder_name(wnids: Sequence[str], names: Sequence[str]) -> dict[str, int]:
-    """Return class indices by what a class's folder may be called; a name that two classes share says nothing."""
+    """Return wnid or name of a class -> class index; names that several classes share are left out."""
     by_name: dict[str, int] = {name: index for index, name in enumerate(names) if names.count(name) == 1}
     return by_name | {wnid: index for index, wnid in enumerate(wnids)}

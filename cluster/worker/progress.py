@@ -1,4 +1,4 @@
-"""How far a run has come: its step, and what its evaluations have shown so far."""
+"""Progress of a run: its step, and the results of its evaluations so far."""
 
 from typing import Any
 
@@ -7,21 +7,21 @@ from model.schedules import Plateau
 
 
 class Progress:
-    """Steps and evaluations of a run up to now; the same on all workers.
+    """Steps and evaluations of a run so far; the same on all workers.
 
     Attributes:
         step: Number of steps made.
         total_steps: Length of the run.
         best_top1: Best top-1 accuracy on `val`, or None.
-        is_evaluation_due: An evaluation must be made before the next step.
-        plateau: Stalls of the error on `val`, for the schedule of that name.
+        is_evaluation_due: Whether an evaluation must be made before the next step.
+        plateau: Stalls of the error on `val`, for the schedule `plateau`.
     """
 
     def __init__(self, config: TrainingConfig, num_samples: int) -> None:
         """Begin at step 0.
 
         Args:
-            config: The recipe.
+            config: Recipe of the run.
             num_samples: Samples of the training set.
         """
         self._config = config
@@ -34,23 +34,23 @@ class Progress:
 
     @property
     def samples_seen(self) -> int:
-        """Samples of all workers that have entered the loss."""
+        """Number of samples, over all workers, that have entered the loss."""
         return self.step * self._config.global_batch_size
 
     @property
     def is_last(self) -> bool:
-        """True when no further step is made."""
+        """Whether no further step will be made."""
         patience = self._config.early_stop_patience
         is_early = patience is not None and self._num_evaluations_since_best >= patience
         return self.step == self.total_steps or self.plateau.is_over or is_early
 
     @property
     def is_finished(self) -> bool:
-        """True when nothing is left to do."""
+        """Whether nothing is left to do."""
         return self.is_last and not self.is_evaluation_due
 
     def observe(self, top1: float) -> tuple[bool, bool]:
-        """Take the result of an evaluation, which is no longer due.
+        """Record the result of an evaluation, which is then no longer due.
 
         Returns:
             Whether it is the best so far, and whether the error has stalled (schedule `plateau`).
@@ -64,7 +64,7 @@ class Progress:
         return is_best, has_stalled
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the state to keep in a checkpoint."""
         return {
             "step": self.step,
             "samples_seen": self.samples_seen,
@@ -75,8 +75,8 @@ class Progress:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self.step, self.best_top1 = state["step"], state["best_top1"]
         self._num_evaluations_since_best = state["num_evaluations_since_best"]
-        self.is_evaluation_due = state.get("is_evaluation_due", False)  # absent before there was one
+        self.is_evaluation_due = state.get("is_evaluation_due", False)  # missing in older checkpoints
         self.plateau.load_state_dict(state["plateau"])

@@ -1,10 +1,10 @@
-"""Evaluate a run on pictures of one's own: class folders, or any source that the offline stage reads, not sharded.
+"""Evaluate a run on a user's own unsharded pictures: class folders, or any source that the offline stage reads.
 
     source -> listing -> the run's classes -> pictures as the run's dataset stores them -> crops -> model -> rows
 
-The pictures get their form from `pipeline/pictures/picture_files.py`, whose header says how near that is to a
-dataset's. Nothing is passed over in silence: classes that the run does not know are refused, or counted on request;
-pictures that can't be decoded are named and counted.
+`pipeline/pictures/picture_files.py` converts the pictures; its header says how close the result is to a dataset's.
+Nothing is skipped silently: classes that the run does not know are refused, or counted on request; pictures that cannot
+be decoded are named and counted.
 """
 
 import os
@@ -30,21 +30,21 @@ from pipeline.pictures.picture_files import evaluation_images, square_of
 from pipeline.sources.base import ClassEntry, Listing, Source
 from pipeline.sources.inventory import Inventory, take_inventory
 
-_NAMED = 5  # classes or pictures that a line names
+_NAMED = 5  # maximum number of classes or pictures listed in a message
 
 
 @dataclass(frozen=True)
 class OwnPictures:
-    """Pictures of a source, by the classes of a run.
+    """Pictures of a source, labelled with the classes of a run.
 
     Attributes:
-        source: To read them from.
-        split: Of the source.
-        inventory: What lies in the source.
-        names: Of the pictures, for people, in the source's order.
-        places: File, offset and length of each.
-        labels_N: The run's class index of each, int64.
-        skipped: Classes that the run does not know, by the source's names, with their numbers of pictures.
+        source: Source to read the pictures from.
+        split: Split of the source.
+        inventory: Inventory of the source's files.
+        names: Readable names of the pictures, in the source's order.
+        places: File, offset and length of each picture.
+        labels_N: Class index of each picture in the run, int64.
+        skipped: Name in the source -> number of pictures, for each class that the run does not know.
         absent: wnids of the run's classes without a picture.
     """
 
@@ -60,26 +60,27 @@ class OwnPictures:
 
 @dataclass
 class Rejects:
-    """Pictures that can't be decoded: name -> why."""
+    """Pictures that cannot be decoded: name -> reason."""
 
     reasons: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Name the first."""
+        """Return the first pictures with their reasons."""
         return named([f"{name} ({reason})" for name, reason in self.reasons.items()])
 
 
 def own_pictures(source: Source, run: RunFolder, split: str | None, unknown: UnknownClasses) -> OwnPictures:
-    """List a source's pictures by the classes of a run.
+    """List a source's pictures, labelled with the classes of a run.
 
     Args:
-        source: To list.
-        run: Whose classes count, by wnid or, where that says which, by name.
-        split: Of the source; None where there is one alone.
-        unknown: `skip` leaves out the classes that the run does not know.
+        source: Source to list.
+        run: Run whose classes are matched by wnid, or by name if the name is unambiguous.
+        split: Split of the source; None: its only split.
+        unknown: Treatment of classes that the run does not know; `skip` leaves them out.
 
     Raises:
-        InputError: The source has several splits, or classes that the run does not know, or two for one of the run's.
+        InputError: The split is missing or ambiguous, the run does not know some classes, or two classes of the source
+            match the same class of the run.
     """
     listing = source.list_samples()
     inventory = take_inventory(source, listing)
@@ -117,12 +118,12 @@ def own_pictures(source: Source, run: RunFolder, split: str | None, unknown: Unk
 def evaluate_own(
     pictures: OwnPictures, run: RunFolder, crops: Crops, out: Path, device: torch.device, num_threads: int
 ) -> Rejects:
-    """Evaluate a run's model on them, write the files of `evaluation_files.py`, return what was rejected.
+    """Evaluate a run's model on pictures, write the files of `evaluation_files.py`, and return the rejected pictures.
 
-    Of the classes, those with a picture have a row.
+    Only classes with a picture have a row in the results per class.
 
     Raises:
-        InputError: There is no checkpoint, a file can't be read, no picture can be decoded, or the model gives NaN.
+        InputError: There is no checkpoint, a file cannot be read, no picture can be decoded, or the model gives NaN.
     """
     torch.set_num_threads(num_threads)
     model, step = load_model(run, device)
@@ -148,7 +149,7 @@ def evaluate_own(
 
 
 def named(names: list[str]) -> str:
-    """Return the first names, and how many more there are."""
+    """Return the first names as text, with the number of the others."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
 
@@ -165,7 +166,7 @@ def _chosen(listing: Listing, source: Source, split: str | None) -> str:
 
 
 def _matched(present: dict[int, ClassEntry], source: Source, run: RunFolder) -> dict[int, int]:
-    """Return the run's class index by the source's, of the classes that the run knows."""
+    """Return class index in the source -> class index in the run, for the classes that the run knows."""
     by_name = classes_by_folder_name(run.wnids, run.class_names)
     known: dict[int, int] = {}
     owner: dict[int, str] = {}
@@ -190,7 +191,7 @@ def _batches(
     threads: ThreadPoolExecutor,
     rejects: Rejects,
 ) -> Iterator[Batch]:
-    """Yield all pictures that can be decoded, in their order; note the others."""
+    """Yield all pictures that can be decoded, in order; add the others to `rejects`."""
     encoding = run.encoding
 
     def read(index: int) -> bytes | np.ndarray:
@@ -211,8 +212,8 @@ def _batches(
     for first in range(0, total, size):
         indices = range(first, min(first + size, total))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as each decoding does, which threads undo for each other
-            # Read by this thread alone: the libraries behind some sources (Parquet) allow no more.
+            warnings.simplefilter("ignore")  # decoders set this too, but threads reset it for each other
+            # Only this thread reads: the libraries behind some sources (Parquet) are not thread-safe.
             squares = dict(zip(indices, threads.map(square, map(read, indices)), strict=True))
         rejects.reasons.update({pictures.names[i]: why for i, why in squares.items() if isinstance(why, str)})
         whole = {index: pixels for index, pixels in squares.items() if not isinstance(pixels, str)}

@@ -1,6 +1,6 @@
-"""What is noted of the steps: a line of the run's log for several of them, and each one's sample ids in the ledger.
+"""Records of the training steps: a log line for several steps, and the sample ids of each step in the ledger.
 
-A rank knows its own samples alone. So the steps since the last line are kept, and joined over the ranks when a line is
+A rank knows only its own samples. So the steps since the last line are kept, and combined over the ranks when a line is
 due.
 """
 
@@ -20,22 +20,22 @@ from pipeline.dataset import Dataset
 from pipeline.loader import Batch, TrainLoader
 from pipeline.online.synthetic_loader import SyntheticLoader
 
-_STUCK = 0.01  # of the loss of a guess
-_NUM_JUDGED = 20  # steps in a row whose mean loss is judged
-_SEEN = 1 << 48  # added to a sample id by each rank that had it; ids are smaller
+_STUCK = 0.01  # fraction of the loss of guessing
+_NUM_JUDGED = 20  # number of latest steps whose mean loss is checked
+_SEEN = 1 << 48  # added to a sample id by each rank that had the sample; ids are smaller
 
 
 class StepLog:
     """The steps of one worker since the last line.
 
     Args:
-        run: Its recipe.
-        dataset: Trained on.
-        world: Of this worker.
-        loader: Whose waiting times are told.
-        log: Of the run; None on all workers but the first.
-        ledger: Of the run; None on all workers but the first.
-        total_steps: The run's length.
+        run: Run to train.
+        dataset: Training dataset.
+        world: Place of this worker.
+        loader: Loader whose waiting times are logged.
+        log: Log of the run; None on all workers but the first.
+        ledger: Ledger of the run; None on all workers but the first.
+        total_steps: Length of the run.
     """
 
     def __init__(
@@ -50,23 +50,23 @@ class StepLog:
     ) -> None:
         self._config, self._dataset, self._world, self._total_steps = run.config, dataset, world, total_steps
         self._loader, self._log, self._ledger = loader, log, ledger
-        # Each step's mean loss and fraction of correct samples, and its sample ids at their places in the global
-        # batch, as far as this rank knows.
+        # For each step: this rank's part of the mean loss and of the fraction of correct samples, and this rank's
+        # sample ids at their places in the global batch.
         self._sums: list[torch.Tensor] = []
         self._ids_G: list[torch.Tensor] = []
         self._last_losses: deque[float] = deque(maxlen=_NUM_JUDGED)
         self._began, self._waited_before, self._replaced_before = time.perf_counter(), 0.0, 0
 
     def __bool__(self) -> bool:
-        """Return whether there are steps that no line tells of."""
+        """Return whether there are steps that have not been logged."""
         return bool(self._sums)
 
     def add(self, batch: Batch, samples_seen: int, sums_2: torch.Tensor) -> None:
         """Keep a step.
 
         Args:
-            batch: This rank's, that has just entered the loss.
-            samples_seen: Before the step.
+            batch: This rank's batch of the step.
+            samples_seen: Samples of all workers before the step.
             sums_2: This rank's sum of losses and number of correct samples, float64.
         """
         global_batch_size = self._config.global_batch_size
@@ -76,14 +76,14 @@ class StepLog:
         self._sums.append(sums_2 / global_batch_size)
 
     def leave_out(self, seconds: float) -> None:
-        """Take time that was not spent on training out of the speed of the next line."""
+        """Exclude time that was not spent on training from the speed of the next line."""
         self._began += seconds
 
     def write_line(self, step: int, learning_rate: float) -> None:
-        """Log the steps since the last line, the latest being `step`; every worker calls it. Sums are exact per step.
+        """Log the steps since the last line, up to `step`; every worker calls this. Sums are exact per step.
 
         Raises:
-            InputError: The training diverged, or does not learn.
+            InputError: The training diverged, or nothing is learnt.
             RuntimeError: A place in a global batch was not taken by exactly one rank.
         """
         losses, top1s = self._world.sum(torch.stack(self._sums).cpu()).unbind(1)
@@ -125,7 +125,7 @@ class StepLog:
         )
 
     def _check_learning(self, step: int, losses: torch.Tensor) -> None:
-        """Stop a run whose loss became NaN or infinite, or is still that of a guess among all classes."""
+        """Raise InputError if the loss became NaN or infinite, or is still that of guessing among all classes."""
         config, guess = self._config, math.log(self._dataset.num_classes)
         if not bool(losses.isfinite().all()):
             raise InputError(
@@ -137,7 +137,7 @@ class StepLog:
         epoch = step * config.global_batch_size / self._dataset.num_samples("train")
         if config.synthetic_data or epoch < config.stuck_after_epochs or len(self._last_losses) < _NUM_JUDGED:
             return
-        if guess == 0 or abs(loss - guess) > _STUCK * guess:  # of one class a guess is all there is to learn
+        if guess == 0 or abs(loss - guess) > _STUCK * guess:  # with one class there is nothing to learn
             return
         raise InputError(
             f"the loss is {loss:.4f} after {epoch:.1f} epochs, that of a guess, ln {self._dataset.num_classes} = "

@@ -1,4 +1,4 @@
-"""How the workers agree on the step after which they stop."""
+"""Agreement of the workers on the step after which they stop."""
 
 from collections.abc import Callable
 
@@ -11,16 +11,16 @@ from cluster.worker.world import World
 class StopAgreement:
     """Lets all workers stop after the same step, soon after any of them wants to.
 
-    Each says before a step what it wants; the answers travel while the step computes, so nobody waits for them.
+    Before each step, every worker sends its wish; the wishes are exchanged while the step computes, so no worker waits.
     """
 
     def __init__(self, world: World) -> None:
-        """Begin without a wish."""
+        """Start without any worker's wish."""
         self._world = world
         self._answer: Callable[[], torch.Tensor] | None = None
 
     def ask(self) -> None:
-        """Tell the others whether this worker wants to stop; every worker calls it before a step."""
+        """Tell the others whether this worker wants to stop; every worker calls this before a step."""
         wish = torch.tensor(int(self._world.wants_to_stop()))
         if self._world.world_size == 1:
             self._answer = lambda: wish
@@ -34,6 +34,6 @@ class StopAgreement:
         self._answer = wait
 
     def is_reached(self) -> bool:
-        """Return, after the step, whether any worker wanted to stop before it; the same on all workers."""
+        """Return, after the step, whether any worker wanted to stop before it; the answer is the same on all."""
         assert self._answer is not None, "ask before the step"
         return bool(self._answer().item())

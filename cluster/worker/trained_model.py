@@ -1,4 +1,4 @@
-"""The model of a run, for whoever uses it after training."""
+"""The trained model of a run."""
 
 import torch
 from torch import nn
@@ -10,12 +10,12 @@ from pipeline.command import InputError
 
 
 def load_model(run: RunFolder, device: torch.device) -> tuple[nn.Module, int]:
-    """Return a run's model in evaluation mode and the step that it is from.
+    """Return a run's model in evaluation mode, and its step.
 
-    It is the best by `val`, or the last where there was no `val`.
+    It is the best model on `val`, or the last one if there was no `val`.
 
     Raises:
-        InputError: The run has no whole checkpoint.
+        InputError: The run has no complete checkpoint.
     """
     state = run.checkpoints.load_best() or run.checkpoints.load_latest()
     if state is None:
@@ -29,5 +29,5 @@ def load_model(run: RunFolder, device: torch.device) -> tuple[nn.Module, int]:
 
 
 def default_device() -> torch.device:
-    """Return the first GPU, or the CPU where there is none."""
+    """Return the first GPU, or the CPU if there is none."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

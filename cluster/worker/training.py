@@ -1,8 +1,8 @@
-"""The worker loop: the same under Ray Train, under torch.distributed, and alone.
+"""The worker loop: the same under Ray Train, under torch.distributed, and in a single process.
 
-What a step does depends on (recipe, dataset, samples seen) alone; with the schedule `plateau`, on the evaluations so
-far too. What remains between two world sizes is the order of floating-point sums. The step itself is made by
-`learner.py`, with the gradients of all workers (`cluster/exchange/`); what it did is noted by `step_log.py`.
+A step depends only on (recipe, dataset, samples seen) and, with the schedule `plateau`, on the evaluations so far. Two
+world sizes differ only in the order of floating-point sums. `learner.py` makes the step, with the gradients of all
+workers (`cluster/exchange/`), and `step_log.py` records it.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from pipeline.loader import TrainLoader
 from pipeline.online.synthetic_loader import SyntheticLoader
 
 _LINE_INTERVAL = 20
-_FIRST_LINES = (1, 2, 5, 10)  # steps after a start, so that a person soon sees that it runs
-_LOCK_SECONDS = 120.0  # that workers of a launch before get to end; of a lost NFS client the lock lasts 90 s
+_FIRST_LINES = (1, 2, 5, 10)  # steps after a start that are logged, so that a person soon sees progress
+_LOCK_SECONDS = 120.0  # time for the previous launch's workers to end; the lock of a lost NFS client lasts 90 s
 
 
 def train(
@@ -41,16 +41,16 @@ def train(
     micro_batch_size: int | None = None,
     make_exchange: MakeExchange = AllReduce,
 ) -> None:
-    """Train, or go on training, the run in `run_path`; every worker calls this.
+    """Train the run in `run_path`, or continue to train it; every worker calls this.
 
     It returns when the run is finished, or at a checkpoint if the workers were asked to stop.
 
     Args:
-        dataset_path: The dataset folder, as this worker sees it.
-        run_path: The run's folder with its `config.json`, as this worker sees it.
-        world: Of this worker.
-        micro_batch_size: Most samples that pass through the model at once; None: the worker's whole slice.
-        make_exchange: Makes the exchange of gradients.
+        dataset_path: Path of the dataset folder on this worker.
+        run_path: Path of the run folder, which contains `config.json`, on this worker.
+        world: Place of this worker.
+        micro_batch_size: Maximum number of samples per forward pass; None: the worker's whole slice.
+        make_exchange: Function that makes the exchange of gradients.
     """
     torch.set_num_threads(world.num_threads)
     run = RunFolder.open(run_path)
@@ -79,10 +79,10 @@ class Trainer:
 
         Args:
             dataset: Dataset to train on.
-            run: The run's recipe and files.
+            run: Recipe and files of the run.
             world: Place of this worker.
             micro_batch_size: See `train`.
-            lock_seconds: How long the first worker waits for one that still writes to the run.
+            lock_seconds: Maximum time that the first worker waits for another process that still writes to the run.
             make_exchange: See `train`.
         """
         self._dataset, self._run, self._world, self._config = dataset, run, world, run.config
@@ -94,7 +94,7 @@ class Trainer:
         self.learner = Learner(config, dataset.num_classes, total_steps, world, exchange, micro_batch_size)
         self._keeps_rank_states = exchange.keeps_state
         with contextlib.ExitStack() as resources:
-            # The first worker alone writes.
+            # Only the first worker writes.
             self._log = RunLog(run.metrics_path, lock_seconds) if world.is_first else None
             if self._log is not None:
                 resources.callback(self._log.close)
@@ -111,15 +111,15 @@ class Trainer:
             self._resources = resources.pop_all()
 
     def run(self) -> None:
-        """Train to the end, or until the workers are asked to stop; log, evaluate and checkpoint on the way."""
+        """Train to the end, or until the workers are asked to stop; log, evaluate and write checkpoints."""
         progress = self.progress
         while not progress.is_finished:
             is_stopped = not progress.is_evaluation_due and self._advance()
             is_best = False
             if progress.is_evaluation_due and not is_stopped:
                 is_best = self._evaluate()
-                is_stopped = progress.is_evaluation_due  # nothing but a stop leaves it undone
-            # The best one is always the latest too: what is restored is never older than the best that is kept.
+                is_stopped = progress.is_evaluation_due  # only a stop leaves it undone
+            # The best checkpoint is also the latest when it is written, so no resume starts before the best one.
             is_due = progress.step % self._config.steps_between_checkpoints == 0
             if progress.is_last or is_stopped or is_best or is_due:
                 self.save_checkpoint(is_best)
@@ -132,11 +132,11 @@ class Trainer:
             self._write(Stopped(step=progress.step))
 
     def close(self) -> None:
-        """Release the loader, the log and what writes checkpoints."""
+        """Release the loader, the checkpoint writer and the log."""
         self._resources.close()
 
     def make_step(self) -> None:
-        """Make the next step, and keep what is to be noted of it."""
+        """Make the next step, and keep its results for the log."""
         samples_seen = self.progress.samples_seen
         batch = next(self.loader)
         sums_2 = self.learner.step(batch, samples_seen, self.progress.plateau.num_reductions)
@@ -144,11 +144,11 @@ class Trainer:
         self.progress.step += 1
 
     def write_line(self) -> None:
-        """Log the steps since the last line; every worker calls it."""
+        """Log the steps since the last line; every worker calls this."""
         self._steps.write_line(self.progress.step, self.learner.learning_rate)
 
     def save_checkpoint(self, is_best: bool = False) -> None:
-        """Let the first worker write a checkpoint; the ledger of its steps is on disk before it."""
+        """Let the first worker write a checkpoint, after the ledger of its steps is on disk."""
         if self._steps:
             self.write_line()
         if self._ledger is None and not self._keeps_rank_states:
@@ -157,7 +157,7 @@ class Trainer:
         if self._ledger is not None:
             self._checkpoints.write(state, self.progress.step, is_best)
             self._ledger.consolidate()
-            if self._config.checkpoint_interval == 1:  # no step may be made before it is whole
+            if self._config.checkpoint_interval == 1:  # it must be complete before the next step
                 self._checkpoints.wait()
 
     def _advance(self) -> bool:
@@ -175,7 +175,7 @@ class Trainer:
     def _evaluate(self) -> bool:
         """Evaluate on `val`; return whether the model is the best so far.
 
-        If the workers are asked to stop meanwhile, nothing of it is noted and it stays due.
+        If the workers are asked to stop meanwhile, nothing is recorded and the evaluation stays due.
         """
         began = time.perf_counter()
         evaluation = evaluate(self.learner.model, self._dataset, "val", self._world, self._run, stop=self._stop)
@@ -208,7 +208,7 @@ class Trainer:
         return TrainLoader(dataset, augmentation=config.augmentation, streams=config.streams, **share)
 
     def _restore(self) -> None:
-        """Go on from the newest whole checkpoint, which the first worker chooses: others may see an older folder."""
+        """Restore the newest complete checkpoint, chosen by the first worker, since others may see an older folder."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             state = self._run.checkpoints.load_latest() if self._world.is_first else None
@@ -232,6 +232,6 @@ class Trainer:
         self._write(Started(step=step, world_size=self._world.world_size))
 
     def _write(self, line: Line) -> None:
-        """Write a line to the log, if this is the worker that writes."""
+        """Write a line to the log if this is the first worker."""
         if self._log is not None:
             self._log.write(line)

@@ -1,4 +1,4 @@
-"""Where a worker stands among the others, whoever launched it."""
+"""A worker's place among the others, whatever launched it."""
 
 import os
 from collections.abc import Callable
@@ -18,16 +18,16 @@ def _never() -> bool:
 
 @dataclass(frozen=True)
 class World:
-    """A worker's place. Alone (world size 1) there is no process group and nothing is exchanged.
+    """A worker's place. With a single worker there is no process group and nothing is exchanged.
 
-    What the workers tell each other beside gradients travels between CPUs (gloo), also where gradients take NCCL:
-    a launcher opens the process group with `process_group_backend`.
+    Apart from gradients, the workers exchange everything between CPUs (gloo), even if gradients use NCCL: a launcher
+    opens the process group with `process_group_backend`.
 
     Attributes:
-        rank: Global, 0 <= rank < world_size.
+        rank: Global rank of this worker, 0 <= rank < world_size.
         world_size: Number of workers.
-        device: Of the model, e.g. `cpu` or `cuda:0`.
-        wants_to_stop: Says whether this worker was asked to stop at a checkpoint; the launcher knows.
+        device: Device of the model, e.g. `cpu` or `cuda:0`.
+        wants_to_stop: Function from the launcher that returns whether this worker was asked to stop at a checkpoint.
     """
 
     rank: int
@@ -37,18 +37,18 @@ class World:
 
     @property
     def is_first(self) -> bool:
-        """True on the one worker that writes."""
+        """Whether this is the first worker, the only one that writes."""
         return self.rank == 0
 
     @property
     def num_threads(self) -> int:
-        """Threads that this worker may use: OMP_NUM_THREADS, else its share of the cores that the node's workers may.
+        """Number of threads for this worker: OMP_NUM_THREADS, or else its share of the cores of the node's workers.
 
-        torchrun sets OMP_NUM_THREADS=1 for several workers where the user has set nothing, so 1 says nothing there. It
-        may also bind each of them to cores of its own (`--numa-binding`).
+        For several workers, torchrun sets OMP_NUM_THREADS=1 if the user has not set it, so a 1 is ignored there. It may
+        also bind each worker to its own cores (`--numa-binding`).
         """
         num_workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_torchelastic_launched() else 1
-        stated = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # may be a list, for nested regions
+        stated = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # may be a list, for nested parallel regions
         if stated.isdigit() and int(stated) > (num_workers > 1):
             return int(stated)
         cores = os.sched_getaffinity(0)
@@ -58,10 +58,10 @@ class World:
     def loader_config(
         self, decode: Decode | None, on_bad_sample: OnBadSample = "error", group_size: int = 1
     ) -> LoaderConfig:
-        """Return how this worker makes its batches: on its device, with its threads, channels last.
+        """Return this worker's settings for making batches: its device, its threads, channels last.
 
         Raises:
-            InputError: A GPU is to decode, and this worker has none.
+            InputError: `decode` requires a GPU, and this worker has none.
         """
         if decode == "mixed" and self.device.type != "cuda":
             raise InputError("decode is `mixed`, but a worker has no GPU; train with --decode cpu")
@@ -76,7 +76,7 @@ class World:
         )
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum over all workers, on the CPU; all call it with a tensor of the same shape and dtype."""
+        """Return the sum over all workers, on the CPU; all workers pass a tensor of the same shape and dtype."""
         if self.world_size == 1:
             return values
         total = values.to("cpu", copy=True)
@@ -84,7 +84,7 @@ class World:
         return total
 
     def gather(self, value: Any) -> list[Any]:
-        """Return every worker's value, by rank; all call it. What is pickled travels: no large tensors."""
+        """Return all workers' values, by rank; every worker calls this. Values are pickled: avoid large tensors."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -92,13 +92,13 @@ class World:
         return values
 
     def first_says(self, answer: bool = False) -> bool:
-        """Return the first worker's answer; every worker calls this, and waits for it."""
+        """Return the first worker's answer; every worker calls this and waits for the answer."""
         return bool(self.sum(torch.tensor([int(answer and self.is_first)])).item())
 
     def agrees(self, value: int) -> bool:
-        """Return whether all workers give the same value; every worker calls it, and gets the same answer."""
+        """Return whether all workers pass the same value; every worker calls this and gets the same answer."""
         total, squares = self.sum(torch.tensor([value, value**2])).tolist()
-        return bool(total**2 == squares * self.world_size)  # equal only if all values are
+        return bool(total**2 == squares * self.world_size)  # true only if all values are equal
 
 
 def process_group_backend(device_type: str) -> str:
