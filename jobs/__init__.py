@@ -1,1 +1,1 @@
-"""What we run: train, evaluate, and the recipes."""
+"""Commands to train, evaluate and predict, and the recipes."""

@@ -2,8 +2,8 @@
 
 Any field can be overridden on the command line by its dotted name: `jobs/train.py --optimizer.learning-rate 0.02`.
 
-Each names its source, the error to expect, and its cost: the samples that it reads, and floating-point operations
-(a multiplication and an addition are two; a backward pass counts as two forward passes).
+Each docstring names the recipe's source, the expected error and the cost: the number of samples read and of
+floating-point operations (a multiply-add is two operations; a backward pass counts as two forward passes).
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ _AS_STORED = AugmentationConfig(crop_fraction=1.0, flip=False, color_noise_sigma
 def small_demo() -> TrainingConfig:
     """Small pictures on two cores: Fashion-MNIST.
 
-    Source: ours; stored 28 -> crop 26. Error: Fashion-MNIST's test set 7.75 % (docs/results.md); its
-    authors' list has 8.4 to 12.4 % for networks of two convolutions.
+    Source: ours; stored 28 -> crop 26. Error: 7.75 % on Fashion-MNIST's test set (docs/results.md); its authors list
+    8.4 to 12.4 % for networks with two convolutions.
     Cost: 12 x 57,000 samples, 1.5e14 operations at 26 pixels.
     """
     return TrainingConfig(
@@ -39,7 +39,7 @@ def small_demo() -> TrainingConfig:
 def synthetic_demo() -> TrainingConfig:
     """The embedded synthetic mini-ImageNet, for any two cores: stored 32 -> crop 28, Adam in batches of 32.
 
-    Source: ours. Error: 500 validation pictures of ten classes 2.6 % (docs/results.md).
+    Source: ours. Error: 2.6 % on 500 validation pictures of ten classes (docs/results.md).
     Cost: 6 x 3,000 samples, 4.9e12 operations.
     """
     return TrainingConfig(
@@ -52,11 +52,11 @@ def synthetic_demo() -> TrainingConfig:
 
 
 def krizhevsky_2012() -> TrainingConfig:
-    """The 2012 paper: stored 256 -> crop 224, padded by 2; batch 128, its update rule, rate / 10 at each plateau.
+    """The 2012 paper: stored 256 -> crop 224, padded by 2; batch 128, the paper's update rule, rate / 10 per plateau.
 
     Source: Krizhevsky, Sutskever, Hinton: ImageNet classification with deep convolutional neural networks, 2012.
-    Error: one net, ten crops, ILSVRC-2012's validation set: top-1 40.7 %, top-5 18.2 %. The paper's rate fell three
-    times in about 90 epochs; the patience of 5 evaluations is ours.
+    Error: one net, ten crops, ILSVRC-2012's validation set: top-1 40.7 %, top-5 18.2 %. In the paper the rate was
+    reduced three times in about 90 epochs; the patience of 5 evaluations is ours.
     Cost: 90 x 1,281,167 samples, 5.5e17 operations.
     """
     return TrainingConfig(
@@ -73,8 +73,8 @@ def krizhevsky_2012() -> TrainingConfig:
 def caffe_alexnet() -> TrainingConfig:
     """Caffe's bvlc_alexnet: squashed to 256 -> crop 227, batch 256, biases at twice the rate and without decay.
 
-    Source: Caffe's model zoo, 2014: bias start 0.1 (with the paper's 1 its loss stayed flat), normalisation with alpha
-    over n and k = 1, no colour noise. Pictures: `pipeline.shard --crop squash`.
+    Source: Caffe's model zoo, 2014: initial bias 0.1 (with the paper's 1 the loss stayed flat), normalisation with
+    alpha / n and k = 1, no colour noise. Pictures: `pipeline.shard --crop squash`.
     Error: centre crop, validation set: top-1 42.9 %, top-5 19.8 %.
     Cost: 90 x 1,281,167 samples, 5.5e17 operations.
     """
@@ -89,7 +89,7 @@ def caffe_alexnet() -> TrainingConfig:
             bias_learning_rate_factor=2,
             decay_biases=False,
             schedule="step",
-            milestones=(2 / 9, 4 / 9, 6 / 9, 8 / 9),  # each 100,000 of 450,000 steps
+            milestones=(2 / 9, 4 / 9, 6 / 9, 8 / 9),  # every 100,000 of 450,000 steps
         ),
         augmentation=AugmentationConfig(crop_size=227, color_noise_sigma=0, subtract="mean_image", divide_by_std=False),
         global_batch_size=256,
@@ -99,7 +99,7 @@ def caffe_alexnet() -> TrainingConfig:
 
 
 def caffenet() -> TrainingConfig:
-    """Caffe's bvlc_reference_caffenet: as `caffe_alexnet`, but pooled before it is normalised.
+    """Caffe's bvlc_reference_caffenet: like `caffe_alexnet`, but with pooling before normalisation.
 
     Source: Caffe's model zoo, 2014. Error: centre crop, validation set: top-1 42.6 %, top-5 19.6 %.
     Cost: 90 x 1,281,167 samples, 5.1e17 operations.
@@ -109,10 +109,10 @@ def caffenet() -> TrainingConfig:
 
 
 def torchvision_owt() -> TrainingConfig:
-    """The one-tower net as torchvision trains it: batch 256, rate 0.01 divided by 10 each 30 epochs, decay 1e-4.
+    """The one-tower net as torchvision trains it: batch 256, rate 0.01 divided by 10 every 30 epochs, decay 1e-4.
 
-    Source: torchvision's reference scripts. Departs from them: crops of 224 of the stored 256 where they resize a
-    random region, and the training set's own mean and deviation. Error: centre crop, validation set: top-1 43.48 %,
+    Source: torchvision's reference scripts. Departures: crops of 224 from the stored 256 instead of resized random
+    regions, and the training set's own mean and deviation. Error: centre crop, validation set: top-1 43.48 %,
     top-5 20.93 %.
     Cost: 90 x 1,281,167 samples, 4.9e17 operations.
     """
@@ -132,8 +132,8 @@ def torchvision_owt() -> TrainingConfig:
 def owt_2014() -> TrainingConfig:
     """The one-tower net of 2014: batch 128, 90 epochs, rate times 250^(-1/3) at each quarter; scales with the batch.
 
-    Source: Krizhevsky: One weird trick for parallelizing convolutional neural networks, 2014; its starting weights are
-    not printed, PyTorch's are taken. A larger `--global-batch-size` raises the rate in proportion.
+    Source: Krizhevsky: One weird trick for parallelizing convolutional neural networks, 2014. The paper does not give
+    the initial weights, so PyTorch's are used. A larger `--global-batch-size` raises the rate in proportion.
     Error: validation set, batch 128: top-1 42.33 %.
     Cost: 90 x 1,281,167 samples, 4.9e17 operations.
     """
@@ -159,8 +159,8 @@ def bn_lars_32k() -> TrainingConfig:
     """Batches of 32,768: batch normalisation, LARS, warm-up, polynomial decay of power 2.
 
     Source: You, Gitman, Ginsburg: Large batch training of convolutional networks, 2017; You et al.: ImageNet training
-    in minutes, 2018. Theirs are the trust coefficient 0.001, the power and 100 epochs; the rate, the warm-up of five
-    epochs and the groups of 32 samples are ours. Error: validation set: top-1 41.4 %.
+    in minutes, 2018. The trust coefficient 0.001, the power and the 100 epochs are theirs; the rate, the warm-up of
+    five epochs and the groups of 32 samples are ours. Error: validation set: top-1 41.4 %.
     Cost: 100 x 1,281,167 samples, 5.6e17 operations.
     """
     return TrainingConfig(
@@ -177,11 +177,11 @@ def bn_lars_32k() -> TrainingConfig:
 
 
 def mnist_tutorial() -> TrainingConfig:
-    """The TensorFlow tutorials' net on pictures of 28x28, as stored; Adam, batch 64.
+    """The TensorFlow tutorials' net on 28x28 pictures, as stored; Adam, batch 64.
 
-    Source: AlexNet for MNIST as TensorFlow's tutorials write it: the last 2,000 training pictures are the validation
-    set (`pipeline.shard --val-last 2000`). The rate, its fall and four epochs are ours. Error: Fashion-MNIST, see
-    docs/results.md; MNIST was not at hand.
+    Source: AlexNet for MNIST as in TensorFlow's tutorials: the last 2,000 training pictures are the validation set
+    (`pipeline.shard --val-last 2000`). The rate, its schedule and the four epochs are ours. Error: for Fashion-MNIST
+    see docs/results.md; MNIST was not available.
     Cost: 4 x 58,000 samples, 2.7e14 operations.
     """
     return TrainingConfig(
@@ -196,12 +196,12 @@ def mnist_tutorial() -> TrainingConfig:
 
 
 def cifar_tutorial() -> TrainingConfig:
-    """The PyTorch tutorials' one-tower net on pictures of 32x32, resized to 227 inside the model; ten epochs.
+    """The PyTorch tutorials' one-tower net on 32x32 pictures, resized to 227 inside the model; ten epochs.
 
-    Source: AlexNet for CIFAR-10 as PyTorch's tutorials write it; Adam, its rate and the batch of 128 are ours: with
-    PyTorch's starting weights and three normalisations behind each other, SGD takes epochs to leave the loss of a
-    guess. A file of CIFAR-10's binary format holds 10,000 pictures.
-    Error: see docs/results.md for what was at hand; CIFAR-10 was not.
+    Source: AlexNet for CIFAR-10 as in PyTorch's tutorials. Adam, its rate and the batch of 128 are ours: with PyTorch's
+    initial weights and three normalisations in a row, SGD needs epochs to improve on the loss of guessing. One file in
+    CIFAR-10's binary format has 10,000 pictures.
+    Error: see docs/results.md for the datasets that were available; CIFAR-10 was not.
     Cost: 10 x 10,000 samples, 7.2e14 operations.
     """
     return TrainingConfig(
@@ -237,7 +237,7 @@ def get_recipe(name: str) -> TrainingConfig:
     """Return a recipe by its name.
 
     Raises:
-        InputError: There is none of this name.
+        InputError: There is no recipe with this name.
     """
     if name not in RECIPES:
         raise InputError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")

@@ -1,1 +1,1 @@
-"""How workers combine their gradients: a seam, and one module for each way."""
+"""How workers combine their gradients: an interface, and one module per method."""

@@ -1,11 +1,10 @@
-"""Each gradient is averaged over the workers while the backward pass goes on: PyTorch's DistributedDataParallel.
+"""Gradients are averaged over the workers during the backward pass, by PyTorch's DistributedDataParallel.
 
-Bytes that each worker sends and receives per step, with a ring of w workers and n gradients of 4 bytes:
-2 (w - 1) / w 4 n. For AlexNet's 61 million that is 244 MB on 2 workers and 427 MB on 8.
+Each worker sends and receives 2 (w - 1) / w 4 n bytes per step, with a ring of w workers and n gradients of 4 bytes.
+For AlexNet's 61 million gradients that is 244 MB on 2 workers and 427 MB on 8.
 
-Trade-off: exact up to the order of floating-point sums, works for any model, and overlaps the exchange with the
-backward pass; but 96 % of AlexNet's bytes belong to three dense layers, whose gradients have a low rank that this does
-not use.
+Trade-off: this is exact up to the order of floating-point sums, works for any model, and overlaps the exchange with the
+backward pass; but 96 % of AlexNet's bytes belong to three dense layers, and their gradients' low rank is not exploited.
 """
 
 import contextlib
@@ -17,14 +16,14 @@ from cluster.exchange.base import Exchange
 
 
 class AllReduce(Exchange):
-    """DistributedDataParallel, or alone nothing."""
+    """Exchange by DistributedDataParallel; with a single worker nothing is exchanged."""
 
     def __init__(self, rank: int, world_size: int) -> None:
         super().__init__(rank, world_size)
         self._parallel: DistributedDataParallel | None = None
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the model inside DistributedDataParallel; alone the model itself."""
+        """Return the model inside DistributedDataParallel, or the model itself if there is a single worker."""
         if self.world_size == 1:
             return model
         self._parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)

@@ -1,4 +1,4 @@
-"""The seam between a worker's training step and the way in which workers combine their gradients.
+"""The interface between a worker's training step and the exchange that combines the workers' gradients.
 
 A step runs the wrapped model forward and backward, once for each of its micro-batches, and then updates the weights:
 
@@ -9,8 +9,8 @@ A step runs the wrapped model forward and backward, once for each of its micro-b
     exchange.finish()
     optimizer.step()
 
-Whatever the exchange does, and wherever (in hooks, in layers of its own, at the end), each parameter's `grad` is then
-the mean over the global batch of G samples, also where the workers' slices are uneven.
+Each parameter's `grad` is then the mean over the global batch of G samples, even if the workers' slices are uneven. The
+exchange may work in hooks, in its own layers or at the end.
 """
 
 from abc import ABC, abstractmethod
@@ -22,12 +22,12 @@ from torch import nn
 
 
 class Exchange(ABC):
-    """A way to combine gradients; a module that defines one states its bytes per step and its trade-off.
+    """A method to combine gradients; the module that defines it states its bytes per step and its trade-off.
 
     Attributes:
-        keeps_state: Whether checkpoints hold something of this exchange for each rank.
+        keeps_state: Whether checkpoints contain a state of this exchange for each rank.
         rank: Rank of this worker.
-        world_size: Number of workers. Alone nothing is exchanged, and there is no process group.
+        world_size: Number of workers. With a single worker, nothing is exchanged and there is no process group.
     """
 
     keeps_state = False
@@ -37,18 +37,18 @@ class Exchange(ABC):
 
     @abstractmethod
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Return what a step calls in the model's place; the weights stay those of `model`."""
+        """Return the module that a step calls in place of `model`; it has the same weights."""
 
     @abstractmethod
     def loss_scale(self, global_batch_size: int) -> float:
-        """Return the factor of a worker's summed loss with which the exchanged gradient is the mean."""
+        """Return the factor of a worker's summed loss that makes the exchanged gradient the mean."""
 
     @abstractmethod
     def accumulating(self) -> AbstractContextManager[None]:
-        """Return the context in which a backward pass adds to this worker's gradient and exchanges nothing."""
+        """Return a context in which a backward pass adds to this worker's gradient without an exchange."""
 
     def finish(self) -> None:  # noqa: B027  # most have nothing to do
-        """End the exchange after a step's last backward pass; by default it has ended with that."""
+        """Complete the exchange after a step's last backward pass; by default there is nothing left to do."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what this rank keeps from step to step beside the weights; every rank's goes into the checkpoint.
@@ -63,4 +63,4 @@ class Exchange(ABC):
 
 
 MakeExchange = Callable[[int, int], Exchange]
-"""(rank, number of workers) -> the exchange of a worker."""
+"""Function (rank, number of workers) -> the exchange of a worker."""

@@ -18,7 +18,7 @@ _OPERATION = ("on_bad_sample", "stuck_after_epochs", "checkpoint_interval", "num
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """A recipe: everything that determines the numbers of a run, a little about its operation, nothing about where.
+    """A recipe: everything that determines a run's numbers, a little about its operation, nothing about where it runs.
 
     Attributes:
         name: Name of the recipe.
@@ -96,7 +96,7 @@ class TrainingConfig:
             raise ValueError("checkpoint_interval and num_checkpoints: must be at least 1")
 
     def total_steps(self, num_samples: int) -> int:
-        """Return the run's length in steps on a training set of `num_samples`."""
+        """Return the length of the run in steps for a training set of `num_samples`."""
         return max(1, round(self.num_epochs * num_samples / self.global_batch_size))
 
     @property
@@ -106,11 +106,11 @@ class TrainingConfig:
 
     @property
     def steps_between_checkpoints(self) -> int:
-        """Steps from the beginning of one checkpoint to that of the next."""
+        """Number of steps from the beginning of one checkpoint to the beginning of the next."""
         return max(1, self.checkpoint_interval // 2)
 
     def evaluation_interval(self, num_samples: int) -> int:
-        """Return the steps between two evaluations."""
+        """Return the number of steps between two evaluations."""
         return max(1, round(num_samples / self.global_batch_size / self.evaluations_per_epoch))
 
     def identity(self) -> "TrainingConfig":

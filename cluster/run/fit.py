@@ -1,4 +1,4 @@
-"""Whether a recipe, a dataset and a number of workers fit each other: asked before anything is started."""
+"""Checks that a recipe, a dataset and a number of workers fit together, made before anything is started."""
 
 from cluster.run.config import TrainingConfig
 from model.registry import check_image_size
@@ -7,10 +7,10 @@ from pipeline.dataset import Dataset
 
 
 def check_fits(config: TrainingConfig, dataset: Dataset, num_workers: int) -> None:
-    """Check that recipe, dataset and workers fit each other.
+    """Check that recipe, dataset and workers fit together.
 
     Raises:
-        InputError: Names what does not.
+        InputError: They do not; the message names the cause.
     """
     group_size = config.model.group_size
     num_groups = config.global_batch_size // group_size

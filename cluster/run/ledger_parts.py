@@ -29,7 +29,7 @@ LEDGER_SCHEMA = pa.schema(
 
 
 class LedgerError(UserError):
-    """The ledger fails to prove what it should; the message is one line: what is wrong, and what to do."""
+    """The ledger fails to prove what it should; the message is one line that says what is wrong and what to do."""
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class Evaluated(Line):
         step: Step after which the evaluation was made.
         split: Name of the split.
         num_samples: Samples of the split.
-        loss: Mean over the samples.
+        loss: Mean loss over the samples.
         top1: Fraction of samples whose class was predicted.
         top5: Fraction of samples whose class was among the first five.
     """
@@ -106,7 +106,7 @@ class Stalled(Line):
     """The error on `val` no longer falls: the schedule `plateau` reduces the learning rate or ends the run.
 
     Attributes:
-        step: Step of the evaluation that showed it.
+        step: Step of the evaluation that showed the stall.
         num_reductions: Number of reductions of the rate so far.
         is_over: Whether the run ends.
     """
@@ -234,10 +234,10 @@ class RunLog:
 
     Args:
         path: Path of the log.
-        wait_seconds: How long to wait for another process that still writes it.
+        wait_seconds: Maximum time to wait for another process that still writes the log.
 
     Raises:
-        InputError: Another process writes it.
+        InputError: Another process writes the log.
     """
 
     def __init__(self, path: Path, wait_seconds: float = 0.0) -> None:
