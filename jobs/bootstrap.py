@@ -1,4 +1,4 @@
-"""What a job checks before it imports anything that may be missing. Standard library only."""
+"""Checks that a job makes before it imports anything that may be missing. Standard library only."""
 
 import importlib.util
 import os
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _NEEDED = ("torch", "pyarrow", "tyro", "xxhash", "matplotlib", "nvidia.dali")
-RAY = ("ray",)  # needed by those launchers alone that use it
+RAY = ("ray",)  # needed only by launchers that use Ray
 
 
 def check_interpreter(needed: Sequence[str] = _NEEDED) -> None:
-    """End with one line if this interpreter lacks what a job needs.
+    """Exit with a one-line message if this interpreter cannot run a job, for example because it lacks a module.
 
-    A submitted job runs the first `python` on the PATH of the process that ran `ray start`, whatever Ray itself
-    lives in.
+    A submitted job runs the first `python` on the PATH of the process that ran `ray start`, even if Ray is installed
+    elsewhere.
 
     Args:
-        needed: Modules.
+        needed: Names of the modules.
     """
     try:
         os.getcwd()

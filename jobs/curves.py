@@ -3,9 +3,9 @@
     python jobs/curves.py RUN --out OUT.png
     python jobs/curves.py runs/relu runs/tanh --out OUT.png --x samples --samples-to-error 0.25
 
-Training values are the mean over a stretch of samples, which the axes name; they are of augmented pictures, with
-dropout, and so may lie above those of validation. With --samples-to-error each run's number of samples is printed at
-which that mean of the training error first falls to a value, as figure 1 of the 2012 paper compares ReLU with tanh.
+Training values are means over a number of samples, which the axes state. They are measured on augmented pictures with
+dropout, and so may be higher than validation values. --samples-to-error prints the number of samples after which each
+run's mean training error first falls to a value, the comparison of ReLU with tanh in figure 1 of the 2012 paper.
 """
 
 import sys
@@ -36,7 +36,7 @@ from pipeline.command import InputError, run_command
 
 XAxis = Literal["epochs", "samples"]
 _SMOOTHING_SAMPLES = 12_800  # 100 steps of the paper's batch
-_FEWEST_WINDOWS = 10  # of the shortest run, unless told otherwise
+_FEWEST_WINDOWS = 10  # minimum number in the shortest run, unless --smoothing-samples is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +48,14 @@ class Arguments:
     out: Path
     """PNG to write."""
     x: XAxis = "epochs"
-    """What the curves are drawn against: epochs, or samples seen."""
+    """Quantity on the x-axis: epochs, or samples seen."""
     labels: tuple[str, ...] = ()
-    """Name of each run in the legend. Default: the run folder's."""
+    """Name of each run in the legend. Default: the name of the run folder."""
     smoothing_samples: int | None = None
-    """Samples over which training values are averaged. Default: 12,800, or a tenth of the shortest run if that is
-    less."""
+    """Number of samples over which training values are averaged. Default: 12,800, or a tenth of the shortest run if
+    that is less."""
     samples_to_error: float | None = None
-    """Training top-1 error, a fraction: print the samples at which each run first falls to it."""
+    """Training top-1 error, as a fraction: print the number of samples after which each run first falls to it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def draw_curves(curves: Sequence[Curves], labels: Sequence[str], x: XAxis, smoothing_samples: int) -> Figure:
-    """Return a figure of two panels, loss and top-1 error, with a colour for each run."""
+    """Return a figure with two panels, loss and top-1 error, and one colour per run."""
     figure = Figure(figsize=(11, 4.8), layout=ConstrainedLayoutEngine(w_pad=0.1))
     loss_axes, error_axes = figure.subplots(1, 2)
     few = len(curves) <= 10
@@ -116,20 +116,20 @@ def _label(axes: Axes, y_label: str, x: XAxis) -> None:
 
 
 def _legend_text(label: str) -> str:
-    """Return a label that matplotlib shows as it is: an underscore at its start would hide it, dollars are formulas."""
+    """Return a label that matplotlib shows unchanged, even if it starts with `_` or contains `$`."""
     return (" " * label.startswith("_") + label).replace("$", r"\$")
 
 
 def _window(curves: Curves, smoothing_samples: int) -> int:
-    """Return the steps whose samples are nearest to `smoothing_samples`, at least one."""
+    """Return the number of steps, at least one, whose samples are closest to `smoothing_samples`."""
     return max(1, round(smoothing_samples / curves.global_batch_size))
 
 
 def _smoothing_samples(requested: int | None, curves: Sequence[Curves], labels: Sequence[str]) -> int:
-    """Return the samples to average over.
+    """Return the number of samples to average over.
 
     Raises:
-        InputError: A run is shorter.
+        InputError: A run is shorter than that.
     """
     lengths = [len(one.samples_seen) * one.global_batch_size for one in curves]
     if requested is None:
@@ -149,7 +149,7 @@ def _reached_lines(curves: Sequence[Curves], labels: Sequence[str], error: float
 
 
 def _check(arguments: Arguments) -> None:
-    """Raise InputError for arguments that make no figure."""
+    """Raise InputError for arguments from which no figure can be drawn."""
     check_figure_path(arguments.out, "--out")
     if not arguments.runs:
         raise InputError("no run is named: jobs/curves.py RUN... --out OUT.png")

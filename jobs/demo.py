@@ -1,9 +1,9 @@
-"""The whole way in a few minutes: synthesise, shard, train by `ray job submit` with two workers, evaluate.
+"""All steps in a few minutes: synthesise, shard, train by `ray job submit` with two workers, evaluate.
 
     make demo
 
-Uses the Ray that runs on this machine and lets this user in, else starts one of its own, with a private token, and
-stops it at the end. Each command is shown as a user would type it.
+Uses a Ray that already runs on this machine if this user has access to it. Otherwise it starts its own, with a private
+token, and stops it at the end. Each command is shown as a user would type it.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = embedded.cache_folder() / "runs" / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
     _run("python", "-m", "pipeline.shard")
     with _ray() as (address, variables):
-        # Ctrl-C in `ray job submit` only detaches: the job is given a name to be stopped by.
+        # Ctrl-C in `ray job submit` only detaches, so the job gets a name by which it can be stopped.
         with _stopped_on_interrupt(address, variables, run.name):
             submit = ("ray", "job", "submit", "--address", address, "--submission-id", run.name, "--working-dir", ".")
             train = ("python", "jobs/train.py", "--data", str(data), "--run", str(run), "--recipe", _RECIPE)
@@ -57,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(*command: str, variables: dict[str, str] | None = None) -> str:
-    """Show a command, run it, pass on what it prints, and return that.
+    """Show a command, run it, print its output as it appears, and return it.
 
     Raises:
-        InputError: It failed; its own words stand above.
+        InputError: The command failed; its own message is already printed.
     """
     sys.stdout.write(f"\n$ {shlex.join(command)}\n")
     sys.stdout.flush()
@@ -84,7 +84,7 @@ def _run(*command: str, variables: dict[str, str] | None = None) -> str:
 
 @contextlib.contextmanager
 def _ray() -> Iterator[tuple[str, dict[str, str]]]:
-    """Find a Ray that lets this user in, or start one; yield its job server's address and the environment for it."""
+    """Find a Ray that this user has access to, or start one; yield its job server's address and its environment."""
     address = os.environ.get("RAY_API_SERVER_ADDRESS", DEFAULT_ADDRESS)
     try:
         job_server_version(address)

@@ -1,14 +1,14 @@
-"""Evaluate a run's model: each picture of a split exactly once, by its centre crop or ten crops.
+"""Evaluate a run's model on each picture of a split exactly once, with the centre crop or ten crops.
 
     python jobs/evaluate.py --data DATASET --run RUN
     python jobs/evaluate.py --data DATASET --run RUN --crops ten --workers 8
     python jobs/evaluate.py --source PHOTOS --run RUN
 
-The model is the best by `val`, or the last where the dataset has no `val`. With ten crops, as in the 2012 paper, the
-softmax is averaged over the corners, the centre and their mirror images. The figures, per class too, the confusions and
-the prediction of each picture are written to a folder. Several workers run on Ray, as those of jobs/train.py do, and
-find the same. With --source the pictures are those of class folders (PHOTOS/CLASS/*.jpg), of some of the run's classes,
-which need not be sharded. The last line gives the result: `top-1 92.34 %  top-5 99.80 %  n=10000`.
+The model is the best on `val`, or the last one if the dataset has no `val`. With ten crops, as in the 2012 paper, the
+softmax is averaged over the corners, the centre and their mirror images. The results, overall and per class, the
+confusions and the prediction for each picture are written to a folder. Several workers run on Ray, as with
+jobs/train.py, and give the same results. --source evaluates unsharded pictures in class folders (PHOTOS/CLASS/*.jpg)
+of some or all of the run's classes. The last line gives the result: `top-1 92.34 %  top-5 99.80 %  n=10000`.
 """
 
 import sys
@@ -45,26 +45,26 @@ class Arguments:
     unknown_classes: UnknownClasses = "refuse"
     """Classes of the source that the run was not trained on: `refuse`, or `skip` and count them."""
     ignore: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Leave out what the pattern matches in the source, as a path or as a name. May be given again."""
+    """Pattern of paths or names in the source to leave out. May be repeated."""
     run: Path | None = None
     """Run folder. Default: that of the embedded default."""
     split: str | None = None
-    """Split to evaluate on. Default: test where there is one, else val; of a source, the only one."""
+    """Split to evaluate on. Default: test if it exists, else val; for a source, its only split."""
     crops: Crops = "centre"
-    """What the model sees of a picture: the centre crop, or ten crops whose probabilities are averaged."""
+    """Part of a picture that the model sees: the centre crop, or ten crops whose probabilities are averaged."""
     out: Path | None = None
-    """Folder to write to. Default: RUN/evaluations/SPLIT-CROPS; of a source, source-NAME-CROPS there, or, with
-    --split, source-NAME-SPLIT-CROPS."""
+    """Folder to write to. Default: RUN/evaluations/SPLIT-CROPS; for a source, RUN/evaluations/source-NAME-CROPS or,
+    with --split, source-NAME-SPLIT-CROPS."""
     workers: int = 1
-    """Number of workers; 1 is this process, more run on Ray."""
+    """Number of workers; 1 runs in this process, more run on Ray."""
     cpus_per_worker: float | None = None
-    """CPUs of each of several workers. Default: as many as the nodes have."""
+    """CPUs per worker on Ray. Default: as many as the nodes have."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    # Here: the command's help needs neither torch nor DALI, which take seconds to load.
+    # Imported here: the command's help needs neither torch nor DALI, which take seconds to load.
     from jobs.evaluation import evaluate_dataset, evaluate_source
 
     if arguments.source is not None:

@@ -1,4 +1,4 @@
-"""What `jobs/evaluate.py` does: evaluate a run's model on a dataset or on one's own pictures, and say the result."""
+"""The work of `jobs/evaluate.py`: evaluate a run's model on a dataset or a user's pictures, and print the result."""
 
 import functools
 import sys
@@ -31,7 +31,7 @@ _NUM_WORST = 5
 
 
 def evaluate_dataset(arguments: "Arguments") -> None:
-    """Evaluate on a split of a dataset, in this process or on Ray, and say the result.
+    """Evaluate on a split of a dataset, in this process or on Ray, and print the result.
 
     Args:
         arguments: Command line.
@@ -42,7 +42,7 @@ def evaluate_dataset(arguments: "Arguments") -> None:
     run.check_classes(dataset)
     check_images_fit(run.config, dataset)
     split = arguments.split or ("test" if "test" in dataset.splits else "val")
-    dataset.num_samples(split)  # refuses a split that is not there
+    dataset.num_samples(split)  # raises an error if the split does not exist
     out = shared_path(arguments.out or run.evaluations_path / f"{split}-{arguments.crops}", "--out")
     _check_out(out)
     if arguments.workers == 1:
@@ -64,7 +64,7 @@ def evaluate_dataset(arguments: "Arguments") -> None:
 
 
 def evaluate_source(arguments: "Arguments", root: Path) -> None:
-    """Evaluate on pictures that need not be sharded, and say the result.
+    """Evaluate on unsharded pictures, and print the result.
 
     Args:
         arguments: Command line.
@@ -109,7 +109,7 @@ def _show(run: RunFolder, what: str, crops: Crops, out: Path) -> None:
 
 
 def _check_out(out: Path) -> None:
-    """Raise InputError where no folder can be, or where one holds files that are not of an evaluation."""
+    """Raise InputError if `out` is a file, or a folder with files that are not from an evaluation."""
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder")
     if out.exists() and (others := foreign_files(out)):
@@ -117,7 +117,7 @@ def _check_out(out: Path) -> None:
 
 
 def _launch(work: Callable[..., None], arguments: "Arguments", run: RunFolder, requirements: Requirements) -> None:
-    check_interpreter(RAY)  # here: one worker alone needs no Ray
+    check_interpreter(RAY)  # checked here, since a single worker needs no Ray
     from cluster.launch.placement import WorkerRange, place_workers
     from cluster.launch.ray_launch import RayCluster, training_session
     from cluster.launch.ray_node_checks import FitNodes
@@ -132,10 +132,10 @@ def _launch(work: Callable[..., None], arguments: "Arguments", run: RunFolder, r
 
 
 def _worst_line(classes: list[dict[str, Any]]) -> str:
-    """Return a line that names the classes of lowest top-1, or nothing where there is one class."""
+    """Return a line that names the classes with the lowest top-1, or nothing if there is only one class."""
     seen = sorted((row for row in classes if row["num_samples"]), key=lambda row: row["top1"])
     if len(seen) < 2:
         return ""
-    # Of ImageNet's names, which are lists of synonyms, the first.
+    # ImageNet's names are lists of synonyms; only the first is shown.
     named = (f"{row['name'].partition(',')[0]} {row['top1']:.1%}" for row in seen[:_NUM_WORST])
     return f"worst classes by top-1: {', '.join(named)}\n"

@@ -1,4 +1,4 @@
-"""What the commands that draw have in common: a PNG appears whole or not at all, its texts in any script."""
+"""Shared by the commands that draw: a PNG is written completely or not at all, with text in any script."""
 
 import warnings
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _DOTS_PER_INCH = 150
 
 
 def check_figure_path(path: Path, option: str) -> None:
-    """Raise InputError where the figure could not be written to `path`, before work is spent on it."""
+    """Raise InputError if the figure could not be written to `path`, before any work is done."""
     if path.suffix.lower() != ".png":
         raise InputError(f"{option} {path} does not end in .png; name the figure OUT.png")
     if path.is_dir():
@@ -23,16 +23,16 @@ def check_figure_path(path: Path, option: str) -> None:
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG; letters that no installed font has are told in one line."""
+    """Write a figure as PNG; one line of warning lists the letters that no installed font has."""
     missing = _choose_fonts([artist for artist in figure.findobj(Text) if isinstance(artist, Text)])
     with atomic_file(path) as file, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # one for each letter, at each place
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # one warning per letter and place
         figure.savefig(file, format="png", dpi=_DOTS_PER_INCH)
     warn_of_missing_letters(missing)
 
 
 def _choose_fonts(texts: Sequence[Text]) -> str:
-    """Let texts with letters beyond ASCII be drawn by fonts that have them; return those that none has."""
+    """Choose fonts for the non-ASCII letters in the texts; return the letters that no font has."""
     special = [text for text in texts if not text.get_text().isascii()]
     if not special:
         return ""

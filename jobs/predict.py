@@ -1,12 +1,12 @@
-"""Name what is on pictures: the five best classes of a run's model, with their probabilities.
+"""Classify pictures with a run's model: the five best classes of each, with their probabilities.
 
     python jobs/predict.py photo.jpg other.png --run RUN
     python jobs/predict.py val/n01440764/*.JPEG --run RUN --figure OUT.png
 
-Any file that the offline stage reads will do, of any format and size. It is brought to the form in which the run's
-dataset stores its pictures, then cropped and normalised as in evaluation. The run folder is all that is needed. Where a
-file lies in a folder that has a class's wnid or name, that class is taken for the true one, and marked. Files that are
-no pictures are named at the end, and the status is then 1.
+Any picture file that the offline stage reads is accepted, in any format and size. It is converted to the form in which
+the run's dataset stores its pictures, then cropped and normalised as in evaluation. Only the run folder is needed. If a
+file's folder has the wnid or name of a class, that class is taken as the true one and marked. Files that are not
+pictures are named at the end, and the exit status is then 1.
 """
 
 import sys
@@ -46,17 +46,17 @@ class Arguments:
     run: Path | None = None
     """Run folder. Default: that of the embedded default."""
     crops: Crops = "centre"
-    """What the model sees of a picture: the centre crop, or ten crops whose probabilities are averaged."""
+    """Part of a picture that the model sees: the centre crop, or ten crops whose probabilities are averaged."""
     figure: Path | None = None
-    """PNG to draw: each picture beside its classes. Beyond 30 pictures, further pages are OUT-2.png, ..."""
+    """PNG to draw: each picture beside its classes. With more than 30 pictures, further pages are OUT-2.png, ..."""
     json: Path | None = None
-    """File to write the predictions to, for machines."""
+    """JSON file to write the predictions to."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    # Here: the command's help needs neither torch nor DALI, which take seconds to load.
+    # Imported here: the command's help needs neither torch nor DALI, which take seconds to load.
     from cluster.worker.prediction import predict
     from cluster.worker.trained_model import default_device
     from jobs.figures import check_figure_path, write_figure

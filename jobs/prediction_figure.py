@@ -11,15 +11,15 @@ from cluster.worker.prediction import Prediction
 PICTURES_PER_PAGE = 30
 _NUM_COLUMNS = 3
 _CELL_WIDTH, _CELL_HEIGHT = 4.6, 1.75  # inches
-_SIDE, _MARGIN, _PERCENT = 1.35, 0.15, 0.45  # of the picture, around a cell, for the figures behind the bars
+_SIDE, _MARGIN, _PERCENT = 1.35, 0.15, 0.45  # inches: the picture, around a cell, the percentages after the bars
 _WRONG_COLOR, _TRUE_COLOR, _TRUE_TEXT, _GREY = "#b9d0ea", "#f2a9a2", "#b3261e", "#666666"
-_MAX_NAME, _MAX_FILE_NAME = 44, 50  # letters; whatever is still too wide is cut at the edge
+_MAX_NAME, _MAX_FILE_NAME = 44, 50  # characters; text that is still too wide is cut off at the edge
 
 
 def draw_pages(predictions: Sequence[Prediction], class_names: Sequence[str]) -> Iterator[Figure]:
-    """Yield the pages: grids of at most `PICTURES_PER_PAGE` pictures, in their order.
+    """Yield the pages: grids of at most `PICTURES_PER_PAGE` pictures, in order.
 
-    The class of the file's folder, where that is one, is written above the bars; its bar has a colour of its own.
+    If the file's folder names a class, that class is written above the bars, and its bar has a different colour.
     """
     for first in range(0, len(predictions), PICTURES_PER_PAGE):
         yield _draw_page(predictions[first : first + PICTURES_PER_PAGE], class_names)
@@ -56,7 +56,7 @@ def _draw_bars(axes: Axes, prediction: Prediction, class_names: Sequence[str]) -
     colors = [_TRUE_COLOR if index == true_class else _WRONG_COLOR for index in classes]
     axes.barh(range(len(classes)), prediction.probabilities, color=colors, height=0.86)
     axes.set_xlim(0, 1)
-    axes.set_ylim(4.5, -0.5)  # room for five, the best on top
+    axes.set_ylim(4.5, -0.5)  # space for five bars, with the best on top
     axes.set_xticks([])
     axes.set_yticks([])
     for side in ("top", "right", "bottom"):
@@ -75,5 +75,5 @@ def _draw_bars(axes: Axes, prediction: Prediction, class_names: Sequence[str]) -
 
 
 def shortened(text: str, max_length: int) -> str:
-    """Return the text, or as much of its beginning as fits, with an ellipsis."""
+    """Return the text, cut to `max_length` characters with an ellipsis if it is longer."""
     return text if len(text) <= max_length else text[: max_length - 1].rstrip(" ,") + "…"

@@ -1,10 +1,10 @@
-"""Check what `ray job submit` will do from here, before it does: the upload, the job server, the environment.
+"""Check in advance what `ray job submit` will do from here: the upload, the job server, the environment.
 
     python -m jobs.preflight --address http://HEAD:8265
 
-Measures the upload by Ray's own rules and names what makes it too large, asks the job server who it is, and ends with
-the command line to submit. Nothing is sent. What the nodes have is checked by the job itself, before it begins a run:
-`jobs/train.py --dry-run` does that alone.
+Measures the upload by Ray's own rules and lists its largest parts if it nears the limit, asks the job server for its
+version, and ends with the command line to submit. Nothing is uploaded. The job itself checks the nodes before it begins
+a run; `jobs/train.py --dry-run` does only that.
 """
 
 import sys
@@ -28,11 +28,11 @@ from cluster.lab.local_ray import DEFAULT_ADDRESS, STOP_SECONDS
 from cluster.launch.ray_submission import Upload, client_version, job_server_version, measure_upload, needed_variables
 from pipeline.command import InputError, run_command
 
-_ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # in Ray's order; each goes before `--address`
-_NEAR = 0.5  # of the limit
+_ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # in Ray's order; each overrides `--address`
+_NEAR = 0.5  # fraction of the limit
 _NUM_LISTED = 5
 _ENTRY_POINT = "jobs/train.py"
-_OLDEST_RAY = (2, 60)  # of the cluster: pyproject.toml
+_OLDEST_RAY = (2, 60)  # oldest version on the cluster, as in pyproject.toml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Arguments:
     """Command line of `python -m jobs.preflight`."""
 
     working_dir: Path = Path()
-    """Folder that is to be uploaded: the checkout."""
+    """Folder to upload: the checkout."""
     address: str | None = None
     """Address of the job server. Default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or this machine's."""
 
@@ -126,10 +126,10 @@ def _version_errors(version: str) -> Iterator[str]:
 
 
 def _address(asked: str | None) -> str:
-    """Return the address that `ray job submit` would take.
+    """Return the address that `ray job submit` would use.
 
     Raises:
-        InputError: A variable of the environment would silently go before the one that is asked for.
+        InputError: An environment variable would silently override the requested address.
     """
     for variable in _ADDRESS_VARIABLES:
         value = os.environ.get(variable)

@@ -1,13 +1,13 @@
-"""Train a recipe on a dataset, on Ray: a local one of its own, or the cluster that this job was submitted to.
+"""Train a recipe on a dataset, on Ray: on its own local one, or on the cluster that this job was submitted to.
 
     python jobs/train.py --data DATASET --run RUN --recipe small_demo
     ray job submit --working-dir . -- python jobs/train.py --data DATASET --run RUN --workers 2:8
     torchrun --nproc-per-node 2 -- jobs/train.py --data DATASET --run RUN
 
-On Ray a run goes on when workers or nodes are lost; with `2:8` it takes as many workers as the cluster holds at the
-moment, at least 2. Under torchrun, or with `--launcher alone`, Ray is not used. The run folder is the run's identity:
-the same command goes on where a run stopped. Fields of the recipe are overridden by their dotted names, e.g.
-`--optimizer.learning-rate 0.02`. Without --data and --run: the recipe `synthetic_demo` on the embedded default.
+On Ray, a run continues when workers or nodes are lost; with `2:8` it uses as many workers as the cluster currently has
+room for, from 2 to 8. Under torchrun, or with `--launcher alone`, Ray is not used. The run folder identifies the run:
+the same command continues a run that was stopped. Fields of the recipe are overridden by their dotted names, e.g.
+`--optimizer.learning-rate 0.02`. Without --data and --run, `synthetic_demo` is trained on the embedded default.
 """
 
 import os
@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Run as a file, the checkout is not on the path but this folder is, where every job would hide a module of its
-    # name.
+    # If this runs as a file, the path has this folder instead of the checkout, and each job here would hide a module
+    # with the same name.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     from jobs import bootstrap
 
@@ -24,7 +24,7 @@ if __name__ == "__main__":
     if "TORCHELASTIC_RUN_ID" in os.environ or any(word.startswith("--launcher") for word in sys.argv):
         from cluster.worker.allocator import restart_with_tuned_allocator
 
-        restart_with_tuned_allocator()  # this process computes; on Ray its workers do
+        restart_with_tuned_allocator()  # only if this process computes; on Ray the workers do
 
 import argparse
 from collections.abc import Sequence
@@ -44,28 +44,28 @@ _DEFAULT_RECIPE, _EMBEDDED_RECIPE = "small_demo", "synthetic_demo"
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Command line of `jobs/train.py`, but for the recipe's own fields."""
+    """Command line of `jobs/train.py`, except for the recipe's own fields."""
 
     data: Path | None = None
     """Dataset folder. Default: the embedded synthetic mini-ImageNet."""
     run: Path | None = None
     """Run folder. Default, on the embedded dataset: a folder in the user's cache."""
     recipe: str | None = None
-    """Name of the recipe. Default: small_demo; on the embedded dataset synthetic_demo."""
+    """Name of the recipe. Default: small_demo; on the embedded dataset, synthetic_demo."""
     launcher: Literal["ray", "torch", "alone"] | None = None
-    """Who starts the workers: `ray`; `torch`, which is torchrun, in one of whose processes this is; or nobody: `alone`,
-    this process is the only one. Default: `torch` under torchrun, else `ray`."""
+    """What starts the workers: `ray`; `torch`, if torchrun started this process; or nothing: with `alone`, this process
+    is the only worker. Default: `torch` under torchrun, else `ray`."""
     workers: str | None = None
-    """Number of workers on Ray, or a least and a most (2:8). Default: one per GPU; without GPUs one per node."""
+    """Number of workers on Ray, or a minimum and a maximum (2:8). Default: one per GPU; without GPUs, one per node."""
     cpus_per_worker: float | None = None
-    """CPUs of each worker on Ray. Default: as many as the nodes have."""
+    """CPUs per worker on Ray. Default: as many as the nodes have."""
     placement: Strategy = "pack"
-    """How Ray places the workers: `pack` fills a node before the next, `spread` gives each node its share."""
+    """Placement of the workers by Ray: `pack` fills one node before the next, `spread` distributes them evenly."""
     micro_batch_size: int | None = None
-    """Most samples that a worker takes through the model at once, where memory is short; gradients are added up.
-    Default: its whole share of the global batch."""
+    """Maximum number of samples per forward pass of a worker, if memory is short; gradients are added up. Default: the
+    worker's whole share of the global batch."""
     dry_run: bool = False
-    """Check everything, each node too, say what would be done, and end without beginning a run."""
+    """Check everything, including each node, print what would be done, and end without beginning a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
     arguments, config = _parse(argv)
     workers = None if arguments.workers is None else WorkerRange.parse(arguments.workers)
-    # Here: the command's help needs neither torch nor DALI, which take seconds to load.
+    # Imported here: the command's help needs neither torch nor DALI, which take seconds to load.
     from cluster.launch.torch_launch import is_under_torchrun
     from cluster.worker.micro_batches import check_micro_batch_size
 
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_micro_batch_size(arguments.micro_batch_size, config.model.group_size)
     launcher = arguments.launcher or ("torch" if is_under_torchrun() else "ray")
     if launcher == "ray":
-        check_interpreter(RAY)  # here: the other launchers need no Ray
+        check_interpreter(RAY)  # checked here, since the other launchers need no Ray
         from jobs.training_on_ray import train_on_ray
 
         train_on_ray(arguments, config, workers)
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[Arguments, TrainingConfig]:
-    """Parse in two passes: the recipe's name decides the defaults of all other fields."""
+    """Parse in two passes, since the recipe's name decides the defaults of its fields."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
     first.add_argument("--data")
@@ -109,7 +109,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[Arguments, TrainingConfig]:
     default = _Command(arguments=Arguments(), config=config)
     try:
         command = tyro.cli(_Command, args=argv, default=default, description=__doc__)
-    except ValueError as error:  # of the recipe's own fields; tyro itself reports those of its parts
+    except ValueError as error:  # raised by the recipe's own fields; tyro itself reports errors of its parts
         raise InputError(str(error)) from error
     return command.arguments, command.config
 

@@ -1,4 +1,4 @@
-"""Train without Ray: in this very process, alone or beside the others that torchrun started."""
+"""Train without Ray: in this process, alone or together with others started by torchrun."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 def train_here(arguments: "Arguments", config: TrainingConfig, launcher: Literal["torch", "alone"]) -> None:
     """Train to the run's end, or until a signal stops it at a checkpoint.
 
-    The first worker makes what is not there yet, the embedded dataset and the run folder, and then tells the others
+    The first worker creates the embedded dataset and the run folder if they are missing, and then tells the others
     whether training begins.
 
     Args:
         arguments: Command line.
-        config: The recipe.
-        launcher: `torch` where torchrun started this process.
+        config: Recipe to train.
+        launcher: `torch` if torchrun started this process.
     """
     with local_world(launcher) as (world, signals):
         emulations = emulations_of_all(world) if config.may_be_bfloat16 else []
@@ -58,7 +58,7 @@ def _lead(
 
 def _follow(arguments: "Arguments", config: TrainingConfig, world: World, signals: Signals) -> None:
     begins = world.first_says()
-    job = TrainingJob.prepare(arguments, config, world.world_size, is_quiet=True)  # checks this node in a dry run, too
+    job = TrainingJob.prepare(arguments, config, world.world_size, is_quiet=True)  # also checks this node in a dry run
     if begins:
         train(job.data, job.run_path, world, arguments.micro_batch_size)
         if RunFolder.open(job.run_path).result is None:

@@ -1,4 +1,4 @@
-"""A training job of `jobs/train.py`: recipe, dataset and run folder; and what a person is told about it."""
+"""A training job of `jobs/train.py`: its recipe, dataset and run folder, and its messages to a person."""
 
 import contextlib
 import shlex
@@ -32,14 +32,14 @@ class TrainingJob:
 
     Attributes:
         requested: Recipe of the command line.
-        config: The same recipe; its precision is resolved as soon as the devices are known.
-        data: Dataset folder, under the path by which all workers see it.
-        dataset: That dataset, opened.
-        run_path: Run folder, under the path by which all workers see it.
-        run: Run that the folder holds already, or None.
-        is_dry: The job is only checked; no run begins.
-        reason: Reason for the precision; empty where nobody needs to know it.
-        is_emulated: A device emulates the precision.
+        config: The same recipe, with its precision resolved as soon as the devices are known.
+        data: Dataset folder, with a path that is valid on all workers.
+        dataset: Dataset in that folder.
+        run_path: Run folder, with a path that is valid on all workers.
+        run: Existing run in the folder, or None.
+        is_dry: Whether the job is only checked and no run begins.
+        reason: Reason for the precision, or empty if there is nothing to explain.
+        is_emulated: Whether a device emulates the precision.
     """
 
     requested: TrainingConfig
@@ -70,7 +70,7 @@ class TrainingJob:
         return self.config.total_steps(self.dataset.num_samples("train"))
 
     def is_finished(self) -> bool:
-        """Return whether nothing is left to do, and say so."""
+        """Return whether nothing is left to do, with a message if so."""
         if self.run is None or self.run.result is None:
             return False
         sys.stdout.write(f"{self.run_path} is finished already: {self._evaluate_hint()}\n")
@@ -78,16 +78,16 @@ class TrainingJob:
 
     @property
     def recorded_precision(self) -> Precision | None:
-        """Precision of the run that goes on; None where a run begins."""
+        """Precision of the run that is resumed; None for a new run."""
         return None if self.run is None else self.run.config.precision
 
     @property
     def computes_in_bfloat16(self) -> bool:
-        """True where it is certain that the run computes in bfloat16."""
+        """Whether the run certainly computes in bfloat16."""
         return "bfloat16" in (self.config.precision, self.recorded_precision)
 
     def in_precision(self, emulations: Sequence[Emulation]) -> "TrainingJob":
-        """Return the job with its precision resolved, and warn where a device emulates it.
+        """Return the job with its precision resolved, and warn if a device emulates it.
 
         Args:
             emulations: Devices that may get a worker and would emulate bfloat16.
@@ -99,7 +99,7 @@ class TrainingJob:
         return replace(self, config=config, reason=choice.reason, is_emulated=bool(choice.warnings))
 
     def announce(self, workers: str, num_workers: int) -> None:
-        """Say what begins, or would begin."""
+        """Print what begins or, in a dry run, would begin."""
         check_fits(self.config, self.dataset, num_workers)
         reason = f" ({self.reason})" if self.reason else ""
         sys.stdout.write(
@@ -112,13 +112,13 @@ class TrainingJob:
 
     @contextlib.contextmanager
     def begun(self) -> Iterator[tuple[RunFolder, RunLog]]:
-        """Take the run for this command alone, create its folder if it is new, and show its log as it grows.
+        """Lock the run for this command, create its folder if it is new, and show its log as it grows.
 
         Yields:
             The run and the log of its launches, whose lock is held.
         """
         with contextlib.closing(open_launches(self.run_path)) as log:
-            # Once more, under the lock: another command may have begun a run here meanwhile.
+            # Checked again under the lock, since another command may have begun a run here meanwhile.
             run = RunFolder.resume(self.run_path, self.requested, self.dataset)
             if run is None:
                 run = RunFolder.create(self.run_path, self.config, self.dataset)
@@ -130,7 +130,7 @@ class TrainingJob:
                 yield run, log
 
     def _advice(self) -> str:
-        """Return what would shorten the run: on the way, or in another one."""
+        """Return advice on how to shorten this run, or the next one."""
         more = "a GPU, or more or faster nodes"
         others = [f"fewer epochs (--num-epochs, now {self.config.num_epochs:g})"]
         others += ["fewer pictures (pipeline.shard --max-train-samples)"]
@@ -139,7 +139,7 @@ class TrainingJob:
         return f"{more}; or, in a new --run, with {' or '.join(others)}"
 
     def say_finished(self) -> None:
-        """Say that the run is finished, and what comes next."""
+        """Print that the run is finished, and the next command."""
         sys.stdout.write(f"finished: {self._evaluate_hint()}\n")
 
     def _evaluate_hint(self) -> str:
@@ -147,7 +147,7 @@ class TrainingJob:
 
 
 def find_paths(arguments: "Arguments", is_quiet: bool = False) -> tuple[Path, Path]:
-    """Return dataset and run folder; without --data, those of the embedded default, which is made if it is absent."""
+    """Return the dataset and run folders; without --data, the embedded default's, created if necessary."""
     if arguments.data is not None:
         if arguments.run is None:
             raise InputError("--run is missing: name the folder that the run is to live in")

@@ -1,4 +1,4 @@
-"""Train on Ray: a local one of its own, or the cluster that this job was submitted to."""
+"""Train on Ray: on a local one started for this purpose, or on the cluster that this job was submitted to."""
 
 import functools
 from typing import TYPE_CHECKING
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 def train_on_ray(arguments: "Arguments", config: TrainingConfig, workers: WorkerRange | None) -> None:
-    """Train to the run's end, on as many workers as the cluster then holds.
+    """Train to the run's end, on as many workers as the cluster has room for.
 
     Args:
         arguments: Command line.
-        config: The recipe.
-        workers: Number of workers allowed; None: as many as the cluster holds now.
+        config: Recipe to train.
+        workers: Allowed number of workers; None: as many as the cluster has room for now.
     """
     job = TrainingJob.prepare(arguments, config, 1 if workers is None else workers.least)
     if job.is_finished():
         return
     requirements = training_requirements(config, job.dataset, job.run_path)
-    takes_all = workers is None  # nodes, the slow ones too
+    takes_all = workers is None  # all nodes are used, including slow ones
     prefers_native = job.computes_in_bfloat16 and not takes_all
     with training_session() as is_local, FitNodes(requirements, is_local, prefers_native=prefers_native) as fit_nodes:
         allowed = _allowed(workers, config, arguments)
@@ -53,8 +53,8 @@ def train_on_ray(arguments: "Arguments", config: TrainingConfig, workers: Worker
 
 
 def _allowed(workers: WorkerRange | None, config: TrainingConfig, arguments: "Arguments") -> WorkerRange:
-    """Return how many workers the run may have at any time; without a wish, as many as the cluster holds now."""
-    num_groups = config.global_batch_size // config.model.group_size  # more workers would have nothing to do
+    """Return the allowed number of workers; if `workers` is None, as many as the cluster has room for now."""
+    num_groups = config.global_batch_size // config.model.group_size  # further workers would have nothing to do
     if workers is None:
         usual = min(num_groups, place_workers(settled_nodes(), None, arguments.cpus_per_worker).num_workers)
         return WorkerRange(usual, usual)
