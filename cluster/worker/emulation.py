@@ -55,7 +55,7 @@ class Trial:
 
     Attributes:
         processor: Kind of the processor.
-        emulation: How it emulates bfloat16; None if it supports it natively.
+        emulation: Emulation of bfloat16; None if bfloat16 is supported natively.
     """
 
     processor: Processor
