@@ -1,8 +1,8 @@
-"""Random crop, flip and colour noise: counted, not drawn.
+"""Random crop, flip and colour noise from a counter-based generator, which has no state.
 
 The parameters of a sample are a pure function of (seed, epoch, sample id): the words of Philox4x32-10 under the key
-`seed` at the counter (sample id, epoch, stream). Whoever asks, on whichever worker, before or after a restart, gets
-the same parameters. `graph.py` and `reference.py` only apply them.
+`seed` at the counter (sample id, epoch, stream). They are the same on every worker, before and after a restart.
+`graph.py` and `reference.py` only apply them.
 """
 
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ class AugmentationConfig:
     """What happens to a stored picture on its way to the model.
 
     Attributes:
-        crop_size: Side of the random (training) or centre (evaluation) crop in pixels; None: by `crop_fraction`.
-        crop_fraction: Part of the stored side, rounded down to an even number of pixels; the paper's 224 of 256 by
-            default.
+        crop_size: Side of the random (training) or centre (evaluation) crop in pixels; None: use `crop_fraction`.
+        crop_fraction: Side of the crop as a fraction of the stored side, rounded down to an even number of pixels; by
+            default the paper's 224 of 256.
         flip: Mirror left-right with probability 1/2.
-        color_noise_sigma: Standard deviation of the colour noise's coefficients; 0 switches it off. The paper: 0.1.
+        color_noise_sigma: Standard deviation of the colour noise's coefficients; 0 switches it off. The paper has 0.1.
         color_noise_convention: See `pipeline.format.color`.
-        subtract: What the pixels become free of: the training set's mean colour (`mean`), or its mean picture, cut like
-            the crop (`mean_image`; the paper's). Both are in the dataset's statistics.
+        subtract: What is subtracted from the pixels: the training set's mean colour (`mean`), or its mean picture,
+            cropped like the sample (`mean_image`, as in the paper). Both are in the dataset's statistics.
         divide_by_std: Divide by the training set's standard deviation after subtracting its mean.
     """
 
@@ -47,7 +47,7 @@ class AugmentationConfig:
         """Check the fields.
 
         Raises:
-            ValueError: Names the field, its value and what would be right.
+            ValueError: A field has a bad value; the message names the field, the value and what would be right.
         """
         if self.crop_size is not None and self.crop_size < 1:
             raise ValueError(f"crop_size is {self.crop_size}; it must be at least 1, or None for a fraction")
@@ -77,13 +77,13 @@ class AugmentationConfig:
 
 @dataclass(frozen=True)
 class AugmentationParameters(Generic[Values]):
-    """What samples are augmented with, one row per sample: arrays, or the nodes of a DALI graph that stand for them.
+    """Parameters of the augmentation, one row per sample: arrays, or the nodes of a DALI graph that stand for them.
 
     Attributes:
-        placement_N3: Where the crop lies: its offsets from the left and from the top in pixels, each in
-            [0, stored_size - crop_size], and 1 where it is mirrored left-right, else 0; int32 (N, 3).
-        mean_N3: What is subtracted from the pixels, in grey levels, float32 (N, 3): the training set's mean (where its
-            mean picture is subtracted too: nothing) less the sample's colour noise, so that normalising and jittering
+        placement_N3: Offsets of the crop from the left and from the top in pixels, each in
+            [0, stored_size - crop_size], and 1 if it is mirrored left-right, else 0; int32 (N, 3).
+        mean_N3: Value to subtract from the pixels, in grey levels, float32 (N, 3): the training set's mean (zero if its
+            mean picture is subtracted as well) less the sample's colour noise, so that normalisation and colour noise
             are one operation.
     """
 
@@ -91,7 +91,7 @@ class AugmentationParameters(Generic[Values]):
     mean_N3: Values
 
     def values(self) -> tuple[Values, ...]:
-        """Return the values in the order of `PARAMETERS`, in which a graph is fed with them."""
+        """Return the values in the order of `PARAMETERS`, in which they are fed to a graph."""
         return tuple(getattr(self, name) for name in PARAMETERS)
 
 
@@ -110,13 +110,13 @@ def draw_parameters(
     """Return the training parameters of each (epoch, sample id); shapes in `AugmentationParameters`."""
     words_N4 = _words(seed, epochs_N, sample_ids_N, CounterStream.GEOMETRY)
     num_offsets = np.uint64(stored_size - config.crop_of(stored_size) + 1)
-    # A word times the number of offsets, upper half: uniform to within num_offsets / 2**32.
+    # The upper half of a word times the number of offsets is uniform to within num_offsets / 2**32.
     offsets_N2 = (words_N4[:, :2] * num_offsets >> np.uint64(32)).astype(np.int32)
     mirror_N1 = (words_N4[:, 2:3] >> np.uint64(31)).astype(np.int32) * np.int32(config.flip)
     noise_N3 = np.zeros((len(sample_ids_N), 3))
     if config.color_noise_sigma > 0:
         alpha_N3 = _normals(_words(seed, epochs_N, sample_ids_N, CounterStream.COLOR)) * config.color_noise_sigma
-        # Transcendental functions differ by an ulp between processors; rounded, the coefficients are the same
+        # Transcendental functions differ by an ulp between processors. Rounding makes the coefficients the same
         # everywhere.
         alpha_N3 = np.round(alpha_N3 * _ALPHA_RESOLUTION) / _ALPHA_RESOLUTION
         noise_N3 = basis.noise(alpha_N3, config.color_noise_convention)
@@ -135,10 +135,10 @@ def center_parameters(
 
 
 def divisor(config: AugmentationConfig, basis: ColorBasis) -> np.ndarray:
-    """Return what the mean-free pixels are divided by: float32 (3,), in grey levels; ones where nothing is."""
+    """Return the divisor of the mean-free pixels: float32 (3,), in grey levels; ones without `divide_by_std`."""
     if not config.divide_by_std:
         return np.ones(3, dtype=np.float32)
-    # A channel without any variation (a one-colour training set) stays as it is.
+    # A channel without any variation (a training set of one colour) is not divided.
     std_3 = basis.std_3 * basis.pixel_scale
     return np.where(std_3 > 0, std_3, 1.0).astype(np.float32)
 
@@ -155,7 +155,7 @@ def _words(seed: int, epochs_N: np.ndarray, sample_ids_N: np.ndarray, stream: Co
 
 
 def _normals(words_N4: np.ndarray) -> np.ndarray:
-    """Turn four uniform words into three standard normals (Box and Muller 1958); float64 (N, 3)."""
+    """Turn four uniform words into three standard normal numbers (Box and Muller 1958); float64 (N, 3)."""
     uniform_N4 = (words_N4 + 0.5) / 2.0**32  # strictly inside (0, 1), so the logarithm is finite
     radius_N2 = np.sqrt(-2.0 * np.log(uniform_N4[:, 0::2]))
     angle_N2 = 2.0 * np.pi * uniform_N4[:, 1::2]

@@ -2,14 +2,14 @@
 
 Training reads an endless stream of positions. Position p belongs to epoch p // num_samples and is sample
 `permutation(seed, epoch)[p % num_samples]`. The global batch of step k holds positions [k*G, (k+1)*G); a rank takes its
-part of it at the moment of use:
+part when the step needs it:
 
     positions   0 1 2 3 4 5 6 7 8 9 | 10 11 12 ...      G = 10
     world 1     0 0 0 0 0 0 0 0 0 0 |
     world 2     0 0 0 0 0 1 1 1 1 1 |
     world 3     0 0 0 1 1 1 2 2 2 2 |                   uneven, never padded, never dropped
 
-so that the only state of a run is the number of samples seen. `stream_order.py` has another order, with the same
+So the only state of a run is the number of samples seen. `stream_order.py` defines another order with the same
 property, for shards that are best read one after another.
 """
 
@@ -26,13 +26,13 @@ def permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
     """Return the order in which one epoch reads its samples.
 
     The samples are sorted by 64-bit keys, the raw output of NumPy's Philox bit generator under the key (seed,
-    epoch): raw bit streams are stable between NumPy releases, `Generator.permutation` is not (NEP 19). Equal keys
-    keep the samples' order.
+    epoch): raw bit streams are stable between NumPy releases, `Generator.permutation` is not (NEP 19). Samples with
+    equal keys keep their order.
 
     Args:
-        seed: Of the run, 0 <= seed < 2**64.
-        epoch: 0, 1, 2, ... below 2**32; or, for an order that no epoch reads, an `OrderStream`.
-        num_samples: Of the split.
+        seed: Seed of the run, 0 <= seed < 2**64.
+        epoch: Number of the epoch, from 0 to 2**32 - 1; or an `OrderStream`, for an order that belongs to no epoch.
+        num_samples: Number of samples in the split.
 
     Returns:
         int64 sample ids, shape (num_samples,).
@@ -43,10 +43,10 @@ def permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class RankShare:
-    """A rank's part of each global batch: whole groups, as many as any other rank's, or one more or less.
+    """A rank's part of each global batch: a number of whole groups, which differs by at most one between ranks.
 
     Attributes:
-        global_batch_size: Samples of all ranks, G.
+        global_batch_size: Samples in a batch over all ranks, G.
         rank: Rank that reads the part, 0 <= rank < world_size.
         world_size: Number of ranks.
         group_size: Consecutive positions that stay on one rank; divides G.
@@ -58,26 +58,26 @@ class RankShare:
     group_size: int = 1
 
     def range_from(self, first_position: int) -> tuple[int, int]:
-        """Return the half-open range of positions that the rank reads of the global batch at `first_position`.
+        """Return the half-open range of positions that the rank reads from the global batch at `first_position`.
 
-        The ranges of all ranks join to [first_position, first_position + G) without gap or overlap.
+        The ranges of all ranks cover [first_position, first_position + G) without gap or overlap.
         """
         return first_position + self._end_of(self.rank), first_position + self._end_of(self.rank + 1)
 
     @property
     def largest(self) -> int:
-        """Samples of the largest part of any rank."""
+        """Number of samples in the largest part of any rank."""
         return -(-self.global_batch_size // self.group_size // self.world_size) * self.group_size
 
     def _end_of(self, num_ranks: int) -> int:
-        """Return the samples of the first `num_ranks` ranks."""
+        """Return how many samples the first `num_ranks` ranks read together."""
         return num_ranks * (self.global_batch_size // self.group_size) // self.world_size * self.group_size
 
 
 class SampleOrder:
     """Maps positions of the endless stream to sample ids.
 
-    An epoch's order is computed by a thread, as soon as the epoch before it is in use.
+    A thread computes the order of an epoch as soon as the epoch before it is in use.
     """
 
     def __init__(self, num_samples: int, seed: int) -> None:
@@ -99,7 +99,7 @@ class SampleOrder:
         return ids
 
     def rank_positions(self, first_position: int, share: RankShare) -> np.ndarray:
-        """Return the int64 positions that a rank reads of the global batch that begins at `first_position`."""
+        """Return the int64 positions that a rank reads from the global batch that begins at `first_position`."""
         return np.arange(*share.range_from(first_position), dtype=np.int64)
 
     def _epoch_order(self, epoch: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Philox4x32-10, the counter-based generator of Random123, vectorised over counters in NumPy.
 
 Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). Integer arithmetic only, so the words are the
-same on every processor and with every NumPy release, and sample i's words cost nothing but sample i's counter.
+same on every processor and with every NumPy release, and the words of one sample are computed from its counter alone.
 """
 
 import numpy as np
@@ -17,11 +17,11 @@ def philox4x32(counters_N4: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     """Return four random words for each counter.
 
     Args:
-        counters_N4: uint32 words, shape (N, 4).
+        counters_N4: Counters of four words each, uint32 (N, 4).
         key: Two 32-bit words.
 
     Returns:
-        uint32 words, shape (N, 4), uniform over all 32-bit values.
+        Words that are uniform over all 32-bit values, uint32 (N, 4).
     """
     c0, c1, c2, c3 = (counters_N4[:, i].astype(np.uint64) for i in range(4))
     k0, k1 = np.uint64(key[0]), np.uint64(key[1])

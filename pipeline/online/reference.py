@@ -1,4 +1,4 @@
-"""What the DALI graph must compute, in plain NumPy: the specification of augmentation.
+"""The specification of augmentation in plain NumPy: what the DALI graph must compute.
 
 The float expression is DALI's own: one subtraction and one multiplication by the reciprocal, both in float32.
 """
@@ -8,7 +8,7 @@ import numpy as np
 from pipeline.online.augmentation import AugmentationParameters
 
 TEN_CROPS = tuple((x, y, mirror) for mirror in (0, 1) for x, y in ((0, 0), (2, 0), (0, 2), (2, 2), (1, 1)))
-"""The paper's ten crops: corners and centre, then their mirror images; (x, y) in halves of the free range."""
+"""The paper's ten crops: corners and centre, then their mirror images; x and y in halves of the free range."""
 
 
 def augment(
@@ -21,11 +21,12 @@ def augment(
     """Crop, mirror and normalise decoded pictures.
 
     Args:
-        pixels_NHWC: uint8 RGB squares of the stored size, made by the dataset's resize rule.
-        parameters: One row per picture.
+        pixels_NHWC: Squares of the stored size, made by the dataset's resize rule; uint8 RGB.
+        parameters: Parameters of the augmentation, one row per picture.
         crop_size: Side of the crop in pixels.
-        divisor_3: float32 (3,), in grey levels.
-        mean_image_HWC: float32, in grey levels, of the stored size; cropped like the picture and subtracted.
+        divisor_3: Divisor of the mean-free pixels, float32 (3,), in grey levels.
+        mean_image_HWC: Mean picture of the stored size, float32, in grey levels; cropped like the picture and
+            subtracted.
 
     Returns:
         float32 (N, 3, crop_size, crop_size): (pixel [- mean pixel] - mean) * (1 / divisor).
@@ -53,7 +54,7 @@ def ten_crops(
 ) -> np.ndarray:
     """Return `TEN_CROPS` of each picture, float32 (N, 10, 3, crop_size, crop_size).
 
-    The arguments are those of `augment`; of the parameters, the mean alone is used.
+    The arguments are those of `augment`; only the mean of the parameters is used.
     """
     crops = []
     for placement in ten_placements(pixels_NHWC.shape[1], crop_size):

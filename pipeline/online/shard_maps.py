@@ -1,10 +1,10 @@
-"""Which shards stay mapped, within what a process may open and map.
+"""Which shards stay mapped, within the limits of a process on open files and memory maps.
 
 Python keeps a file open for as long as its map lives, and a dataset may have more shards than the system allows open
-files (`ulimit -n`, often 1,024), maps, or address space. All readers of a process share what is allowed. Where their
-shards fit, each stays mapped once it is used. Else the one that was mapped first gives way to the next: in a random
-order none is likelier to be read again, in a sequential one it has been read. A map lives as long as a view of it, so
-readers hand out copies then.
+files (`ulimit -n`, often 1,024), maps, or address space. All readers of a process share these limits. If their shards
+fit, each stays mapped once it has been used. Otherwise the shard that was mapped first makes room for the next: in a
+random order it is no likelier than others to be read again, and in a sequential order it has been read. A map lives as
+long as any view of it, so in this case readers return copies.
 """
 
 import contextlib
@@ -20,40 +20,40 @@ from typing import NamedTuple
 import numpy as np
 
 _RESERVE = 256  # files and maps for the rest of the process: checkpoints, logs, sockets, libraries; at most a quarter
-_USUALLY_OPEN = 128  # files of a worker on Ray, at most: 60 to 110 were seen
-_LEAST = 16  # shards that are kept mapped, whatever the limits
+_USUALLY_OPEN = 128  # upper bound of the files that a worker on Ray has open; 60 to 110 were seen
+_LEAST = 16  # shards that are kept mapped whatever the limits are
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class MappedShard(NamedTuple):
-    """A shard's bytes; `mapped` is None where there are none."""
+    """Bytes of a shard; `mapped` is None if there are none."""
 
     mapped: mmap.mmap | None
     content: np.ndarray
 
 
 class ShardMaps:
-    """The mapped shards of all readers of a process.
+    """The mapped shards of all readers in a process.
 
     Attributes:
-        gives_way: The readers have more shards than can be kept mapped.
+        gives_way: True if the readers have more shards than can stay mapped.
     """
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Begin without any mapped shard."""
         self.gives_way = False
-        self._lock = threading.RLock()  # the garbage collector may let a reader leave at any moment
+        self._lock = threading.RLock()  # the garbage collector may call `leave` at any moment
         self._kept: dict[tuple[int, int], dict[int, MappedShard]] = {}  # in the order in which they were mapped
         self._wanted: dict[int, int] = {}
         self._limit = _LEAST
-        self._for_others = 0  # open files
+        self._for_others = 0  # open files of the rest of the process
 
     def join(self, maps: dict[int, MappedShard], shard_bytes: Sequence[int]) -> None:
-        """Note the shards of a new reader, and raise the soft limit of open files for them.
+        """Register the shards of a new reader, and raise the soft limit on open files for them.
 
         Args:
             maps: The reader's mapped shards, which `keep` fills and empties.
-            shard_bytes: Length of each shard.
+            shard_bytes: Length of each shard in bytes.
         """
         with self._lock:
             self._wanted[id(maps)] = len(shard_bytes)
@@ -70,10 +70,10 @@ class ShardMaps:
             self._compare()
 
     def keep(self, maps: dict[int, MappedShard], shard: int, map_shard: Callable[[], MappedShard]) -> MappedShard:
-        """Map a shard into a reader's `maps`, and let others go where there is no room for it.
+        """Map a shard into a reader's `maps`, and unmap others if there is no room for it.
 
         Raises:
-            OSError: It can't be mapped, even where no other is.
+            OSError: The shard can't be mapped, even with all others unmapped.
         """
         with self._lock:
             self._let_go(self._limit - 1)
@@ -81,7 +81,7 @@ class ShardMaps:
                 try:
                     mapped = map_shard()
                     break
-                except OSError as error:  # the rest of the process has taken more than what was left to it
+                except OSError as error:  # the rest of the process uses more than its reserve
                     if error.errno not in _LIMITS or not self._kept:
                         raise
                     self._limit = max(1, len(self._kept) // 2)
@@ -92,14 +92,14 @@ class ShardMaps:
             return mapped
 
     def renew_lock(self) -> None:
-        """Make a new lock, in a forked child: the thread that held the old one is not there."""
+        """Make a new lock in a forked child, where the thread that held the old one does not exist."""
         self._lock = threading.RLock()
 
     def _compare(self) -> None:
         self.gives_way = sum(self._wanted.values()) > self._limit
 
     def _allow_open_files(self) -> None:
-        """Raise the soft limit of open files, as far as it may be, by the number of shards."""
+        """Raise the soft limit on open files by the number of shards, as far as the hard limit allows."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft == resource.RLIM_INFINITY:
             return
@@ -121,27 +121,27 @@ os.register_at_fork(after_in_child=SHARD_MAPS.renew_lock)
 
 
 def open_files_for(num_shards: int) -> int:
-    """Return how many files a process should be allowed to open, so that all shards of a dataset stay mapped."""
+    """Return how many files a process must be allowed to open for all shards of a dataset to stay mapped."""
     others = num_shards + _USUALLY_OPEN
-    return others + min(_RESERVE, (others - 1) // 3) if num_shards else 0  # their third is a quarter of all
+    return others + min(_RESERVE, (others - 1) // 3) if num_shards else 0  # a third of the others is a quarter of all
 
 
 def max_open_files() -> int | None:
-    """Return how many open files this process may raise its limit to; None: any number."""
+    """Return how far this process may raise its limit on open files; None: without bound."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if hard == resource.RLIM_INFINITY else hard
 
 
 def num_mappable(shard_bytes: Sequence[int], num_mapped: int = 0) -> int:
-    """Return how many shards this process can keep mapped, and still do all else.
+    """Return how many shards this process can keep mapped and still do everything else.
 
     Args:
-        shard_bytes: Length of each shard of a dataset.
-        num_mapped: Of the process's open files and maps, those that are mapped shards.
+        shard_bytes: Length of each shard of a dataset in bytes.
+        num_mapped: Number of shards that are mapped already.
     """
     num_files = len(os.listdir("/proc/self/fd"))
     room = [_left(resource.getrlimit(resource.RLIMIT_NOFILE)[0], num_files - num_mapped)]
-    with contextlib.suppress(OSError, ValueError):  # a system that tells neither
+    with contextlib.suppress(OSError, ValueError):  # the system does not tell
         num_maps = Path("/proc/self/maps").read_bytes().count(b"\n")
         room.append(_left(int(Path("/proc/sys/vm/max_map_count").read_text()), num_maps - num_mapped))
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)

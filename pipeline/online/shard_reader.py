@@ -1,4 +1,4 @@
-"""Samples by their ids: memory-mapped shards behind the manifest's columns."""
+"""Read samples by their ids from memory-mapped shards, which the manifest's columns describe."""
 
 import functools
 import mmap
@@ -19,21 +19,21 @@ from pipeline.system.os_errors import is_out_of_reach, limit_of, mending
 
 
 class ChangedSample(InputError):
-    """A sample whose bytes are not those that were written."""
+    """The bytes of a sample are not those that were written."""
 
 
 class ShardReader:
-    """Reads the pictures of one split; each read is checked against the manifest's hash.
+    """Reads the pictures of one split and checks each against the manifest's hash.
 
     Attributes:
-        num_samples: Of the split.
-        class_indices: int64 (num_samples,), by sample id.
-        on_bad_sample: With `error`, a shard that is missing, or is shorter or longer than it was, is refused when it is
-            first used. Else only those of its samples that are not whole raise `ChangedSample`.
+        num_samples: Number of samples in the split.
+        class_indices: Class of each sample, by sample id; int64 (num_samples,).
+        on_bad_sample: With `error`, a shard that is missing or has another length than when it was written is refused
+            when it is first used. Otherwise only its missing or changed samples raise `ChangedSample`.
     """
 
     def __init__(self, dataset: Dataset, split: str, on_bad_sample: OnBadSample = "error") -> None:
-        """Read the manifest's columns; shards are mapped when first used."""
+        """Read the manifest's columns; a shard is mapped when it is first used."""
         self._dataset, self._split, self.on_bad_sample = dataset, split, on_bad_sample
         self._raw = dataset.member == "npy"
         columns = ["shard", "offset", "num_bytes", "class_index", "hash", *(["width", "height"] if self._raw else [])]
@@ -49,18 +49,18 @@ class ShardReader:
             self._sizes = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], axis=1)
         self.class_indices = table["class_index"].to_numpy().astype(np.int64)
         del table, shards
-        pa.default_memory_pool().release_unused()  # else the names of a million shards would stay
+        pa.default_memory_pool().release_unused()  # otherwise the names of a million shards would stay in memory
         self._maps: dict[int, MappedShard] = {}
         SHARD_MAPS.join(self._maps, [dataset.listed(name).num_bytes for name in self._shard_names])
         weakref.finalize(self, SHARD_MAPS.leave, self._maps)
 
     def read(self, sample_id: int) -> np.ndarray:
-        """Return one picture: uint8, a JPEG's bytes (num_bytes,) or pixels (H, W, 3).
+        """Return one picture: uint8, the bytes of a JPEG (num_bytes,) or pixels (H, W, 3).
 
-        It is a view into the mapped shard, or a copy where a map must not outlive its turn (`shard_maps.py`).
+        It is a view into the mapped shard, or a copy if the shard may be unmapped soon (`shard_maps.py`).
 
         Raises:
-            InputError: The shard can't be read, or is not as long as it was.
+            InputError: The shard can't be read, or its length has changed.
             ChangedSample: The bytes are not those that were written.
         """
         shard = int(self._shard_indices[sample_id])
@@ -80,7 +80,7 @@ class ShardReader:
         return data
 
     def prefetch(self, sample_ids: np.ndarray) -> None:
-        """Ask the kernel to read these samples' bytes ahead; returns at once."""
+        """Ask the kernel to read the bytes of these samples ahead; returns at once."""
         for shard, first, length in zip(
             self._shard_indices[sample_ids].tolist(),
             self._offsets[sample_ids].tolist(),
@@ -93,7 +93,7 @@ class ShardReader:
                 mapped.madvise(mmap.MADV_WILLNEED, start, end - start)
 
     def num_samples_gone(self, sample_id: int) -> int:
-        """Return how many samples to skip from one that can't be read: 1, or the rest of its shard if that is gone."""
+        """Return how many samples to skip at one that can't be read: 1, or the rest of its shard if that is gone."""
         if len(self._map(int(self._shard_indices[sample_id])).content):
             return 1
         end = np.searchsorted(self._shard_ends, sample_id, side="right")
@@ -105,12 +105,12 @@ class ShardReader:
 
     @functools.cached_property
     def _shard_ends(self) -> np.ndarray:
-        """Sample ids before which the shard changes, and the number of samples."""
+        """Sample ids at which a new shard begins, and the number of samples."""
         return np.append(np.flatnonzero(np.diff(self._shard_indices)) + 1, self.num_samples)
 
     @functools.cached_property
     def _keys(self) -> pa.ChunkedArray:
-        """Of all samples; read when the first is to be named."""
+        """Keys of all samples; read when a message needs the first one."""
         return self._dataset.manifest(self._split, ["key"])["key"]
 
     def _path(self, shard: int) -> Path:
@@ -131,11 +131,11 @@ class ShardReader:
             raise InputError(f"shard {path} can't be read: {error.strerror}; {mending(error)}") from error
 
     def _open(self, shard: int) -> MappedShard:
-        """Map a shard. Where bad samples are skipped, a missing one counts as empty.
+        """Map a shard. If bad samples are skipped, a missing shard counts as empty.
 
         Raises:
-            InputError: It is not as long as it was, and bad samples are not skipped.
-            OSError: It can't be read.
+            InputError: The shard's length has changed, and bad samples are not skipped.
+            OSError: The shard can't be read.
         """
         written, skips = self._dataset.listed(self._shard_names[shard]), self.on_bad_sample == "skip-and-count"
         try:
@@ -153,6 +153,6 @@ class ShardReader:
             mapped = None
         if mapped is None:
             return MappedShard(None, np.empty(0, dtype=np.uint8))
-        mapped.madvise(mmap.MADV_RANDOM)  # what is read next is known: the kernel need not guess
-        # Views of an array, unlike those of a memoryview, are nothing that the garbage collector has to follow.
+        mapped.madvise(mmap.MADV_RANDOM)  # `prefetch` says what is read next: the kernel need not guess
+        # The garbage collector does not track views of an array, but it does track those of a memoryview.
         return MappedShard(mapped, np.frombuffer(mapped, dtype=np.uint8))

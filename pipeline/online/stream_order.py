@@ -8,9 +8,10 @@ proportion to their lengths:
     stream 1    shard 0, shard 5            shuffle    position 1 4 ...
     stream 2    shard 3, shard 2            ------->   position 2 6 ...
 
-So a global batch is a set that does not depend on the world size, as with `SampleOrder`, and the only state is the
-number of samples seen. Of a global batch, the ranks take the positions sorted by stream: where the number of ranks
-divides that of the streams, a rank reads (all but the edges of) its own streams, and a node needs its own shards alone.
+So the samples of a global batch do not depend on the world size, as with `SampleOrder`, and the only state is the
+number of samples seen. The positions of a global batch are sorted by stream and then divided among the ranks. If the
+number of streams is a multiple of the number of ranks, a rank reads its own streams (all but their edges), and a node
+needs only its own shards.
 """
 
 from collections.abc import Sequence
@@ -29,8 +30,8 @@ class StreamConfig:
     """Reading shard by shard; see the module.
 
     Attributes:
-        num_streams: Shards that are read at the same time; 0: no streams, a permutation of all samples.
-        window_size: Places that a sample moves at most.
+        num_streams: Number of shards that are read at the same time; 0: no streams, all samples are permuted.
+        window_size: Largest number of places by which a sample moves.
     """
 
     num_streams: int = 0
@@ -41,20 +42,20 @@ class StreamOrder(SampleOrder):
     """Maps positions of the endless stream to sample ids, shard by shard in each stream.
 
     Attributes:
-        stream_of_sample: int64 (num_samples,), the stream that reads a sample in every epoch.
+        stream_of_sample: Stream that reads a sample in every epoch; int64 (num_samples,).
     """
 
     def __init__(self, shard_lengths: Sequence[int], seed: int, num_streams: int, window_size: int) -> None:
         """Take what defines the order.
 
         Args:
-            shard_lengths: Samples of each shard; sample ids number them in the shards' order.
-            seed: Of the run, 0 <= seed < 2**64.
-            num_streams: From 1 to the number of shards.
-            window_size: Places that a sample moves at most, from 1 (none) to 2**20.
+            shard_lengths: Number of samples in each shard; sample ids number the samples in the order of the shards.
+            seed: Seed of the run, 0 <= seed < 2**64.
+            num_streams: Number of streams, from 1 to the number of shards.
+            window_size: Places by which a sample moves, at most; from 1 (it does not move) to 2**20.
 
         Raises:
-            ValueError: Names the argument, its value and what would be right.
+            ValueError: An argument is out of range; the message names it, its value and the range.
         """
         super().__init__(sum(shard_lengths), seed)
         if not 1 <= num_streams <= len(shard_lengths):
@@ -72,12 +73,12 @@ class StreamOrder(SampleOrder):
         self.stream_of_sample = np.repeat(self._stream_of_shard, self._lengths)
         stream_lengths = np.bincount(self.stream_of_sample, minlength=num_streams)
         self._bounds = np.concatenate([[0], np.cumsum(stream_lengths)])
-        # Sample j of a stream of length L comes at (2j + 1) / 2L of the epoch.
+        # Sample j of a stream of length L is read at (2j + 1) / 2L of the epoch.
         places = np.concatenate([(2 * np.arange(length) + 1) / (2 * length) for length in stream_lengths])
         self._interleaved = np.argsort(places, kind="stable")
 
     def rank_positions(self, first_position: int, share: RankShare) -> np.ndarray:
-        """Return a rank's part of the global batch's positions, which are sorted by stream; int64."""
+        """Return a rank's int64 part of the global batch's positions, which are first sorted by stream."""
         positions = np.arange(first_position, first_position + share.global_batch_size, dtype=np.int64)
         streams = self.stream_of_sample[self.sample_ids(positions)]
         first, end = share.range_from(0)
@@ -90,7 +91,7 @@ class StreamOrder(SampleOrder):
         lengths = self._lengths[shards]
         starts = np.repeat(self._firsts[shards] - (np.cumsum(lengths) - lengths), lengths)
         in_shard_order = starts + np.arange(self.num_samples)
-        # Fixed-point numbers with 32 bits behind the point, so that no rounding depends on a processor.
+        # Fixed-point numbers with 32 bits after the point, so that rounding does not depend on the processor.
         moves = (words[num_shards:] >> _HALF_WORD) * self._window_size
         keys = (np.arange(self.num_samples, dtype=np.uint64) << _HALF_WORD) + moves
         shuffled = np.concatenate(
@@ -102,5 +103,5 @@ class StreamOrder(SampleOrder):
         return shuffled[self._interleaved]
 
     def _words(self, stream: int, count: int) -> np.ndarray:
-        """Return raw output of NumPy's Philox, which is stable between its releases: uint64 (count,)."""
+        """Return raw output of NumPy's Philox, which is stable between NumPy releases: uint64 (count,)."""
         return np.random.Philox(key=np.array([self.seed, stream], dtype=np.uint64)).random_raw(count)
