@@ -1,1 +1,1 @@
-"""The online stage: order, reading, augmentation, the DALI graph and the thread that runs it."""
+"""The online stage: order, reading, augmentation, and the DALI graph with the thread that runs it."""

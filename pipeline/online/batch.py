@@ -1,4 +1,4 @@
-"""What a loader hands out, and how it is asked to make it. Loads neither torch nor DALI."""
+"""Batches and the configuration of the loaders that make them. Loads neither torch nor DALI."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -18,10 +18,10 @@ class Batch:
     """One rank's part of a global batch; it owns its memory.
 
     Attributes:
-        images: (N, 3, crop, crop), or (N, 10, 3, crop, crop) for ten crops; normalised, on the loader's device.
-        labels: int64 (N,), class_index, on the loader's device.
-        sample_ids: int64 (N,), row numbers of the split's manifest, on the CPU.
-        positions: int64 (N,), places in the endless stream (evaluation: the sample ids), on the CPU.
+        images: Normalised images, (N, 3, crop, crop), or (N, 10, 3, crop, crop) for ten crops; on the loader's device.
+        labels: Class of each sample (class_index), int64 (N,), on the loader's device.
+        sample_ids: Row numbers of the split's manifest, int64 (N,), on the CPU.
+        positions: Positions in the endless stream (in evaluation the sample ids), int64 (N,), on the CPU.
     """
 
     images: "torch.Tensor"
@@ -32,23 +32,24 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
-    """How batches are made, which changes no sample of them.
+    """How batches are made; which samples they hold does not depend on it.
 
     Attributes:
-        device: Where augmentation runs and where the batch lies: `cpu` or `gpu`.
-        decode: Where JPEGs are decoded: `cpu`, the same bits on either device, or `mixed`, by a GPU too, whose pixels
-            may differ by some grey levels. None: `mixed` where the device is a GPU.
+        device: Device of the augmentation and of the finished batch: `cpu` or `gpu`.
+        decode: Decoder of the JPEGs: `cpu`, with the same bits on either device, or `mixed`, CPU and GPU together,
+            whose pixels may differ by some grey levels. None: `mixed` if the device is a GPU.
         device_id: Index of the GPU; ignored for `cpu`.
-        num_threads: DALI's threads; None: one more than the cores that this process may use, so that none idles while
-            another thread ends a batch.
-        prefetch_batches: Finished batches that wait in the queue.
+        num_threads: Number of DALI's threads; None: one more than the cores that this process may use, so that no core
+            idles while another thread finishes a batch.
+        prefetch_batches: Number of finished batches in the queue.
         output_type: Type of the images.
         layout: Layout of the images in memory. Their shape is always (N, 3, H, W): NHWC is torch's channels-last
             format.
-        on_bad_sample: What happens to a sample whose bytes have changed since they were written, or are gone with the
-            shard or its end: it is an `error`, or is replaced by the next whole one and counted (`skip-and-count`).
-        group_size: Training samples that stay on one rank, as ghost batch normalisation wants it; divides the global
-            batch.
+        on_bad_sample: What happens if the bytes of a sample have changed since they were written, or are missing
+            together with the shard or its end: an `error`, or the next good sample takes its place and is counted
+            (`skip-and-count`).
+        group_size: Number of consecutive training samples that stay on one rank, for ghost batch normalisation; divides
+            the global batch.
     """
 
     device: Device = "cpu"
@@ -65,7 +66,7 @@ class LoaderConfig:
         """Check the fields.
 
         Raises:
-            ValueError: Names the field, its value and what would be right.
+            ValueError: A field has a bad value; the message names the field, the value and what would be right.
         """
         if self.group_size < 1:
             raise ValueError(f"group_size={self.group_size}: must be at least 1")

@@ -1,9 +1,9 @@
-"""Crop, mirror, normalise and lay out a picture on a CPU, in one vectorised pass: what DALI's `numba_function` runs.
+"""Crop, mirror, normalise and lay out a picture on a CPU in one vectorised pass, called by DALI's `numba_function`.
 
-DALI's own `crop_mirror_normalize` takes a picture's values one at a time on a CPU, and three times as long
-(docs/decisions/0009-the-second-half-on-the-cpu-is-vectorised.md). The float32 operations are the same in the same
-order, so the bits are too. Numba compiles where it runs, and keeps the result beside this file or in the user's cache;
-what differs from graph to graph is data, so that it compiles once.
+On a CPU, DALI's own `crop_mirror_normalize` processes one value at a time and takes three times as long
+(docs/decisions/0009-the-second-half-on-the-cpu-is-vectorised.md). The float32 operations and their order are the same,
+so the bits are the same. Numba compiles for the processor at hand, and keeps the result beside this file or in the
+user's cache. Whatever differs between graphs is passed as data, so the functions are compiled only once.
 """
 
 import functools
@@ -15,16 +15,17 @@ import numpy as np
 from numba import carray, types
 
 Array = np.ndarray[Any, Any]
-# What DALI calls, in C: it gives an array of pointers to a sample's outputs and one to its inputs, and their shapes'.
+# Signatures of the C functions that DALI calls, with arrays of pointers to the outputs and inputs of a sample, and of
+# pointers to their shapes.
 _VALUES, _SHAPES = types.CPointer(types.CPointer(types.uint8)), types.CPointer(types.CPointer(types.int64))
 _RANKS, _COUNT = types.CPointer(types.int32), types.int32
 _RUN = types.void(_VALUES, _SHAPES, _RANKS, _COUNT, _VALUES, _SHAPES, _RANKS, _COUNT)
 _SET_UP = types.void(_SHAPES, _RANKS, _COUNT, _SHAPES, _RANKS, _COUNT, _COUNT)
-NO_MEAN_IMAGE = np.zeros(1, dtype=np.float32)  # where none is subtracted: DALI has no empty constants
+NO_MEAN_IMAGE = np.zeros(1, dtype=np.float32)  # if none is subtracted: DALI has no empty constants
 
 
 def _compiled(decorator: Callable[..., Any], function: Callable[..., Any]) -> Any:
-    """Compile a function, and keep the result where there is a folder for it."""
+    """Compile a function, and keep the result if there is a folder for it."""
     try:
         return decorator(cache=True)(function)
     except RuntimeError:  # neither this folder nor the user's cache can be written to
@@ -48,8 +49,8 @@ def _normalise(
     means: Array,
     reciprocals: Array,
 ) -> None:
-    """Make one image; all arrays are flat, as they lie in memory."""
-    last = np.uint64(size - 1)  # an index without a sign can't count from the end: so the loops are vectorised
+    """Make one image; all arrays are flat, as in memory."""
+    last = np.uint64(size - 1)  # an unsigned index can't count from the end, so the loops are vectorised
     differences = np.empty(3 * size, dtype=np.float32)
     mirrored, planar = np.empty(size, dtype=np.float32), np.empty(size, dtype=np.float32)
     for row in range(size):
@@ -80,11 +81,11 @@ def _normalise(
 
 
 def _run(outputs, output_shapes, ranks, _0, inputs, input_shapes, _1, _2):  # type: ignore[no-untyped-def]
-    """Make a sample's output: an image for each of its placements.
+    """Make the output of a sample: one image for each of its placements.
 
     Inputs: pixels, uint8 (H, W, 3); placements, int32 (3 K,): left, top and mirror of each image, in pixels; means and
-    reciprocals of the divisors, float32 (3,); the mean image, float32 (3 H W,), or `NO_MEAN_IMAGE`; 1 where the output
-    is HWC, int32. If a crop does not fit into the picture, the output is NaN: nothing outside of its memory is read.
+    reciprocals of the divisors, float32 (3,); the mean image, float32 (3 H W,), or `NO_MEAN_IMAGE`; 1 if the output is
+    HWC, int32. If a crop does not fit into the picture, the output is NaN: memory outside the picture is never read.
     """
     height, width = input_shapes[0][0], input_shapes[0][1]
     pixels = carray(inputs[0], height * width * 3)
@@ -93,7 +94,7 @@ def _run(outputs, output_shapes, ranks, _0, inputs, input_shapes, _1, _2):  # ty
     means, reciprocals = carray(inputs[2], 12).view(np.float32), carray(inputs[3], 12).view(np.float32)
     mean_image = carray(inputs[4], 4 * input_shapes[4][0]).view(np.float32)[input_shapes[4][0] == 1 :]
     channels_last = carray(inputs[5], 4).view(np.int32)[0] != 0
-    size = output_shapes[0][ranks[0] - 2]  # HWC or CHW, one side as long as the other
+    size = output_shapes[0][ranks[0] - 2]  # HWC or CHW; the image is a square
     images = carray(outputs[0], num_images * 12 * size * size).view(np.float32).reshape((num_images, 3 * size * size))
     for index in range(num_images):
         left, top, mirror = placements[index]
@@ -106,15 +107,15 @@ def _run(outputs, output_shapes, ranks, _0, inputs, input_shapes, _1, _2):  # ty
         )
 
 
-@functools.cache  # DALI has the functions' addresses: they are never collected
+@functools.cache  # DALI holds only the addresses of the functions, so they must live for ever
 def run_function() -> Any:
-    """Return what makes a sample's output, compiled: a C function."""
+    """Return the compiled C function that makes the output of a sample."""
     return _compiled(functools.partial(numba.cfunc, _RUN), _run)
 
 
 @functools.cache
 def set_up_function(*output_shape: int) -> Any:
-    """Return what tells DALI the samples' output shape, compiled: a C function."""
+    """Return the compiled C function that tells DALI the shape of the samples' outputs."""
 
     def set_up(output_shapes, _0, _1, _2, _3, _4, num_samples):  # type: ignore[no-untyped-def]
         for sample in range(num_samples):

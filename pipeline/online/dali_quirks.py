@@ -1,4 +1,4 @@
-"""What is used of DALI beside its documented interface, as seen in DALI 2.4; nothing else in this project does so.
+"""Everything in this project that relies on undocumented parts of DALI, as seen in DALI 2.4.
 
 A DALI that lacks it is used without. `tests/pipeline/online/test_graph_backends.py` fails where
 a DALI has changed it.
@@ -13,16 +13,16 @@ except ImportError:
 
 
 def takes_compiled_functions() -> bool:
-    """Return whether `compiled_function` works; else the graph crops by DALI's operator, which takes longer."""
+    """Return whether `compiled_function` works; if not, the graph crops with DALI's operator, which takes longer."""
     return all(hasattr(NumbaFunction, name) for name in ("_get_run_fn_cpu", "_get_setup_fn_cpu"))
 
 
 def compiled_function(**options: Any) -> Any:
-    """Return DALI's `numba_function` of C functions that are compiled already: it would compile them at each start.
+    """Return DALI's `numba_function` for C functions that are compiled already; DALI would compile at each start.
 
     Args:
-        options: Of `numba_function`; `run_fn` and `setup_fn` are C functions of Numba (`numba.cfunc`), called as
-            `crop_kernel.py` says.
+        options: Options of `numba_function`; `run_fn` and `setup_fn` are C functions of Numba (`numba.cfunc`), called
+            as `crop_kernel.py` describes.
     """
 
     class CompiledFunction(NumbaFunction):

@@ -1,9 +1,9 @@
-"""What feeds the DALI graph: positions -> sample ids -> bytes and parameters; and the thread that runs the graph.
+"""The feed of the DALI graph (positions -> sample ids -> bytes and parameters), and the thread that runs the graph.
 
     positions (endless, or one pass) -> ids -> bytes from the mapped shards + parameters -> graph -> queue -> loader
 
-The thread keeps `prefetch_batches` finished batches in a queue, so that the step takes one and goes on. It knows the
-feed, not the loader: a loader that nobody holds any more is collected, and its thread ends.
+The thread keeps `prefetch_batches` finished batches in a queue, so that a step need not wait for its batch. The thread
+refers to the feed, not to the loader: a loader that is no longer referenced is collected, and its thread ends.
 """
 
 import queue
@@ -22,13 +22,13 @@ from pipeline.online.graph import GraphConfig, build_graph
 from pipeline.online.shard_reader import ChangedSample, ShardReader
 
 Draw = Callable[[np.ndarray, np.ndarray], AugmentationParameters[np.ndarray]]
-_LOOKAHEAD = 4  # batches whose bytes are asked for before they are read
-_POLL_SECONDS = 0.1  # of a thread that waits for room, to see whether it shall stop
+_LOOKAHEAD = 4  # batches whose bytes are requested before they are read
+_POLL_SECONDS = 0.1  # between the checks of a thread that waits for room, whether it must stop
 
 
 @dataclass(frozen=True)
 class FinishedBatch:
-    """What the graph made of a batch: images, and who they are."""
+    """Images that the graph has made, with their sample ids and positions."""
 
     images: torch.Tensor
     sample_ids: np.ndarray
@@ -36,10 +36,10 @@ class FinishedBatch:
 
 
 class Feed:
-    """Gives the graph its next batch, and remembers whose it is.
+    """Gives the graph its next batch, and remembers which samples it holds.
 
     Attributes:
-        num_replaced: Samples that were replaced because their bytes have changed or are gone.
+        num_replaced: Number of samples that were replaced because their bytes have changed or are missing.
     """
 
     def __init__(
@@ -53,22 +53,22 @@ class Feed:
         """Take what defines the batches.
 
         Args:
-            reader: Of the split.
-            positions: Of this rank, int64 (N,), a batch at a time.
-            identify: Positions -> sample ids.
-            draw: Positions and sample ids -> augmentation.
-            num_alive: Batches that the graph holds at once.
+            reader: Reader of the split.
+            positions: Positions of this rank, one batch at a time, int64 (N,).
+            identify: Maps positions to sample ids.
+            draw: Maps positions and sample ids to the parameters of the augmentation.
+            num_alive: Number of batches that the graph holds at once.
         """
         self._reader, self._identify, self._draw = reader, identify, draw
         self._positions = positions
         self.num_replaced = 0
         self._ahead: deque[tuple[np.ndarray, np.ndarray]] = deque()
-        # The graph reads the fed arrays without a copy until the batch is done: keep those of all batches under way.
+        # The graph reads the arrays without copying them until the batch is done: keep those of all unfinished batches.
         self._alive: deque[Any] = deque(maxlen=num_alive)
         self._under_way: deque[tuple[np.ndarray, np.ndarray]] = deque()
 
     def __call__(self) -> tuple[Any, ...]:
-        """Return the next batch as the graph takes it; raises StopIteration after the last."""
+        """Return the next batch in the graph's form; raises StopIteration after the last."""
         while len(self._ahead) <= _LOOKAHEAD and (positions := next(self._positions, None)) is not None:
             sample_ids = self._identify(positions)
             self._reader.prefetch(sample_ids)
@@ -88,11 +88,11 @@ class Feed:
         return fed
 
     def identity(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return sample ids and positions of the oldest batch that the graph has not yet given back."""
+        """Return sample ids and positions of the oldest batch that the graph has not yet returned."""
         return self._under_way.popleft()
 
     def _read(self, sample_id: int) -> tuple[np.ndarray, int]:
-        """Return a sample's bytes and its id; of a changed one, if that is allowed, those of the next whole one."""
+        """Return a sample's bytes and its id; if it has changed and may be skipped, those of the next good sample."""
         num_passed = 0
         while num_passed < self._reader.num_samples:
             candidate = (sample_id + num_passed) % self._reader.num_samples
@@ -112,24 +112,29 @@ class BatchThread:
     """Runs a fed graph in a thread, a few batches ahead."""
 
     def __init__(self, feed: Feed, config: GraphConfig) -> None:
-        """Start."""
+        """Start the thread."""
         self._queue: queue.Queue[FinishedBatch | BaseException] = queue.Queue(config.prefetch_batches)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(feed, config), name="loader", daemon=True)
         self._thread.start()
 
     def next(self) -> FinishedBatch:
-        """Return the next batch, waiting for it if need be; raises what the thread raised, StopIteration at the end."""
+        """Return the next batch, waiting for it if necessary.
+
+        Raises:
+            StopIteration: The positions have come to their end.
+            Exception: What the thread raised.
+        """
         result = self._queue.get()
         if isinstance(result, BaseException):
-            self._queue.put(result)  # again for whoever asks again
+            self._queue.put(result)  # for the next call, too
             raise result
         return result
 
     def stop(self) -> None:
         """End the thread and release the graph."""
         self._stopping.set()
-        # The collector may call this in any thread, so in the loader's own too.
+        # The garbage collector may call this in any thread, even in the one to be stopped.
         while self._thread.is_alive() and threading.current_thread() is not self._thread:
             try:
                 self._queue.get_nowait()
@@ -139,7 +144,7 @@ class BatchThread:
     def _run(self, feed: Feed, config: GraphConfig) -> None:
         try:
             if config.device == "gpu":
-                torch.cuda.set_device(config.device_id)  # a new thread is on the first GPU, whatever the others are on
+                torch.cuda.set_device(config.device_id)  # a new thread begins on the first GPU, whichever others use
             pipeline = build_graph(feed, config)
             while not self._stopping.is_set():
                 (output,) = pipeline.run()

@@ -3,8 +3,8 @@
     feed (Python, order and parameters) -> decode -> [resize] -> crop + mirror + normalise + transpose
 
 The graph draws nothing by itself: crop, mirror and colour noise arrive as arguments. The colour noise is part of the
-per-sample `mean`, so normalising and jittering are one kernel. `device` and `decode` are the only differences between
-the back ends, in the four marked lines; and which kernel normalises, DALI's or, on a CPU, `crop_kernel.py`.
+per-sample `mean`, so normalisation and colour noise are one kernel. The back ends differ only by `device` and `decode`,
+in the four marked lines, and by the kernel that normalises: DALI's own, or on a CPU that of `crop_kernel.py`.
 """
 
 import sys
@@ -41,8 +41,8 @@ except ModuleNotFoundError as error:
 Normalizer = Literal["kernel", "operator"]
 _TYPES = {"float32": types.FLOAT, "float16": types.FLOAT16, "int32": types.INT32}
 _EXPECTED_WARNINGS = (
-    "The external source node",  # ten crops have no use for the crop and the mirror that are fed
-    # By a process's first pipeline on a GPU. Debayering and remapping need that library, no operator of ours does.
+    "The external source node",  # ten crops do not use the placements that are fed
+    # Given by the first pipeline on a GPU. Debayering and remapping need NPP; the operators used here do not.
     r"nvidia-dali-cuda\d+ is no longer shipped with CUDA runtime.* NPP is typically",
 )
 Feed = Callable[[], tuple[Any, ...]] | Iterator[tuple[Any, ...]]
@@ -51,26 +51,28 @@ Augmentation = AugmentationParameters[Any]  # nodes of the graph
 
 @dataclass(frozen=True, kw_only=True)
 class GraphConfig:
-    """What a graph is built for.
+    """Settings of a graph.
 
     Attributes:
-        raw: Pixels are stored, not JPEGs.
-        whole: Whole pictures are stored, which are brought to squares of the stored size; else they are that already.
+        raw: The dataset stores pixels, not JPEGs.
+        whole: The dataset stores whole pictures, and the graph cuts and resizes them to squares of the stored size.
         stored_size: Side of the square that crops are cut from, in pixels.
         crop_size: Side of the output in pixels.
-        divisor_3: What mean-free pixels are divided by, float32 (3,), in grey levels.
-        mean_image_HWC: Subtracted beforehand, cut like the crop: float32 (stored_size, stored_size, 3), in grey levels.
-        ten_crops: Each picture gives `pipeline.online.reference.TEN_CROPS`, whatever crop and mirror it is fed with.
-        output_type: Of the output.
-        layout: Of the output in memory.
-        max_batch_size: Largest number of samples that the feed gives at once.
-        device: `cpu` or `gpu`: what crops, mirrors and normalises.
-        decode: What decodes JPEGs: `cpu`, or `mixed`: CPU and GPU of a graph for the GPU.
-        normalizer: What crops, mirrors and normalises: DALI's `operator`, or on a CPU the `kernel` of
+        divisor_3: Divisor of the mean-free pixels, float32 (3,), in grey levels.
+        mean_image_HWC: Mean picture, cropped like each sample and subtracted first; None: none is subtracted. float32
+            (stored_size, stored_size, 3), in grey levels.
+        ten_crops: Each picture gives `pipeline.online.reference.TEN_CROPS`, and the placements that are fed are
+            ignored.
+        output_type: Type of the output.
+        layout: Layout of the output in memory.
+        max_batch_size: Largest number of samples in a batch.
+        device: Device that crops, mirrors and normalises: `cpu` or `gpu`.
+        decode: Decoder of the JPEGs: `cpu`, or for the device `gpu` also `mixed`, CPU and GPU together.
+        normalizer: Implementation of crop, mirror and normalisation: DALI's `operator`, or on a CPU the `kernel` of
             `crop_kernel.py`, which takes a third of the time. The bits are the same.
-        device_id: Of the GPU; ignored for `cpu`.
-        num_threads: DALI's worker threads.
-        prefetch_batches: Batches prepared ahead of the one in use.
+        device_id: Index of the GPU; ignored for `cpu`.
+        num_threads: Number of DALI's worker threads.
+        prefetch_batches: Number of batches that are prepared ahead of the one in use.
     """
 
     raw: bool
@@ -92,7 +94,7 @@ class GraphConfig:
 
 
 def build_graph(feed: Feed, config: GraphConfig) -> Pipeline:
-    """Define the pipeline and build it, which needs the device; see `define_graph`."""
+    """Define the pipeline and build it, which requires the device; see `define_graph`."""
     return built(define_graph(feed, config))
 
 
@@ -109,14 +111,14 @@ def define_graph(feed: Feed, config: GraphConfig) -> Pipeline:
     """Define the pipeline.
 
     Args:
-        feed: Called once a batch; returns what the graph is fed with: a list of N arrays (uint8: a JPEG's bytes, or
-            pixels HWC), then the arrays of `AugmentationParameters`. They are not copied, so they must live until the
-            batch is done. Raises StopIteration at the end.
-        config: See there.
+        feed: Function that is called once per batch and returns the graph's input: a list of N arrays (uint8: the bytes
+            of a JPEG, or pixels HWC), then the arrays of `AugmentationParameters`. They are not copied, so they must
+            live until the batch is done. It raises StopIteration at the end.
+        config: Settings of the graph.
 
     Returns:
-        A pipeline with one output: (N, 3, crop_size, crop_size), or with ten crops (N, 10, ...), of the type and
-        layout asked for.
+        A pipeline with one output: (N, 3, crop_size, crop_size), or with ten crops (N, 10, ...), of the requested type
+        and layout.
     """
     gpu = config.device == "gpu"
 
@@ -135,11 +137,11 @@ def define_graph(feed: Feed, config: GraphConfig) -> Pipeline:
 
 
 def fed(feed: Feed, is_decoded: bool) -> tuple[Any, Augmentation]:
-    """Define what enters the graph: the pictures, and what they are augmented with.
+    """Define the graph's input: the pictures, and the parameters of their augmentation.
 
     Args:
         feed: See `define_graph`.
-        is_decoded: Pictures are pixels HWC, not JPEGs' bytes.
+        is_decoded: The pictures are pixels HWC, not the bytes of JPEGs.
     """
     dtypes, ndims = zip(*PARAMETERS.values(), strict=True)
     content, *parameters = fn.external_source(
@@ -155,8 +157,8 @@ def fed(feed: Feed, is_decoded: bool) -> tuple[Any, Augmentation]:
 
 
 def decoded(content: Any, config: GraphConfig) -> Any:
-    """Define the first half: bytes, or raw pixels, to uint8 pixels HWC of the stored size on the graph's device."""
-    # All decoder flags that change pixels are pinned; oriented files were turned upright by the offline stage.
+    """Define the first half: bytes or raw pixels -> uint8 pixels HWC of the stored size on the graph's device."""
+    # All decoder flags that change pixels are pinned. The offline stage has turned rotated files upright.
     pixels = content
     if not config.raw:
         pixels = fn.decoders.image(
@@ -186,7 +188,7 @@ def decoded(content: Any, config: GraphConfig) -> Any:
 
 
 def normalised(pixels: Any, augmentation: Augmentation, config: GraphConfig) -> Any:
-    """Define the second half: crop, mirror, normalise and lay out, in one kernel; of ten crops, each."""
+    """Define the second half: crop, mirror, normalise and lay out in one kernel, for ten crops each of them."""
     if config.normalizer == "kernel" and takes_compiled_functions():
         return _by_kernel(pixels, augmentation, config)
     if config.mean_image_HWC is not None:
@@ -206,7 +208,7 @@ def _by_operator(pixels: Any, augmentation: Augmentation, config: GraphConfig) -
     free = max(1, config.stored_size - config.crop_size)
 
     def relative(offset: Any) -> Any:
-        """Turn pixels into a part of the free range, as DALI takes it; it rounds to the very pixel."""
+        """Turn pixels into a fraction of the free range, as DALI expects; DALI rounds it to the same pixel."""
         return offset / free if isinstance(offset, int) else fn.cast(offset, dtype=types.FLOAT) / float(free)
 
     return fn.crop_mirror_normalize(

@@ -1,4 +1,4 @@
-"""The two halves of the DALI graph of `pipeline.online.graph`, each alone, for `pipeline.bench`."""
+"""The two halves of the DALI graph in `pipeline.online.graph`, each on its own, for `pipeline.bench`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,8 +14,8 @@ def build_decode_graph(feed: Iterator[list[np.ndarray]], config: GraphConfig) ->
     """Build a pipeline from bytes to pixels; raw pixels are copied.
 
     Args:
-        feed: Yields batches of N arrays, uint8: JPEGs' bytes, or pixels HWC; they must live until the batch is done.
-        config: Of the whole graph.
+        feed: Batches of N arrays, uint8: the bytes of JPEGs, or pixels HWC; they must live until the batch is done.
+        config: Settings of the whole graph.
 
     Returns:
         A built pipeline with one output: uint8 (N, stored_size, stored_size, 3).
@@ -39,11 +39,11 @@ def build_augment_graph(feed: Iterator[tuple[Any, ...]], config: GraphConfig) ->
     """Build a pipeline from pixels to normalised images.
 
     Args:
-        feed: Yields batches as `pipeline.online.graph.define_graph` takes them, the pictures decoded.
-        config: Of the whole graph.
+        feed: Batches of the form that `pipeline.online.graph.define_graph` takes, with decoded pictures.
+        config: Settings of the whole graph.
 
     Returns:
-        A built pipeline with one output, as of the whole graph.
+        A built pipeline with one output, the same as that of the whole graph.
     """
 
     @_of(config)

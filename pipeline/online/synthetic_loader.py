@@ -1,6 +1,6 @@
-"""A loader without data: the same batches' shapes, labels in range and positions, at no cost.
+"""A loader without data: batches of the same shapes, labels in range and the same positions, at no cost.
 
-In `TrainLoader`'s place it tells whether data or computation is slow: what a step takes with it is computation alone.
+In place of `TrainLoader` it shows whether data or computation is slow: a step then takes only the time to compute.
 """
 
 from collections.abc import Iterator
@@ -33,15 +33,15 @@ class SyntheticLoader(Iterator[Batch]):
         """Make the noise.
 
         Args:
-            num_samples: Of the data set that there might be.
-            num_classes: Labels are 0 to num_classes - 1.
+            num_samples: Number of samples in the imagined dataset.
+            num_classes: Number of classes; labels are 0 to num_classes - 1.
             crop_size: Side of the images, in pixels.
-            global_batch_size: Samples of one step over all ranks.
-            rank: Of this reader.
+            global_batch_size: Samples per step over all ranks.
+            rank: Rank of this reader.
             world_size: Number of readers.
-            seed: Of the noise.
-            samples_seen: The position to begin at.
-            config: Device, type and layout of the images; the rest has no meaning here.
+            seed: Seed of the noise.
+            samples_seen: Position to begin at.
+            config: Device, type, layout and group size of the images; the other fields have no effect.
         """
         config = config or LoaderConfig()
         device = torch.device("cuda", config.device_id) if config.device == "gpu" else torch.device("cpu")
@@ -65,12 +65,12 @@ class SyntheticLoader(Iterator[Batch]):
         return Batch(self._images[: end - first], labels, sample_ids, torch.from_numpy(positions))
 
     def state_dict(self) -> dict[str, int]:
-        """Return the state: the number of samples that all ranks together were handed."""
+        """Return the state: the number of samples that all ranks together have received."""
         return {"samples_seen": self.samples_seen}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from another loader's state."""
+        """Continue from another loader's state."""
         self.samples_seen = state["samples_seen"]
 
     def close(self) -> None:
-        """Do nothing; a loader can be closed."""
+        """Do nothing; it exists because loaders are closed."""
