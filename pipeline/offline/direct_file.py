@@ -1,9 +1,9 @@
-"""A large file written once, from its start to its end, by a thread of its own and past the page cache.
+"""A large file, written once from start to end, by its own thread and past the page cache.
 
-    write() -> buffer -> thread: SHA-256, then the disk (O_DIRECT, where the file system has it)
+    write() -> buffer -> thread: SHA-256, then the disk (O_DIRECT, if the file system supports it)
 
-The bytes would not be read again soon, so a copy of them in the page cache costs time and pushes out what is. Nor does
-the writer wait for the disk: when it has filled one buffer, it goes on with the other.
+The bytes are not read again soon, so a copy of them in the page cache would cost time and displace useful data. The
+writer does not wait for the disk either: when one buffer is full, it continues with the other.
 """
 
 import errno
@@ -19,7 +19,7 @@ from pathlib import Path
 
 _BUFFER_BYTES = 4 << 20
 _NUM_BUFFERS = 2
-_BLOCK_BYTES = 4096  # no disk's block is larger: lengths and offsets of direct writes are multiples of it
+_BLOCK_BYTES = 4096  # no disk has larger blocks; lengths and offsets of direct writes are multiples of it
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,17 @@ class WrittenFile:
 
 
 class DirectFile:
-    """A new file to append to, as a context manager; what was not finished in the block is not whole.
+    """A new file to append to, as a context manager; the file is complete only after `finish`.
 
     Attributes:
-        num_bytes: Written so far.
+        num_bytes: Number of bytes written so far.
     """
 
     def __init__(self, path: Path) -> None:
         """Create the file.
 
         Raises:
-            OSError: It can't be created.
+            OSError: The file can't be created.
         """
         self._path = path
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -53,7 +53,7 @@ class DirectFile:
         self._free: queue.SimpleQueue[mmap.mmap] = queue.SimpleQueue()
         self._filled: queue.SimpleQueue[tuple[mmap.mmap, int] | None] = queue.SimpleQueue()
         for _ in range(_NUM_BUFFERS):
-            self._free.put(mmap.mmap(-1, _BUFFER_BYTES))  # begins at a page, as direct writes need it
+            self._free.put(mmap.mmap(-1, _BUFFER_BYTES))  # begins at a page boundary, which direct writes require
         self._buffer, self._used = self._free.get(), 0
         self._thread = threading.Thread(target=self._run, name="direct file", daemon=True)
         self._thread.start()
@@ -66,7 +66,7 @@ class DirectFile:
         """Append bytes.
 
         Raises:
-            OSError: Some that were written earlier did not reach the disk.
+            OSError: Some bytes that were written earlier did not reach the disk.
         """
         self.num_bytes += len(data)
         start = 0
@@ -78,10 +78,10 @@ class DirectFile:
                 self._hand_over()
 
     def finish(self) -> WrittenFile:
-        """Flush everything to disk; nothing can be written any more.
+        """Flush everything to disk; nothing can be written afterwards.
 
         Raises:
-            OSError: Not all of it reached the disk.
+            OSError: Not all bytes reached the disk.
         """
         self._hand_over()
         self._stop()
@@ -90,7 +90,7 @@ class DirectFile:
         return WrittenFile(self.num_bytes, self._digest.hexdigest())
 
     def __exit__(self, *_: object) -> None:
-        """Close the file, whatever is in it."""
+        """Close the file, whether it is complete or not."""
         self._stop()
 
     def _stop(self) -> None:
@@ -104,7 +104,7 @@ class DirectFile:
             raise self._error
 
     def _run(self) -> None:
-        """Write what is handed over until the end; after an error only give the buffers back."""
+        """Write the buffers that are handed over, until the end; after an error only return them."""
         try:
             offset = 0
             while (filled := self._filled.get()) is not None:
@@ -121,14 +121,14 @@ class DirectFile:
     def _store(self, buffer: mmap.mmap, num_bytes: int, offset: int) -> None:
         with memoryview(buffer) as view:
             self._digest.update(view[:num_bytes])
-            end = -(-num_bytes // _BLOCK_BYTES) * _BLOCK_BYTES  # more than is used at the file's end, cut off later
+            end = -(-num_bytes // _BLOCK_BYTES) * _BLOCK_BYTES  # more than is used at the file's end; cut off later
             start = 0
             try:
                 while start < end:
                     start += self._write_at(view[start:end], offset + start)
             except OSError as error:
                 self._error = OSError(error.errno, error.strerror, str(self._path))
-            except Exception as error:  # whatever it is: the writer waits for its buffer
+            except Exception as error:  # of any kind: the writer is waiting for its buffer
                 self._error = error
 
     def _write_at(self, part: memoryview, offset: int) -> int:
@@ -137,7 +137,7 @@ class DirectFile:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
-            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, 0)  # a file system that takes O_DIRECT, but not direct writes
+            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, 0)  # the file system accepts O_DIRECT, but no direct writes
             return os.pwrite(self._descriptor, part, offset)
 
     def _flush(self) -> None:

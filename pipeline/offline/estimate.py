@@ -1,4 +1,4 @@
-"""What sharding will cost, told beforehand from a few pictures: `python -m pipeline.shard --dry-run`."""
+"""Estimate of what sharding will cost, from a few pictures: `python -m pipeline.shard --dry-run`."""
 
 import os
 import time
@@ -21,14 +21,14 @@ _HEADER_BYTES = 512
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will write.
+    """Estimated size and duration of a run.
 
     Attributes:
-        num_samples: By split.
-        num_shards: Of all splits.
-        num_bytes: Of all shards, extrapolated from the probed pictures.
-        seconds: Wall clock, extrapolated likewise; without what other programs take.
-        num_probes: Pictures that were read, decoded and encoded for this.
+        num_samples: Number of samples, by split.
+        num_shards: Number of shards of all splits.
+        num_bytes: Size of all shards, extrapolated from the probed pictures.
+        seconds: Wall-clock time, extrapolated from the same pictures, on a machine that does nothing else.
+        num_probes: Number of pictures that were read, decoded and encoded for the estimate.
     """
 
     num_samples: dict[str, int]
@@ -38,7 +38,7 @@ class Estimate:
     num_probes: int
 
     def __str__(self) -> str:
-        """Say it in words."""
+        """Return the estimate in words."""
         samples = ", ".join(f"{split} {count:,}" for split, count in self.num_samples.items())
         minutes, seconds = divmod(round(self.seconds), 60)
         return (
@@ -48,20 +48,20 @@ class Estimate:
 
 
 def estimate(source: Source, listing: Listing, config: ShardingConfig, num_workers: int | None) -> Estimate:
-    """Plan a source's shards, and store some evenly spaced pictures in memory.
+    """Plan the shards of a source, and encode some evenly spaced pictures in memory.
 
     Args:
-        source: Where the pictures come from.
-        listing: Of the source.
-        config: What the dataset would be.
-        num_workers: That would share the work; by default as many as this machine has CPUs.
+        source: Source of the pictures.
+        listing: Listing of the source.
+        config: Configuration of the dataset.
+        num_workers: Number of workers that would share the work; by default as many as this machine has CPUs.
     """
     splits = plan_splits(listing, config)
     tasks = plan_shards(listing, splits, config)
     rows = pa.concat_tables([task.rows for task in tasks])
     chosen = np.unique(np.linspace(0, rows.num_rows - 1, _NUM_PROBES).astype(np.int64))
     probes = rows.take(pa.array(chosen)).to_pylist()
-    _store(probes[:1], source, config)  # loads the libraries, which takes longer than the pictures
+    _store(probes[:1], source, config)  # loads the libraries, which takes longer than encoding the pictures
     began = time.perf_counter()
     num_bytes = _store(probes, source, config)
     seconds = time.perf_counter() - began
@@ -76,7 +76,7 @@ def estimate(source: Source, listing: Listing, config: ShardingConfig, num_worke
 
 
 def _store(rows: list[dict[str, Any]], source: Source, config: ShardingConfig) -> int:
-    """Store pictures in memory and count them; return the bytes that they would take in a shard."""
+    """Encode pictures in memory and count their pixels; return the number of bytes that they would take in a shard."""
     sums, num_bytes = PixelSums(), 0
     for row in rows:
         try:

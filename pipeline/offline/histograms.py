@@ -1,4 +1,4 @@
-"""Histograms of a dataset: how many pictures have which class, size and number of bytes."""
+"""Histograms of a dataset: numbers of pictures by class, size and number of bytes."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 
 from pipeline.format.manifest import HISTOGRAMS_SCHEMA
 
-# Quantity -> column of a shard's record, and width of a bin.
+# Column of a shard's record and width of a bin, by quantity.
 _QUANTITIES = {
     "class_index": ("class_index", 1),
     "source_width": ("source_width", 1),
@@ -21,11 +21,11 @@ def histograms(records: Mapping[str, pa.Table]) -> pa.Table:
     """Count the stored pictures of each split by quantity and bin.
 
     Args:
-        records: Split -> the records of its shards' pictures: columns `class_index`, `num_bytes`, `source_width`,
-            `source_height`, `source_bytes`.
+        records: Stored pictures of each split, as in the records of its shards: columns `class_index`, `num_bytes`,
+            `source_width`, `source_height`, `source_bytes`.
 
     Returns:
-        `HISTOGRAMS_SCHEMA`; sorted by value in each quantity, bins that are empty left out.
+        Table of `HISTOGRAMS_SCHEMA`, sorted by value within each quantity, without empty bins.
     """
     parts = []
     for split, table in records.items():

@@ -1,26 +1,26 @@
-"""The sum of pictures at each pixel, exact whatever the partition."""
+"""The sum of pictures at each pixel, exact however they are divided among workers."""
 
 import cv2
 import numpy as np
 
-_FLOAT32_IMAGES = 2**24 // 255  # sums of so many bytes are whole numbers that float32 holds
+_FLOAT32_IMAGES = 2**24 // 255  # a sum of this many bytes is exact in float32
 
 
 class ImageSum:
-    """Sum of pictures of one size; pictures of several sizes have none.
+    """Sum of pictures of one size; there is none for pictures of several sizes.
 
-    The latest pictures are added up in float32, which is fast, and folded into a float64 sum before it would round.
+    The latest pictures are added up in float32, which is fast, and moved into a float64 sum before float32 would round.
     """
 
     def __init__(self, total_HWC: np.ndarray | None = None) -> None:
-        """Begin with the sum of some pictures, float64, or with no picture."""
+        """Begin with the float64 sum of several pictures, or without any picture."""
         self._folded_HWC = total_HWC
         self._latest_HWC: np.ndarray | None = None
         self._num_latest, self._sizes_differ = 0, False
 
     @classmethod
     def of_several_sizes(cls) -> "ImageSum":
-        """Return what pictures of several sizes add up to."""
+        """Return the sum of pictures of several sizes, which has no total."""
         nothing = cls()
         nothing._give_up()
         return nothing
@@ -42,7 +42,7 @@ class ImageSum:
             self._hold(self.total_HWC)
 
     def __iadd__(self, other: "ImageSum") -> "ImageSum":
-        """Add the pictures of another sum."""
+        """Add another sum."""
         mine_HWC, theirs_HWC = self.total_HWC, other.total_HWC
         if self._sizes_differ or other._sizes_differ:
             self._give_up()
@@ -56,7 +56,7 @@ class ImageSum:
 
     @property
     def total_HWC(self) -> np.ndarray | None:
-        """The sum, float64; None where there is no picture or sizes differ."""
+        """The float64 sum; None if there is no picture or the sizes differ."""
         if self._folded_HWC is None or self._latest_HWC is None:
             return self._folded_HWC
         return self._folded_HWC + self._latest_HWC

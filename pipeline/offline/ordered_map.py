@@ -1,10 +1,10 @@
 """A `map` over worker processes: results in order, however large, and no process outlives the block that uses it.
 
-Each process has a pipe of its own. So the death of one is noticed at once, even in the middle of a result; readers of a
-queue that processes share would wait for the rest of it for ever.
+Each process has its own pipe. So the death of a process is noticed at once, even in the middle of a result; the reader
+of a shared queue would wait for the rest of that result for ever.
 
-The processes are forked from a server that holds neither threads nor locks of this process and has loaded what they
-need, once for all of them.
+The processes are forked from a server that has none of this process's threads and locks. The server loads the modules
+that they need only once.
 """
 
 import gc
@@ -27,14 +27,14 @@ from pipeline.system.surroundings import short_temporary_names
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _Pipe: TypeAlias = "Connection[Any, Any]"
-_SOCKET_BYTES = 48  # of multiprocessing's sockets, below the temporary folder
-CHUNKS_PER_PROCESS = 4  # begun but not yet read: processes seldom wait for one that is a few times slower
+_SOCKET_BYTES = 48  # length of the paths of multiprocessing's sockets below the temporary folder
+CHUNKS_PER_PROCESS = 4  # begun but not yet read; so processes seldom wait for one that is a few times slower
 
 
 def load_ahead(*modules: str) -> None:
     """Begin to load modules for the processes of a later `ordered_map`; returns at once.
 
-    It is for what takes long to import; what is named after the first process was started has no effect.
+    This is for modules that take long to import. It has no effect once the first process has been started.
     """
     multiprocessing.set_forkserver_preload(list(modules))
     with _without_interrupts():
@@ -51,14 +51,14 @@ def ordered_map(
     chunks per process are begun but not yet read, so that few results wait in memory behind a slow chunk.
 
     Args:
-        function: Picklable.
-        items: Picklable.
-        num_processes: With 1, this process does the work.
-        chunk_size: Items that a process gets at a time.
+        function: Function to apply to each item; picklable.
+        items: Arguments of the function; picklable.
+        num_processes: Number of processes; with 1, this process does the work.
+        chunk_size: Number of items that a process gets at a time.
 
     Raises:
         InputError: A process was killed.
-        Exception: What the function raised, with a note of where.
+        Exception: The function raised it; a note gives the traceback in the worker process.
     """
     if num_processes == 1:
         yield map(function, items)
@@ -83,14 +83,14 @@ def _start(function: Callable[[Item], Result]) -> tuple[_Pipe, BaseProcess]:
     process = context.Process(target=_work, args=(function, far_end), daemon=True)
     with _without_interrupts():
         process.start()
-    far_end.close()  # else the pipe of a dead process would seem open
+    far_end.close()  # otherwise the pipe of a dead process would seem open
     return pipe, process
 
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Start processes in the block that Ctrl-C does not reach: this one ends them."""
-    resource_tracker.ensure_running()  # the first start would start it too, and lift the mask, which is inherited
+    """Start processes in the block that ignore Ctrl-C; this process ends them."""
+    resource_tracker.ensure_running()  # else the first start would start it, and lift the mask that processes inherit
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with short_temporary_names(_SOCKET_BYTES):
@@ -108,7 +108,7 @@ def _results(workers: dict[_Pipe, BaseProcess], chunks: list[Sequence[Item]]) ->
         while idle and waiting and waiting[0][0] < end:
             pipe = idle.popleft()
             under_way[pipe], chunk = waiting.popleft()
-            with suppress(BrokenPipeError):  # of a dead process: waiting for its answer tells
+            with suppress(BrokenPipeError):  # the process is dead, which waiting for its answer reports
                 pipe.send(chunk)
 
     for number in range(len(chunks)):
@@ -139,7 +139,7 @@ def _receive(pipe: _Pipe, process: BaseProcess) -> list[Any]:
 
 
 def _work(function: Callable[[Item], Result], pipe: _Pipe) -> None:
-    """Run in a worker process: answer chunks until the pipe ends, or die with the parent."""
+    """Runs in a worker process: answers chunks until the pipe is closed, and ends when the parent ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -148,7 +148,7 @@ def _work(function: Callable[[Item], Result], pipe: _Pipe) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-    gc.freeze()  # the collector need not look at all that was imported again and again
+    gc.freeze()  # keeps the garbage collector from examining all imported objects again and again
     while True:
         try:
             chunk = pipe.recv()

@@ -1,8 +1,8 @@
-"""The end of the offline stage: the shards' records become manifests, statistics and `dataset.json`.
+"""The end of the offline stage: the records of the shards become manifests, statistics and `dataset.json`.
 
     records -> checks -> manifests, classes, rejects, histograms, inventory -> statistics, mean image -> dataset.json
 
-`dataset.json` names all files but the inventory with their hashes, so it is written last.
+`dataset.json` lists all files except the inventory with their hashes, so it is written last.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,8 +44,8 @@ class Contents:
     Attributes:
         inventory: Account of the source's files.
         listing: Classes and samples of the source.
-        splits: Split -> its planned samples.
-        tasks: All tasks, finished, in the order of the shards.
+        splits: Planned samples of each split.
+        tasks: All tasks, which are finished, in the order of the shards.
     """
 
     inventory: Inventory
@@ -55,13 +55,13 @@ class Contents:
 
 
 def publish(out: Path, partial: Path, contents: Contents, config: ShardingConfig) -> dict[str, Any]:
-    """Write everything but the shards, and return `dataset.json`.
+    """Write everything except the shards, and return `dataset.json`.
 
     Args:
-        out: The dataset folder, which holds the shards.
-        partial: Folder with the shards' records.
-        contents: What was planned.
-        config: What the dataset is.
+        out: Dataset folder, which holds the shards.
+        partial: Folder with the records of the shards.
+        contents: Planned contents of the dataset.
+        config: Configuration of the dataset.
 
     Raises:
         InputError: Too many pictures were rejected, or all of a split.
@@ -76,7 +76,7 @@ def publish(out: Path, partial: Path, contents: Contents, config: ShardingConfig
     write_table(out / CLASSES_PARQUET, pa.Table.from_pylist(class_rows, schema=CLASSES_SCHEMA))
     write_table(out / REJECTS_PARQUET, rejects)
     write_table(out / HISTOGRAMS_PARQUET, histograms(stored))
-    # Not among the files that dataset.json names: what lies beside the pictures leaves the dataset the same one.
+    # dataset.json does not list the inventory: other files beside the pictures don't make another dataset.
     write_json(out / INVENTORY_JSON, contents.inventory.document())
     names = [*map(manifest_path, stored), CLASSES_PARQUET, REJECTS_PARQUET, HISTOGRAMS_PARQUET]
     names += _write_statistics(out, partial, contents.tasks, config)
@@ -100,7 +100,7 @@ def publish(out: Path, partial: Path, contents: Contents, config: ShardingConfig
 
 
 def _check_rejects(contents: Contents, records: Sequence[ShardRecord], rejects: pa.Table, max_rejects: float) -> None:
-    """Check that every planned sample was stored or rejected, and not too many rejected."""
+    """Check that every planned sample was either stored or rejected, and that not too many were rejected."""
     num_planned = sum(table.num_rows for table in contents.splits.values())
     num_stored = sum(record.manifest.num_rows for record in records)
     if num_stored + rejects.num_rows != num_planned:
@@ -110,7 +110,7 @@ def _check_rejects(contents: Contents, records: Sequence[ShardRecord], rejects: 
 
 
 def _stored(contents: Contents, records: Sequence[ShardRecord], rejects: pa.Table) -> dict[str, pa.Table]:
-    """Return each split's stored samples, in the order of the shards."""
+    """Return the stored samples of each split, in the order of the shards."""
     stored = {}
     for split in contents.splits:
         parts = [record for task, record in zip(contents.tasks, records, strict=True) if task.split == split]
@@ -121,7 +121,7 @@ def _stored(contents: Contents, records: Sequence[ShardRecord], rejects: pa.Tabl
 
 
 def _write_statistics(out: Path, partial: Path, tasks: Sequence[ShardTask], config: ShardingConfig) -> list[str]:
-    """Write the colour statistics and, where all pictures have one size, the mean image; return the files' names."""
+    """Write the colour statistics and, if all pictures have one size, the mean image; return the names of the files."""
     sums = PixelSums()
     for task in tasks:
         if task.split == "train":
@@ -137,7 +137,7 @@ def _write_statistics(out: Path, partial: Path, tasks: Sequence[ShardTask], conf
 
 
 def reject_counts(rejects: pa.Table) -> str:
-    """Say how many pictures were rejected for which reason."""
+    """Return a text that says how many pictures were rejected for which reason."""
     counted = rejects.group_by("reason").aggregate([("reason", "count")]).sort_by("reason").to_pylist()
     return ", ".join(f"{row['reason_count']} {row['reason']}" for row in counted)
 

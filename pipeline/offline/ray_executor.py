@@ -1,7 +1,7 @@
 """Ray as an executor of the offline stage: `ordered_map` over tasks of a running cluster.
 
-Tasks carry lists of samples, never pictures: each reads its source and writes its shard by itself, so that source and
-output must be visible on all nodes under the same path. Ray runs the tasks of a lost node again elsewhere.
+Tasks carry lists of samples, never pictures: each reads the source and writes its shard itself, so source and output
+must be visible on all nodes under the same paths. Ray runs the tasks of a lost node again on other nodes.
 """
 
 from collections import deque
@@ -16,24 +16,24 @@ from pipeline.system.ray_session import ray_session
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-_TASKS_PER_CPU = 2  # in flight where no number is asked for: one runs, one waits
-_FINISH_SECONDS = 5.0  # that tasks under way get when one has failed; Ray ends them when this process leaves
+_TASKS_PER_CPU = 2  # in flight by default: one runs, one waits
+_FINISH_SECONDS = 5.0  # for running tasks to finish when one has failed; Ray ends them when this process leaves
 
 
 @contextmanager
 def ray_map(
     function: Callable[[Item], Result], items: Sequence[Item], num_workers: int | None
 ) -> Iterator[Iterator[Result]]:
-    """Give `map(function, items)`, computed by a running Ray cluster's tasks of one CPU; leaving the block ends them.
+    """Give `map(function, items)`, computed by one-CPU tasks of a running Ray cluster; leaving the block ends them.
 
     Args:
-        function: Picklable by name: the nodes have this project.
-        items: Picklable.
-        num_workers: Tasks in flight at once; None: what keeps all CPUs of the cluster busy.
+        function: Function to apply to each item; picklable by name, since the nodes have this project.
+        items: Arguments of the function; picklable.
+        num_workers: Number of tasks in flight; None: enough to keep all CPUs of the cluster busy.
 
     Raises:
-        InputError: No cluster answers, or it lost a task for good.
-        Exception: What the function raised.
+        InputError: No cluster answers, or the cluster lost a task for good.
+        Exception: The function raised it.
     """
     with ray_session("auto"):
         limit = num_workers or _TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -61,7 +61,7 @@ def ray_map(
 
 
 def _call(function: Callable[[Item], Result], item: Item) -> Result:
-    """Apply the function to an item, inside a Ray task."""
+    """Runs inside a Ray task: applies the function to an item."""
     return function(item)
 
 
@@ -69,7 +69,7 @@ def _get(reference: "ray.ObjectRef[Result]") -> Result:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        raise error.cause from error  # the function's own
+        raise error.cause from error  # what the function itself raised
     except ray.exceptions.RayError as error:
         cause = str(error).strip().partition("\n")[0]
         raise InputError(f"Ray lost a task ({cause}); the same command goes on where it stopped") from error

@@ -1,4 +1,4 @@
-"""What a dataset will be, and which of its samples go where: decided from the listing alone, before a picture is read.
+"""The contents of a dataset and the place of each sample, decided from the listing before any picture is read.
 
     listing -> splits: a part of `train` becomes `val`, a subset of the rest stays -> shuffle of each split -> shards
 
@@ -24,16 +24,17 @@ DEFAULT_VAL_FRACTION = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class ShardingConfig:
-    """What the dataset will be; everything in it changes the bytes, nothing else does.
+    """Configuration of a dataset, which alone determines the bytes that a source becomes.
 
     Attributes:
-        encoding: The stored form of pictures.
-        seed: Of the global shuffle, of the split into train and val, and of the subset of train.
-        val_fraction: Of each class of `train`, moved to `val` where the source has no `val`. None:
-            `DEFAULT_VAL_FRACTION`, or nothing beside `val_last`.
-        val_last: So many samples at the end of `train`, in the source's own order, become `val` instead.
-        max_train_samples: If there are more, a random subset of `train` is kept, in which each class has its share.
-        samples_per_shard: Planned; rejects make a shard shorter.
+        encoding: Form in which pictures are stored.
+        seed: Seed of the global shuffle, of the split into train and val, and of the subset of train.
+        val_fraction: Fraction of each class of `train` that is moved to `val` if the source has no `val`. None:
+            `DEFAULT_VAL_FRACTION`, or with `val_last` no fraction.
+        val_last: Number of samples at the end of `train`, in the source's own order, that become `val` instead.
+        max_train_samples: Largest number of training samples; if there are more, a random subset of `train` is kept, in
+            which each class has its share.
+        samples_per_shard: Planned number of samples per shard; rejected pictures make a shard shorter.
         max_rejects: Largest tolerated fraction of rejected pictures.
     """
 
@@ -49,7 +50,7 @@ class ShardingConfig:
         """Check the fields.
 
         Raises:
-            ValueError: Names the field, its value and what would be right.
+            ValueError: A field has a bad value; the message names the field, the value and what would be right.
         """
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must be 0 to 2**63 - 1")
@@ -67,7 +68,7 @@ class ShardingConfig:
             raise ValueError(f"max_rejects is {self.max_rejects}; it is a fraction, 0 to 1")
 
     def document(self) -> dict[str, Any]:
-        """Return what `plan.json` and `dataset.json` say of it: all but `max_rejects`, which changes no byte."""
+        """Return its part of `plan.json` and `dataset.json`: all but `max_rejects`, which changes no byte."""
         default = DEFAULT_VAL_FRACTION if self.val_last is None else None
         return {
             "encoding": self.encoding.document(),
@@ -82,11 +83,11 @@ class ShardingConfig:
 def plan_splits(listing: Listing, config: ShardingConfig) -> dict[str, pa.Table]:
     """Return the splits that will be stored.
 
-    A source without `val` gives a part of `train` for it: a random part of each class, or its last samples. Then
+    If the source has no `val`, a part of `train` becomes `val`: a random part of each class, or the last samples. Then
     `train` is reduced to `max_train_samples`.
 
     Raises:
-        InputError: There is no `train`, or the configuration does not fit what the source has.
+        InputError: There is no `train`, or the configuration does not fit the source.
     """
     splits = {name: listing.splits[name] for name in SPLITS if name in listing.splits}
     if "train" not in splits:
@@ -125,12 +126,12 @@ def plan_shards(listing: Listing, splits: dict[str, pa.Table], config: ShardingC
 
 
 def _choose_val(train: pa.Table, listing: Listing, config: ShardingConfig) -> np.ndarray:
-    """Tell which training samples become `val`; bool, one a row."""
+    """Return which training samples become `val`; one bool per row."""
     classes = train["class_index"].to_numpy()
     counts = np.bincount(classes)
     if config.val_last is None:
         fraction = config.document()["val_fraction"]
-        # At least one of a class that has two or more, so that no class is missing from model selection; never all.
+        # At least one sample of a class that has two or more, so that model selection sees every class; never all.
         at_least = 1 if fraction > 0 else 0
         num_chosen = [min(max(round(count * fraction), at_least), max(count - 1, 0)) for count in counts.tolist()]
         return _choose_of_each_class(classes, np.array(num_chosen), config.seed, OrderStream.VAL)
@@ -149,7 +150,7 @@ def _choose_val(train: pa.Table, listing: Listing, config: ShardingConfig) -> np
 
 
 def _choose_subset(train: pa.Table, num_samples: int, seed: int) -> np.ndarray:
-    """Tell which training samples are kept: one of each class, and of the rest an equal part; bool, one a row."""
+    """Return which training samples are kept: one per class and an equal part of the rest; one bool per row."""
     classes = train["class_index"].to_numpy()
     counts = np.bincount(classes)
     first = np.minimum(counts, 1)
@@ -158,7 +159,7 @@ def _choose_subset(train: pa.Table, num_samples: int, seed: int) -> np.ndarray:
             f"--max-train-samples is {num_samples}, but the training samples have {first.sum()} classes; "
             "give at least as many"
         )
-    # By largest remainders, in integers: the shares add up to the number asked for, on every machine.
+    # Largest remainders, in integers: the shares add up to the requested number on every machine.
     num_rest, rest = num_samples - first.sum(), counts - first
     shares, remainders = np.divmod(rest * num_rest, rest.sum())
     shares[np.argsort(-remainders, kind="stable")[: num_rest - shares.sum()]] += 1
@@ -166,16 +167,16 @@ def _choose_subset(train: pa.Table, num_samples: int, seed: int) -> np.ndarray:
 
 
 def _choose_of_each_class(classes: np.ndarray, num_chosen: np.ndarray, seed: int, stream: OrderStream) -> np.ndarray:
-    """Choose samples at random.
+    """Choose samples of each class at random.
 
     Args:
         classes: Class of each sample.
-        num_chosen: How many, by class.
-        seed: Of the choice.
-        stream: Tells one choice under a seed from another.
+        num_chosen: Number of samples to choose, by class.
+        seed: Seed of the choice.
+        stream: Random stream of the choice, which tells it from others under the same seed.
 
     Returns:
-        bool, one a sample.
+        Whether a sample is chosen; one bool per sample.
     """
     shuffled = permutation(seed, stream, len(classes))
     by_class = shuffled[np.argsort(classes[shuffled], kind="stable")]

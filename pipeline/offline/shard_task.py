@@ -1,7 +1,7 @@
-"""The unit of work of the offline stage: one shard, written by one process, with a record of what went into it.
+"""The unit of work of the offline stage: one shard, written by one process, with a record of its contents.
 
-The record (`NAME.npz`, whose presence says "done") holds the shard's manifest rows, rejects and pixel sums until all
-shards are there to be merged.
+The record (`NAME.npz`; if it exists, the shard is done) keeps the shard's manifest rows, rejects and pixel sums until
+all shards are there to be merged.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from pipeline.system.files import atomic_file, remove_temporary_files
 Executor = Literal["local", "ray"]
 PLAN_JSON = "plan.json"
 RECORD_ENDING = ".npz"
-# A record's manifest also has the picture's size and bytes as they came, for the histograms.
+# The manifest in a record also has the size and length of the source picture, for the histograms.
 _RECORD_SCHEMA = pa.schema(
     [*MANIFEST_SCHEMA, ("source_width", pa.int32()), ("source_height", pa.int32()), ("source_bytes", pa.int64())]
 )
@@ -45,11 +45,11 @@ class ShardTask:
     """One shard to write.
 
     Attributes:
-        name: File name without ending, e.g. `train-000000`.
-        split: It belongs to.
-        first_index: Place of its first row in the split's global shuffle; a sample's key is its place there.
-        rows: Samples (`SAMPLE_SCHEMA`), in the order to write them.
-        wnids: Of all classes, by class_index.
+        name: File name of the shard without its ending, e.g. `train-000000`.
+        split: Split that the shard belongs to.
+        first_index: Place of the first row in the split's global shuffle; a sample's key is its place there.
+        rows: Samples (`SAMPLE_SCHEMA`) in the order in which they are written.
+        wnids: Identifiers of all classes, by class_index.
     """
 
     name: str
@@ -61,7 +61,7 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What a finished shard holds."""
+    """Contents of a finished shard."""
 
     num_planned: int
     files: dict[str, WrittenFile]
@@ -69,7 +69,7 @@ class ShardRecord:
     rejects: pa.Table
 
     def save(self, folder: Path, name: str, sums: PixelSums) -> None:
-        """Write the record: the mark of a finished shard."""
+        """Write the record, which marks the shard as finished."""
         document = {
             "num_planned": self.num_planned,
             "files": {file_name: asdict(written) for file_name, written in self.files.items()},
@@ -85,7 +85,7 @@ class ShardRecord:
 
     @classmethod
     def load(cls, folder: Path, name: str) -> "ShardRecord":
-        """Read a finished shard's record, but for its sums."""
+        """Read the record of a finished shard, without its sums."""
         with np.load(record_path(folder, name)) as arrays:
             document = json.loads(arrays["document"].tobytes())
             return cls(
@@ -97,13 +97,13 @@ class ShardRecord:
 
     @staticmethod
     def load_sums(folder: Path, name: str) -> PixelSums:
-        """Read a finished shard's pixel sums."""
+        """Read the pixel sums of a finished shard."""
         with np.load(record_path(folder, name)) as arrays:
             return PixelSums.from_arrays(arrays)
 
 
 def record_path(folder: Path, name: str) -> Path:
-    """Return the path of a shard's record."""
+    """Return the path of the record of a shard."""
     return folder / f"{name}{RECORD_ENDING}"
 
 
@@ -115,17 +115,17 @@ def _to_ipc(table: pa.Table) -> bytes:
 
 
 class _NothingStored(Exception):
-    """All pictures of a shard were rejected: it gets no file, which readers of tars and indices would refuse."""
+    """All pictures of a shard were rejected. It gets no file: readers of tars and indices would refuse an empty one."""
 
 
 def write_shard(task: ShardTask, source: Source, encoding: EncodingConfig, out: Path, partial: Path) -> int:
-    """Write one shard, its index and its record; a pure function of the task and the source's bytes.
+    """Write one shard, its index and its record, which depend only on the task and the source's bytes.
 
     Returns:
-        The shard's number of bytes.
+        Number of bytes of the shard and its index.
 
     Raises:
-        InputError: This node does not see the folder to write to.
+        InputError: This node does not see the output folder.
     """
     if not (partial / PLAN_JSON).exists():
         raise InputError(f"node {socket.gethostname()} does not see {out}; write to a file system that all nodes share")
@@ -168,13 +168,13 @@ def _write_sample(
     sums: PixelSums,
     counted: bool,
 ) -> dict[str, Any]:
-    """Read, store, count and write one sample; return what its manifest row has of it.
+    """Read, encode, count and write one sample; return its part of the manifest row.
 
-    All of its pixels are released at the end, so that the next sample's lie in the same memory, which the processor's
-    cache still holds.
+    All of its pixels are released at the end, so that the next sample's use the same memory, which is still in the
+    processor's cache.
 
     Raises:
-        RejectedPicture: It is not a complete picture.
+        RejectedPicture: The sample is not a complete picture.
     """
     content = source.read(sample["file"], sample["offset"], sample["num_bytes"])
     picture = store_picture(content, encoding)
@@ -198,7 +198,7 @@ def _write_sample(
 
 
 def unfinished_tasks(tasks: list[ShardTask], out: Path, partial: Path) -> list[ShardTask]:
-    """Return the tasks whose shard has no record yet."""
+    """Return the tasks whose shards are not finished yet."""
     return [task for task in tasks if not _is_finished(task, out, partial)]
 
 
@@ -211,7 +211,7 @@ def run_tasks(
     executor: Executor,
     num_workers: int | None,
 ) -> Iterator[tuple[ShardTask, int]]:
-    """Write shards; yield each task, in their order, and its shard's number of bytes as it is there.
+    """Write shards; yield the tasks in order, each with its number of bytes as soon as it is finished.
 
     Raises:
         InputError: A worker process was killed, or no Ray cluster answers.
@@ -233,7 +233,7 @@ def run_tasks(
 
 
 def _is_finished(task: ShardTask, out: Path, partial: Path) -> bool:
-    """Tell whether a shard has its record, and the files that the record names are still there."""
+    """Return whether a shard has a record and the files that the record names are still there."""
     if not record_path(partial, task.name).exists():
         return False
     files = ShardRecord.load(partial, task.name).files

@@ -1,7 +1,7 @@
 """One shard: a WebDataset tar and its DALI index, written in one pass.
 
-The tar is USTAR with time stamp 0 and a fixed owner, so the same samples give the same bytes. Python's tarfile
-makes its headers: webdataset's own TarWriter ignores its `format` argument and reports no offsets
+The tar is USTAR with time stamp 0 and a fixed owner, so the same samples give the same bytes. The headers are made with
+Python's tarfile: webdataset's own TarWriter ignores its `format` argument and reports no offsets
 (docs/decisions/0001-tarfile-writes-the-shards.md).
 """
 
@@ -15,23 +15,23 @@ from pipeline.offline.direct_file import DirectFile, WrittenFile
 from pipeline.system.files import atomic_file, renamed_at_end
 
 _INDEX_VERSION = "v1.2"
-_BLANK_HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)  # made once: it takes longer than to write a sample
+_BLANK_HEADER = tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT)  # made once: it takes longer than writing a sample
 _NAME_BYTES, _SIZE_AT, _SIZE_DIGITS, _CHECK_SUM_AT = 100, 124, 11, 148  # POSIX.1-1988
-# Of all bytes but those that are filled in; the check sum counts itself as eight spaces.
+# Sum of all bytes except those that are filled in; the check sum counts itself as eight spaces.
 _BLANK_SUM = (
     sum(_BLANK_HEADER)
     - sum(_BLANK_HEADER[_SIZE_AT : _SIZE_AT + _SIZE_DIGITS])
     - sum(_BLANK_HEADER[_CHECK_SUM_AT : _CHECK_SUM_AT + 8])
     + 8 * ord(" ")
 )
-IndexGroup = tuple[str, int, int, str]  # of one member: extension, offset of its bytes, their number, its name
+IndexGroup = tuple[str, int, int, str]  # one member: extension, offset of its bytes, number of bytes, name
 
 
 class ShardWriter:
     """Writes samples into `NAME.tar` and `NAME.idx`.
 
     Attributes:
-        files: Name -> what was written, when the block of `open` has ended.
+        files: Size and hash of each written file, by name, once the block of `open` has ended.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -42,10 +42,10 @@ class ShardWriter:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Take samples in the block; at its end both files appear, if it raises neither does."""
+        """Take samples in the block; at its end both files appear, and if it raises, neither does."""
         with renamed_at_end(self._tar_path) as aside, DirectFile(aside) as self._tar:
             yield
-            end = self._tar.num_bytes + 2 * tarfile.BLOCKSIZE  # the mark of the end, then whole records
+            end = self._tar.num_bytes + 2 * tarfile.BLOCKSIZE  # the end mark, then padding to whole records
             self._tar.write(bytes(-(-end // tarfile.RECORDSIZE) * tarfile.RECORDSIZE - self._tar.num_bytes))
             written = self._tar.finish()
         self.files[self._tar_path.name] = written
@@ -59,7 +59,7 @@ class ShardWriter:
 
         Args:
             key: Base name of the members.
-            members: Extension -> bytes; the picture first.
+            members: Bytes of each member by its extension, the picture first.
 
         Returns:
             Offset of the first member's bytes in the tar.
@@ -78,7 +78,7 @@ class ShardWriter:
 
 
 def _header(name: bytes, num_bytes: int) -> bytes:
-    """Return a member's USTAR header: the blank one of tarfile with name, size and check sum filled in."""
+    """Return the USTAR header of a member: tarfile's blank header with name, size and check sum filled in."""
     if len(name) > _NAME_BYTES or num_bytes >= 8**_SIZE_DIGITS:
         raise ValueError(f"a member {name!r} of {num_bytes} bytes has no place in a USTAR header")
     size = b"%0*o" % (_SIZE_DIGITS, num_bytes)
@@ -91,12 +91,12 @@ def _header(name: bytes, num_bytes: int) -> bytes:
 
 
 def index_line(groups: Sequence[IndexGroup]) -> str:
-    """Return a sample's line of DALI's index."""
+    """Return the line of a sample in DALI's index."""
     return " ".join(f"{extension} {offset} {num_bytes} {name}" for extension, offset, num_bytes, name in groups)
 
 
 def index_text(lines: Sequence[str]) -> str:
-    """Return the content of DALI's index of a shard, from its samples' lines."""
+    """Return the content of DALI's index of a shard, made of the lines of its samples."""
     return "\n".join([f"{_INDEX_VERSION} {len(lines)}", *lines, ""])
 
 

@@ -1,12 +1,12 @@
 """From a source to a dataset folder: plan, write the shards in parallel, merge, publish.
 
 One output shard is one task, described by its rows of a seeded global shuffle, so the bytes do not depend on the number
-of workers. A finished shard leaves a record in `OUT/.partial/`; the same command run again skips it:
+of workers. A finished shard leaves a record in `OUT/.partial/`; if the same command runs again, it skips that shard:
 
     source -> listing, inventory -> plan (tasks) -> workers: tar + idx + record -> merge: manifest, statistics,
                                     shard_plan.py   shard_task.py                  dataset.json
 
-`dataset.json` is written last; then `.partial` is removed, and neither time, host, worker count nor lock stays.
+`dataset.json` is written last; then `.partial` is removed. No time, host, number of workers or lock stays behind.
 """
 
 import contextlib
@@ -47,11 +47,12 @@ def shard_dataset(
 
     Args:
         source: Where the pictures come from.
-        out: The folder to write; created, or resumed after an interrupted run of the same plan.
-        config: What the dataset will be.
-        num_workers: Processes, or Ray tasks at once; by default as many as there are CPUs. Does not change the bytes.
+        out: Folder to write; created, or resumed after an interrupted run with the same plan.
+        config: Configuration of the dataset.
+        num_workers: Number of processes, or of concurrent Ray tasks; by default as many as there are CPUs. It does not
+            change the bytes.
         executor: `local` processes, or `ray`: tasks of a running cluster, whose nodes see source and folder under the
-            same absolute paths. Does not change the bytes.
+            same absolute paths. It does not change the bytes.
         announce: Called with the source's inventory before the work begins.
 
     Raises:
@@ -73,10 +74,10 @@ def shard_dataset(
     partial.mkdir(parents=True, exist_ok=True)
     with _exclusive(partial):
         if finished.exists() and not (partial / PLAN_JSON).exists():
-            _remove(partial)  # made by this run: another one ended while this one listed the source
+            _remove(partial)  # this run has made it: another run finished while this one listed the source
             raise InputError(_finished(out))
         _check_plan(partial, _plan_document(source, listing, splits, config))
-        if finished.exists():  # by a run that was killed as it tidied up
+        if finished.exists():  # by a run that was killed while it cleaned up
             _remove(partial)
             return dict(json.loads(finished.read_bytes()))
         tasks = plan_shards(listing, splits, config)
@@ -96,18 +97,18 @@ def shard_dataset(
 
 
 def _remove(partial: Path) -> None:
-    """Remove what a run keeps until it has ended; the plan after the records, so that a kill leaves what can go on."""
+    """Remove a run's own files: the records before the plan, so that a run killed in between can be resumed."""
     if (partial / PLAN_JSON).exists():
         for path in partial.glob(f"*{RECORD_ENDING}"):
             path.unlink()
     for name in (PLAN_JSON, _LOCK):
         (partial / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # it holds what somebody else put there
+    with contextlib.suppress(OSError):  # somebody else has put files there
         partial.rmdir()
 
 
 def _is_free(out: Path) -> bool:
-    """Return whether a folder holds nothing but what an interrupted run has left; its plan is compared later."""
+    """Return whether a folder holds only what an interrupted run has left; its plan is compared later."""
     partial = out / _PARTIAL
     if not out.is_dir():
         return False
@@ -123,7 +124,7 @@ def _finished(out: Path) -> str:
 
 @contextlib.contextmanager
 def _exclusive(partial: Path) -> Iterator[None]:
-    """Hold the folder's lock; the kernel releases it when the process dies, however it dies."""
+    """Hold the folder's lock; the kernel releases it when the process ends, however it ends."""
     with open(partial / _LOCK, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,8 +1,8 @@
-"""Colour statistics of a training set, exact whatever the partition.
+"""Colour statistics of a training set, exact however it is divided.
 
-Sums of uint8 pixels and of their products are integers; integers add in any order to the same value, so any number of
-workers and any order of shards give the same bits. They fit: ImageNet's training set at 256x256 has 8.4e10 pixels,
-whose squares add up to less than 2**53.
+Sums of uint8 pixels and of their products are integers, whose sum does not depend on their order. So any number of
+workers and any order of shards give the same bits. The sums fit into their types: ImageNet's training set at 256x256
+has 8.4e10 pixels, whose squares add up to less than 2**53.
 """
 
 import math
@@ -15,26 +15,26 @@ import numpy as np
 from pipeline.format.color import PIXEL_SCALE, ColorBasis
 from pipeline.offline.image_sum import ImageSum
 
-_PAIRS = ((0, 1), (0, 2), (1, 2))  # of channels
+_PAIRS = ((0, 1), (0, 2), (1, 2))  # pairs of channels
 
 
 class PixelSums:
-    """Sums over the pixels of some pictures; `+=` merges two.
+    """Sums over the pixels of several pictures; `+=` merges two.
 
     Attributes:
-        num_pixels: Pixels seen.
-        num_images: Pictures seen.
-        totals_9: int64 (9,): sums of red, green, blue; of their squares; of red * green, red * blue, green * blue.
-        deviations: Each picture's own standard deviations of red, green, blue, in grey levels.
+        num_pixels: Number of pixels.
+        num_images: Number of pictures.
+        totals_9: Sums of red, green, blue; of their squares; of red * green, red * blue, green * blue; int64 (9,).
+        deviations: Standard deviations of red, green and blue within each picture, in grey levels.
     """
 
     def __init__(self) -> None:
-        """Begin with no picture."""
+        """Begin without any picture."""
         self.num_pixels, self.num_images = 0, 0
         self.totals_9 = np.zeros(9, dtype=np.int64)
         self.deviations: list[list[float]] = []
         self._image_sum = ImageSum()
-        self._planes: list[np.ndarray] = []  # of the latest picture: their memory is used again
+        self._planes: list[np.ndarray] = []  # of the latest picture; their memory is reused
 
     def add_picture(self, pixels_HWC: np.ndarray) -> None:
         """Add one picture: uint8 (H, W, 3), contiguous."""
@@ -54,7 +54,7 @@ class PixelSums:
         self.num_images += 1
 
     def __iadd__(self, other: "PixelSums") -> "PixelSums":
-        """Merge another partition's sums."""
+        """Merge the sums of other pictures."""
         self._image_sum += other._image_sum
         self.num_pixels += other.num_pixels
         self.num_images += other.num_images
@@ -65,8 +65,8 @@ class PixelSums:
     def color_basis(self) -> ColorBasis:
         """Return mean, covariance and eigenbasis.
 
-        The covariance's numerators num_pixels * products - sum * sum are formed in integers of any size, so nothing
-        cancels.
+        The numerators of the covariance, num_pixels * products - sum * sum, are computed in integers of any size, so no
+        digits are lost by cancellation.
         """
         n = self.num_pixels
         sums, squares, products = ([int(total) for total in self.totals_9[first : first + 3]] for first in (0, 3, 6))
@@ -81,12 +81,12 @@ class PixelSums:
         return ColorBasis.from_covariance(mean_3, covariance_33, PIXEL_SCALE)
 
     def mean_image_HWC(self) -> np.ndarray | None:
-        """Return the mean activity at each pixel, float32 grey levels, or None if the pictures' sizes differ."""
+        """Return the mean at each pixel, float32 grey levels, or None if the pictures differ in size."""
         image_sum_HWC = self._image_sum.total_HWC
         return None if image_sum_HWC is None else (image_sum_HWC / self.num_images).astype(np.float32)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Return the sums as arrays, for a shard's record."""
+        """Return the sums as arrays, for the record of a shard."""
         arrays = {
             "counts": np.array([self.num_pixels, self.num_images], dtype=np.int64),
             "totals_9": self.totals_9,
@@ -97,7 +97,7 @@ class PixelSums:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "PixelSums":
-        """Rebuild sums from `to_arrays`."""
+        """Rebuild sums from the arrays of `to_arrays`."""
         sums = cls()
         sums.num_pixels, sums.num_images = arrays["counts"].tolist()
         sums.totals_9 = arrays["totals_9"]
@@ -110,7 +110,7 @@ class PixelSums:
 
 
 def _exact(norm: float) -> int:
-    """Return a norm of bytes as the integer it is; of NORM_L2SQR the last bit may be off: a root, squared again."""
+    """Return a norm of bytes as the integer it stands for; NORM_L2SQR squares a root, so its last bit may be off."""
     return round(norm)
 
 
@@ -118,9 +118,9 @@ def color_document(sums: PixelSums, resize_rule: str, manifest_sha256: str) -> d
     """Return the content of `statistics/color.json`.
 
     Args:
-        sums: Over the whole training split.
-        resize_rule: What was done to the pictures before their pixels were counted.
-        manifest_sha256: Of the training manifest that the statistics belong to.
+        sums: Sums over the whole training split.
+        resize_rule: Resizing of the pictures before their pixels were counted.
+        manifest_sha256: SHA-256 of the training manifest that the statistics belong to.
     """
     basis = sums.color_basis()
     # An exact sum: the mean does not depend on the order of the pictures.
