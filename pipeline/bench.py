@@ -1,10 +1,10 @@
-"""Measure the loader's stages on a dataset, each alone and all together, and say which one binds.
+"""Measure the stages of the loader on a dataset, each alone and all together, and name the slowest one.
 
-The stages: `read` (the bytes, checked against their hash, in the order of training), `parameters` (order and
-augmentation drawn), `decode` (JPEG to pixels, whole pictures resized too; raw pixels are copied), `augment` (crop,
-mirror, normalise of decoded pixels). `full` is the training loader. Two ceilings stand beside them: the JPEG library
-alone at its fastest settings, and bringing the crops' pixels into a float32 batch. Reading and drawing take one
-core, the others as many as there are threads.
+The stages are `read` (bytes, checked against their hash, in the order of training), `parameters` (drawing order and
+augmentation), `decode` (JPEG to pixels, and resizing of whole pictures; raw pixels are copied) and `augment` (crop,
+mirror and normalisation of decoded pixels). `full` is the training loader. Two upper bounds are measured as well: the
+JPEG library alone at its fastest settings, and copying the pixels of the crops into a float32 batch. `read` and
+`parameters` use one core, the others as many as there are threads.
 """
 
 import itertools
@@ -36,9 +36,9 @@ STAGES = ("read", "parameters", "decode", "augment")
 FULL, JPEG_LIBRARY, MEMORY_COPY = "full", "JPEG library", "memory copy"
 _OF_ONE_CORE = {"read", "parameters"}
 _SEED = 0
-_HELD_PICTURES = 512  # at least; more than fit into a processor's cache, so that each stage finds its input in memory
-_LOOKAHEAD = 4  # batches, as of `pipeline.online.feed`
-_WARM_UP_STEPS = 4  # the batches that are under way in DALI, and some
+_HELD_PICTURES = 512  # at least; more than fit into a processor's cache, so each stage reads its input from memory
+_LOOKAHEAD = 4  # batches, as in `pipeline.online.feed`
+_WARM_UP_STEPS = 4  # the batches that DALI works on at once, and a few more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +48,13 @@ class Arguments:
     dataset: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """Dataset folder; its training pictures are read."""
     batch_size: int = 128
-    """Pictures in a batch."""
+    """Pictures per batch."""
     threads: int = len(os.sched_getaffinity(0))
-    """Of DALI, and of the ceilings."""
+    """Number of DALI's threads, and of threads that measure the upper bounds."""
     seconds: float = 5.0
-    """Time of one measurement."""
+    """Duration of one measurement."""
     json: Path | None = None
-    """Write the figures to this file too."""
+    """File to write the figures to as well."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,12 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def binding_stage(rates: Mapping[str, float]) -> str:
-    """Return the slowest of the stages alone; what else was measured does not count."""
+    """Return the slowest of the single stages; other measurements do not count."""
     return min(STAGES, key=lambda stage: rates[stage])
 
 
 def figures(dataset: Dataset, arguments: Arguments, rates: Mapping[str, float]) -> dict[str, Any]:
-    """Return all figures, of images a second, as the document that `--json` writes."""
+    """Return all figures, in images per second, as the document that `--json` writes."""
     cores = min(arguments.threads, len(os.sched_getaffinity(0)))
     binding = binding_stage(rates)
     return {
@@ -115,7 +115,7 @@ def table(document: Mapping[str, Any]) -> str:
 
 
 def _check(arguments: Arguments) -> None:
-    """Raise InputError for arguments that can't be measured with."""
+    """Raise InputError for arguments that allow no measurement."""
     for name in ("batch_size", "threads"):
         if getattr(arguments, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least 1")
@@ -126,7 +126,7 @@ def _check(arguments: Arguments) -> None:
 
 
 def _images_per_second(step: Step, batch_size: int, seconds: float) -> float:
-    """Return the pace of a step that makes a batch, by the wall clock after a warm-up."""
+    """Return the speed of a step that makes a batch, by the wall clock after a warm-up."""
     for _ in range(_WARM_UP_STEPS):
         step()
     num_images, elapsed, began = 0, 0.0, time.perf_counter()
@@ -138,7 +138,7 @@ def _images_per_second(step: Step, batch_size: int, seconds: float) -> float:
 
 
 class _Stages:
-    """What is measured: each stage as a step that makes one batch, its input ready in memory."""
+    """The stages to measure, each as a step that makes one batch from input that is ready in memory."""
 
     def __init__(self, dataset: Dataset, batch_size: int, num_threads: int) -> None:
         self._dataset, self._batch_size, self._num_threads = dataset, batch_size, num_threads
@@ -150,8 +150,8 @@ class _Stages:
         self._num_held = -(-_HELD_PICTURES // batch_size)
 
     def steps(self) -> Iterator[tuple[str, Step]]:
-        """Yield name and step of each stage; it is prepared when it is asked for, and must be used before the next."""
-        # Here, so that --help works without DALI, and a missing DALI is the command's one-line error.
+        """Yield name and step of each stage; a stage is prepared when it is yielded, and is used before the next."""
+        # Imported here, so that --help works without DALI, and a missing DALI gives an error of one line.
         from pipeline.loader import LoaderConfig, TrainLoader
         from pipeline.online.graph import GraphConfig
         from pipeline.online.stage_graphs import build_augment_graph, build_decode_graph
@@ -200,12 +200,12 @@ class _Stages:
             yield MEMORY_COPY, lambda: self._share(pool, _copy, list(zip(images_NHWC, next(crops), strict=True)))
 
     def _positions(self) -> Iterator[np.ndarray]:
-        """Yield the positions of the endless stream, a batch at a time."""
+        """Yield the positions of the endless stream, one batch at a time."""
         for first in itertools.count(step=self._batch_size):
             yield np.arange(first, first + self._batch_size, dtype=np.int64)
 
     def _reads(self) -> Iterator[list[np.ndarray]]:
-        """Yield batches of bytes, those of later batches asked for beforehand as the loader does."""
+        """Yield batches of bytes, and request those of later batches in advance, as the loader does."""
         ahead: deque[np.ndarray] = deque()
         for sample_ids in map(self._order.sample_ids, self._positions()):
             self._reader.prefetch(sample_ids)
@@ -219,7 +219,7 @@ class _Stages:
         return draw_parameters(self._config, basis, stored_size, _SEED, epochs, sample_ids)
 
     def _share(self, pool: ThreadPoolExecutor, work: Callable[[Any], object], items: Sequence[Any]) -> None:
-        """Do a batch's work in threads, each an equal part of it."""
+        """Process a batch in threads, an equal part in each."""
 
         def part(first: int) -> None:
             for item in items[first :: self._num_threads]:

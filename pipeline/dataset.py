@@ -1,4 +1,4 @@
-"""A dataset, opened for reading."""
+"""A dataset that is open for reading."""
 
 import hashlib
 import io
@@ -32,10 +32,10 @@ class Dataset:
     """A dataset written by `python -m pipeline.shard`.
 
     Attributes:
-        store: The store that holds its files.
-        document: The parsed `dataset.json`.
-        sha256: SHA-256 of `dataset.json`, which holds the hashes of all other files: the dataset's identity.
-        files: The files that `dataset.json` lists, by name.
+        store: Store that holds the files.
+        document: Parsed `dataset.json`.
+        sha256: SHA-256 of `dataset.json`, which contains the hashes of all other files: the dataset's identity.
+        files: Files that `dataset.json` lists, by name.
     """
 
     def __init__(self, store: Store, document: dict[str, Any], sha256: str, files: dict[str, StoredFile]) -> None:
@@ -50,7 +50,7 @@ class Dataset:
             location: Path of the dataset's folder, or the store that holds its files.
 
         Raises:
-            InputError: There is no finished dataset of this format, or it names files outside of its folder.
+            InputError: There is no finished dataset of this format, or it names files outside its folder.
         """
         store = location if isinstance(location, Store) else store_at(Path(location))
         described = store.path / DATASET_JSON
@@ -84,7 +84,7 @@ class Dataset:
 
     @property
     def path(self) -> Path:
-        """Location of the dataset, absolute: what messages show, and what opens it again."""
+        """Absolute location of the dataset, which messages show and which opens it again."""
         return self.store.path
 
     @property
@@ -94,7 +94,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, those without a sample included."""
+        """Number of classes, including those without a sample."""
         return int(self.document["num_classes"])
 
     @property
@@ -104,12 +104,12 @@ class Dataset:
 
     @property
     def encoding(self) -> str:
-        """`jpeg`, `raw` or `original`."""
+        """Form of the stored pictures: `jpeg`, `raw` or `original`."""
         return str(self.document["encoding"]["name"])
 
     @property
     def stores_whole_pictures(self) -> bool:
-        """True where pictures of any shape are stored, whose centre square is cut when they are read."""
+        """True if pictures of any shape are stored, whose centre square is cut when they are read."""
         return self.encoding == "original" or self.document["encoding"].get("crop") == "none"
 
     @property
@@ -137,14 +137,14 @@ class Dataset:
         return [str(wnid) for wnid in self._classes["wnid"].to_pylist()]
 
     def manifest(self, split: str, columns: list[str] | None = None) -> pa.Table:
-        """Return a split's manifest: one row per sample, row number = sample id.
+        """Return the manifest of a split: one row per sample, whose number is the sample id.
 
         Args:
             split: `train`, `val` or `test`.
-            columns: To read; all by default.
+            columns: Columns to read; all by default.
 
         Raises:
-            InputError: There is no such split, the file is missing or was changed, or it names shards outside of the
+            InputError: There is no such split, the file is missing or was changed, or it names shards outside the
                 dataset's folder.
         """
         self._check_split(split)
@@ -171,7 +171,7 @@ class Dataset:
         """The parsed `statistics/color.json`: colour statistics of the training split.
 
         Raises:
-            InputError: They belong to another manifest.
+            InputError: The statistics belong to another manifest.
         """
         document: dict[str, Any] = json.loads(self._read(COLOR_JSON))
         if document["manifest_sha256"] != self.listed(manifest_path("train")).sha256:
@@ -183,7 +183,7 @@ class Dataset:
         """Colour statistics of the training split.
 
         Raises:
-            InputError: They belong to another manifest.
+            InputError: The statistics belong to another manifest.
         """
         return ColorBasis.from_json(self.color_document)
 
@@ -192,7 +192,7 @@ class Dataset:
         """Mean of the training pictures at each pixel; float32 (H, W, 3), in grey levels.
 
         Raises:
-            InputError: The pictures' sizes differ, so that there is none.
+            InputError: The pictures differ in size, so there is no mean image.
         """
         if MEAN_IMAGE_NPY not in self.files:
             raise InputError(
@@ -203,7 +203,7 @@ class Dataset:
 
     @cached_property
     def stored_size(self) -> int:
-        """Side of the square pictures, in pixels; where whole pictures are stored, of the square that is read.
+        """Side of the square pictures, in pixels; if whole pictures are stored, of the squares that are cut from them.
 
         Raises:
             InputError: The stored pictures are not squares of one size.
@@ -225,7 +225,7 @@ class Dataset:
         return pq.read_table(pa.BufferReader(self._read(name)), columns=columns)
 
     def _read(self, name: str) -> bytes:
-        """Return a document's content, checked against the hash in `dataset.json`."""
+        """Return the content of a document after checking it against the hash in `dataset.json`."""
         file = self.listed(name)
         try:
             content = self.store.local_path(file).read_bytes()
@@ -239,7 +239,7 @@ class Dataset:
 
     @staticmethod
     def _check_names(document: Path, names: Iterable[object]) -> None:
-        """Raise InputError where a document names a file outside of the dataset's folder."""
+        """Raise InputError if a document names a file outside the dataset's folder."""
         for name in names:
             if not lies_inside(name):
                 raise InputError(

@@ -3,8 +3,8 @@
     positions -> sample ids -> bytes (memory-mapped) + parameters -> DALI -> Batch
        order.py                shard_reader.py  augmentation.py     graph.py
 
-A thread (`feed.py`) runs the graph `prefetch_batches` ahead. A loader's whole state is one integer, the number of
-samples that were handed out.
+A thread (`feed.py`) runs the graph `prefetch_batches` batches ahead. The whole state of a loader is one integer, the
+number of samples that it has handed out.
 """
 
 import functools
@@ -39,7 +39,7 @@ __all__ = ["Batch", "EvalLoader", "LoaderConfig", "TrainLoader"]
 
 
 class _Loader(Iterator[Batch]):
-    """What both loaders share: a fed DALI graph, run by a thread from the first batch on."""
+    """Base of both loaders: a DALI graph with its feed, run by a thread that starts with the first batch."""
 
     def __init__(
         self,
@@ -87,20 +87,20 @@ class _Loader(Iterator[Batch]):
 
     @abstractmethod
     def _new_feed(self) -> Feed:
-        """Return what feeds the graph from the loader's position on; it must not hold the loader."""
+        """Return a feed of the graph from the loader's position on; it must not refer to the loader."""
 
     @property
     def num_replaced_samples(self) -> int:
-        """Samples that were read, ahead too, and replaced because their bytes have changed (`skip-and-count`)."""
+        """Number of samples replaced because their bytes have changed (`skip-and-count`), in batches read ahead too."""
         return self._num_replaced + (self._feed.num_replaced if self._feed else 0)
 
     def __next__(self) -> Batch:
-        """Return the next batch, waiting for it if need be."""
+        """Return the next batch, waiting for it if necessary."""
         began = time.perf_counter()
         if self._thread is None:
             self._feed = self._new_feed()
             self._thread = BatchThread(self._feed, self._graph_config)
-            self._stop_thread = weakref.finalize(self, self._thread.stop)  # also as the interpreter ends
+            self._stop_thread = weakref.finalize(self, self._thread.stop)  # also when the interpreter exits
         batch = self._thread.next()
         self.data_wait_seconds += time.perf_counter() - began
         images = batch.images
@@ -132,8 +132,8 @@ class _Loader(Iterator[Batch]):
 class TrainLoader(_Loader):
     """An endless stream of training batches.
 
-    Iterating yields this rank's slice of each global batch. Whatever the world size, the slices of all ranks join to
-    the same global batches, with the same augmentations.
+    Iterating yields this rank's slice of each global batch. For every world size, the slices of all ranks form the same
+    global batches, with the same augmentations.
     """
 
     def __init__(
@@ -152,18 +152,18 @@ class TrainLoader(_Loader):
         """Open the stream.
 
         Args:
-            dataset: To read `train` of.
-            global_batch_size: Samples of one step over all ranks.
-            rank: Of this reader, 0 <= rank < world_size.
+            dataset: Dataset whose split `train` is read.
+            global_batch_size: Samples per step over all ranks.
+            rank: Rank of this reader, 0 <= rank < world_size.
             world_size: Number of readers; not larger than the global batch.
-            seed: Of order and augmentation.
-            samples_seen: The position to begin at.
-            augmentation: The paper's crop, flip and colour noise by default.
-            streams: Shards read one after another, for slow disks; by default all samples are permuted.
-            config: Device, threads, layout.
+            seed: Seed of order and augmentation.
+            samples_seen: Position to begin at.
+            augmentation: Crop, flip, colour noise and normalisation; those of the paper by default.
+            streams: Streams that read one shard after another, for slow disks; by default all samples are permuted.
+            config: Device, threads and layout of the batches.
 
         Raises:
-            InputError: Arguments that don't fit each other or the dataset.
+            InputError: The arguments don't fit each other or the dataset.
         """
         config = config or LoaderConfig()
         group_size = config.group_size
@@ -207,11 +207,11 @@ class TrainLoader(_Loader):
         return batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return the state: the number of samples that all ranks together were handed."""
+        """Return the state: the number of samples that all ranks together have received."""
         return {"samples_seen": self.samples_seen}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from another loader's state, whatever its world size was."""
+        """Continue from another loader's state, whatever its world size was."""
         self.close()
         self._load(state["samples_seen"])
 
@@ -250,15 +250,15 @@ class EvalLoader(_Loader):
         """Open the pass.
 
         Args:
-            dataset: To read.
-            split: Of it.
-            batch_size: Of this rank.
+            dataset: Dataset to read.
+            split: Split of the dataset.
+            batch_size: Samples per batch on this rank.
             rank: See `TrainLoader`.
             world_size: See `TrainLoader`.
-            augmentation: Its crop and normalisation.
-            color_basis: Of the training set of the model that is evaluated; by default this dataset's own.
-            mean_image_HWC: Likewise.
-            ten_crops: Images are (N, 10, 3, H, W): corners and centre, then mirrored (`TEN_CROPS`).
+            augmentation: Crop size and normalisation; flip and colour noise are ignored.
+            color_basis: Colour statistics of the evaluated model's training set; by default those of this dataset.
+            mean_image_HWC: Mean picture of the evaluated model's training set; by default that of this dataset.
+            ten_crops: Return images of (N, 10, 3, H, W): corners and centre, then their mirror images (`TEN_CROPS`).
             config: See `TrainLoader`.
         """
         self._positions = RankShare(dataset.num_samples(split), rank, world_size).range_from(0)

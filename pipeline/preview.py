@@ -1,8 +1,8 @@
-"""Draw a contact sheet of a dataset, so that a person sees whether the training input is right.
+"""Draw a contact sheet of a dataset, so that a person can see whether the training input is right.
 
-Each row is a sample, in the order of training: the stored picture, and the random crops that successive epochs read of
-it, with their colour noise. Below, the centre crop moved along each principal component of the colours. The colours
-are those of the model's input, brought back to pixels: plus the training mean, not divided by the deviation.
+Each row is a sample, in the order of training: the stored picture, and its random crops in successive epochs, with
+their colour noise. Below them is the centre crop, shifted along each principal component of the colours. The colours
+are those of the model's input, turned back into pixels: with the training mean added, and not divided by the deviation.
 """
 
 import sys
@@ -28,8 +28,8 @@ from pipeline.pictures.encode import EncodingConfig, store_picture
 from pipeline.system.files import atomic_file
 
 NOISE_SIGMAS = (-3, -2, -1, 0, 1, 2, 3)
-_STORED_SIDE, _CROP_SIDE, _NOISE_SIDE = 256, 224, 112  # of the cells, in pixels of the sheet
-_MAX_SAMPLES, _MAX_CROPS = 100, 12  # a sheet that picture viewers still open
+_STORED_SIDE, _CROP_SIDE, _NOISE_SIDE = 256, 224, 112  # sides of the cells, in pixels of the sheet
+_MAX_SAMPLES, _MAX_CROPS = 100, 12  # picture viewers still open a sheet of this size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,19 +41,19 @@ class Arguments:
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT.png")]
     """Picture to write."""
     split: str = "train"
-    """Of the samples; the colours are always those of `train`."""
+    """Split of the samples; the colour statistics are always those of `train`."""
     samples: int = 8
-    """Rows of the sheet: the first samples of the epoch."""
+    """Number of samples on the sheet: the first ones of the epoch."""
     crops: int = 3
-    """Random crops of each sample, of so many successive epochs."""
+    """Random crops of each sample, one per epoch."""
     noise_samples: int = 2
-    """Samples that are shown moved along the principal components."""
+    """Number of samples that are shown shifted along the principal components."""
     seed: int = 0
-    """Of order and augmentation."""
+    """Seed of order and augmentation."""
     epoch: int = 0
-    """The first that is shown."""
+    """First epoch that is shown."""
     color_noise_convention: ColorNoiseConvention = "fb"
-    """What the colour noise's coefficients multiply: eigenvalue (fb) or standard deviation (cuda-convnet)."""
+    """Factor of the colour noise's coefficients: eigenvalue (fb) or standard deviation (cuda-convnet)."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,11 @@ class Sample:
     """One sample of the sheet.
 
     Attributes:
-        sample_id: Row number of the split's manifest.
-        row: That row: key, class_index, source, notes.
-        whole_HWC: The stored picture, uint8 RGB.
-        square_HWC: What crops are cut from, uint8 RGB of the stored size; the same where squares are stored.
+        sample_id: Row number in the split's manifest.
+        row: Columns key, class_index, source and notes of that row.
+        whole_HWC: Stored picture, uint8 RGB.
+        square_HWC: Square that crops are cut from, uint8 RGB of the stored size; the same picture if squares are
+            stored.
     """
 
     sample_id: int
@@ -144,7 +145,7 @@ def noise_parameters(
 def displayable_crops(
     square_HWC: np.ndarray, parameters: AugmentationParameters[np.ndarray], crop_size: int, basis: ColorBasis
 ) -> np.ndarray:
-    """Return what `reference.augment` makes of one picture under each row of parameters, as pixels again.
+    """Return one picture augmented by `reference.augment` with each row of parameters, as pixels again.
 
     Returns:
         uint8 (N, crop_size, crop_size, 3): the undivided images plus the training mean, rounded, clipped to 0..255.
@@ -183,15 +184,15 @@ def _noise_cells(sample: Sample, config: AugmentationConfig, basis: ColorBasis, 
 
 
 def _drawn(crop_HWC: np.ndarray, stored_size: int) -> Image.Image:
-    """Return a crop in the scale in which a square of the stored size is drawn beside it."""
+    """Return a crop at the scale of the stored square that is drawn beside it."""
     enlarged = _STORED_SIDE // stored_size * len(crop_HWC)
     return fit(crop_HWC, enlarged or round(_STORED_SIDE * len(crop_HWC) / stored_size))
 
 
 def _noise_texts(parameters: AugmentationParameters[np.ndarray], basis: ColorBasis) -> list[str]:
-    """Return the colour noise that is part of each row's mean, in grey levels."""
+    """Return the colour noise contained in each row's mean, in grey levels."""
     noise_N3 = basis.mean_3 * basis.pixel_scale - parameters.mean_N3
-    # Plus zero, so that none of them is a negative zero.
+    # Adding zero turns negative zeros into positive ones.
     return [" ".join(f"{round(level, 1) + 0.0:+.1f}" for level in noise_3) for noise_3 in noise_N3.tolist()]
 
 
@@ -217,7 +218,7 @@ def _header(dataset: Dataset, arguments: Arguments, config: AugmentationConfig) 
 
 
 def stored_caption(sample: Sample, dataset: Dataset) -> list[str]:
-    """Return what stands beneath a stored picture."""
+    """Return the caption of a stored picture."""
     row, (height, width, _) = sample.row, sample.whole_HWC.shape
     class_index = row["class_index"]
     caption = [
@@ -229,7 +230,7 @@ def stored_caption(sample: Sample, dataset: Dataset) -> list[str]:
 
 
 def _check(arguments: Arguments, dataset: Dataset) -> None:
-    """Raise InputError for arguments that make no sheet."""
+    """Raise InputError for arguments from which no sheet can be drawn."""
     ranges = {
         "samples": (1, min(_MAX_SAMPLES, dataset.num_samples(arguments.split))),
         "crops": (1, _MAX_CROPS),

@@ -1,7 +1,8 @@
-"""Verify a dataset folder: re-read everything and compare it with what `dataset.json` and the manifests say.
+"""Verify a dataset folder: read everything again and compare it with `dataset.json` and the manifests.
 
-Every file's length and SHA-256; every shard's members, offsets, index, labels and hashes; every picture decoded to its
-last pixel; classes, counts and statistics. Prints one line per problem; the exit status is 1 if there is any.
+It checks the length and SHA-256 of every file; members, offsets, index, labels and hashes of every shard; every
+picture, decoded to its last pixel; classes, counts and statistics. It prints one line per problem; the exit status is 1
+if there is any.
 """
 
 import contextlib
@@ -38,12 +39,12 @@ class Arguments:
     dataset: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DATASET")]
     """Dataset folder."""
     workers: int = len(os.sched_getaffinity(0))
-    """Processes."""
+    """Number of processes."""
 
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """One shard to check: its name and its rows of the manifest, in their order."""
+    """One shard to check: its name and its rows of the manifest, in order."""
 
     shard: str
     rows: pa.Table
@@ -95,10 +96,10 @@ def check_shard(check: ShardCheck, store: Store, member: str, listed: dict[str, 
     """Return the problems of one shard.
 
     Args:
-        check: The shard, and what the manifest says of it.
-        store: The store that holds the dataset's files.
+        check: Shard to check, with its rows of the manifest.
+        store: Store that holds the dataset's files.
         member: Extension of the pictures' members, `jpg` or `npy`.
-        listed: The files of `dataset.json`, by name.
+        listed: Files that `dataset.json` lists, by name.
 
     Returns:
         One line per problem; a shard that can't be read is a problem, not an error.
@@ -145,7 +146,7 @@ def check_shard(check: ShardCheck, store: Store, member: str, listed: dict[str, 
 
 
 def _folder_problems(dataset: Dataset, checked_later: set[str]) -> Iterator[str]:
-    """Compare the files that exist with those that are listed; of all but the shards, lengths and hashes too."""
+    """Compare the existing files with those that are listed; for all except the shards, also lengths and hashes."""
     listed = set(dataset.files)
     yield from (
         f"{name}: is not listed in {DATASET_JSON}"
@@ -156,7 +157,7 @@ def _folder_problems(dataset: Dataset, checked_later: set[str]) -> Iterator[str]
 
 
 def _check_file(store: Store, name: str, listed: dict[str, StoredFile]) -> tuple[Path | None, list[str]]:
-    """Return a file's path on this machine, None where it can't have one, and what differs from `dataset.json`."""
+    """Return a file's path on this machine, None if it has none, and its differences from `dataset.json`."""
     if name not in listed:
         problem = f"{name}: is named by a manifest, but not listed in {DATASET_JSON}"
         with contextlib.suppress(InputError, OSError):  # it may be there all the same
@@ -192,7 +193,7 @@ def _manifest_problems(dataset: Dataset, split: str, table: pa.Table) -> Iterato
 
 
 def _split_by_shard(table: pa.Table) -> list[ShardCheck]:
-    """Cut the manifest where the shard changes; a shard that stands in it twice fails its check twice."""
+    """Cut the manifest where the shard changes; a shard that occurs in two places fails its check twice."""
     shards = table["shard"].combine_chunks().dictionary_encode()
     indices = shards.indices.to_numpy()
     bounds = [0, *(np.flatnonzero(np.diff(indices)) + 1).tolist(), len(indices)]

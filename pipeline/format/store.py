@@ -1,4 +1,4 @@
-"""Where the files of a dataset are. Readers ask a store for a local file by name; the only store today is a folder.
+"""Stores, which hold the files of a dataset. Readers ask a store for a local file by name; today's store is a folder.
 
 A dataset in another place (an object store, say) needs one more subclass of `Store`, a line in `store_at` which chooses
 it, and a look at its files by each node before a run (`cluster/launch/node_checks.py`). Readers check what they read,
@@ -19,8 +19,8 @@ class StoredFile:
 
     Attributes:
         name: Path relative to the dataset, with slashes.
-        num_bytes: Length of the file when it was written.
-        sha256: SHA-256 of its content then, in hexadecimal.
+        num_bytes: Length of the file when it was written, in bytes.
+        sha256: SHA-256 of its content when it was written, in hexadecimal.
     """
 
     name: str
@@ -30,48 +30,48 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Store(ABC):
-    """The files of one dataset. It is sent to worker processes, and used by several threads.
+    """The files of one dataset. A store is sent to worker processes and used by several threads.
 
     Attributes:
-        path: Location of the dataset, as messages show it and as `store_at` takes it.
+        path: Location of the dataset, in the form that messages show and that `store_at` takes.
     """
 
     path: Path
 
     @abstractmethod
     def read_description(self) -> bytes:
-        """Return the content of `dataset.json`, as it is now.
+        """Return the current content of `dataset.json`.
 
         Raises:
-            OSError: It can't be read; FileNotFoundError where it does not exist.
+            OSError: The file can't be read; FileNotFoundError if it does not exist.
         """
 
     @abstractmethod
     def local_path(self, file: StoredFile) -> Path:
         """Return the path of a file on this machine, which no process changes while it is read.
 
-        A store that fetches files checks length and hash of a file before it hands it out, and keeps it.
+        A store that fetches files checks length and hash of a file before it returns the path, and keeps the file.
 
         Raises:
-            OSError: The file can't be fetched; FileNotFoundError where it does not exist. Which errors may pass, so
-                that another try is worth it, is known to `pipeline.system.os_errors`.
-            InputError: What was fetched is not what was written.
+            OSError: The file can't be fetched; FileNotFoundError if it does not exist. `pipeline.system.os_errors`
+                knows which errors are temporary, so that another try is worthwhile.
+            InputError: The fetched file is not the one that was written.
         """
 
     @abstractmethod
     def names(self) -> set[str]:
-        """Return the names of all files that are there, listed or not."""
+        """Return the names of all files in the store, whether `dataset.json` lists them or not."""
 
 
 class FolderStore(Store):
-    """A folder on this machine, or on a file system that every machine mounts: its files are read where they are."""
+    """A folder on this machine, or on a file system that every machine mounts; its files are read in place."""
 
     def read_description(self) -> bytes:
         """See `Store`."""
         return (self.path / DATASET_JSON).read_bytes()
 
     def local_path(self, file: StoredFile) -> Path:
-        """Return the path in the folder, whether a file is there or not."""
+        """Return the path in the folder, whether the file exists or not."""
         return self.path / file.name
 
     def names(self) -> set[str]:
@@ -83,7 +83,7 @@ def store_at(path: Path) -> Store:
     """Return the store at a location.
 
     Raises:
-        InputError: There is no folder.
+        InputError: There is no folder at this path.
     """
     folder = path.absolute()
     if not folder.is_dir():

@@ -1,6 +1,6 @@
-"""How Ray is entered: one of this process's own is locked with a private token, a running one keeps its own rules.
+"""Ray sessions: a local Ray is locked with a private token, a running cluster keeps its own rules.
 
-No variable is set before a session begins, and a session leaves none behind.
+Environment variables are set only while a session lasts.
 """
 
 import contextlib
@@ -22,20 +22,20 @@ from pipeline.system.surroundings import folder_for_sockets, holds_sockets, vari
 
 _ALSO_CHANGED = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS", "TMPDIR")
 _CONNECT_SECONDS = 10.0
-_SOCKET_BYTES = 80  # ray-USER/session_DATE_TIME_PID/sockets/plasma_store, with a number at its end
-_OWN_TOKEN = private_token()["RAY_AUTH_TOKEN"]  # one for this process: Ray keeps the first one that it has read
+_SOCKET_BYTES = 80  # ray-USER/session_DATE_TIME_PID/sockets/plasma_store and a number
+_OWN_TOKEN = private_token()["RAY_AUTH_TOKEN"]  # one per process: Ray keeps the first token that it has read
 
 
 @contextlib.contextmanager
 def ray_session(address: str) -> Iterator[None]:
-    """Enter Ray, and leave it at the end.
+    """Start or join Ray, and shut it down or leave it at the end of the block.
 
     Args:
-        address: `local` starts a Ray of this process's own, without a dashboard; `auto` joins the running cluster: that
-            of a submitted job (RAY_ADDRESS), else this machine's.
+        address: `local` starts a Ray for this process alone, without a dashboard; `auto` joins the running cluster:
+            that of a submitted job (RAY_ADDRESS), otherwise this machine's.
 
     Raises:
-        InputError: No cluster answers, or it does not let this process in.
+        InputError: No cluster answers, or the cluster refuses this process.
     """
     defaults = ray_quirks.SESSION_VARIABLES
     if address == "local":
@@ -47,7 +47,7 @@ def ray_session(address: str) -> Iterator[None]:
         else:
             _join(address)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, raise_terminated)  # Ray has put its own in place, which aborts the process
+            signal.signal(signal.SIGTERM, raise_terminated)  # replaces Ray's handler, which aborts the process
         try:
             yield
         finally:
@@ -55,18 +55,18 @@ def ray_session(address: str) -> Iterator[None]:
 
 
 def has_cluster() -> bool:
-    """Return whether RAY_ADDRESS names a cluster to join; empty or `local` it does not."""
+    """Return whether RAY_ADDRESS names a cluster to join; if it is empty or `local`, it does not."""
     return os.environ.get("RAY_ADDRESS", "").strip() not in ("", "local")
 
 
 def _start_local() -> None:
-    # Ray has read a stated mode as it was imported. Without one, a new local Ray turns to the token that it finds.
+    # If a mode was set, Ray read it when it was imported. Without a mode, a new local Ray uses the token that it finds.
     os.environ.pop("RAY_AUTH_MODE", None)
     os.environ["RAY_AUTH_TOKEN"] = _OWN_TOKEN
     ray_quirks.keep_quiet_about_tokens()
-    os.environ.pop("RAY_ADDRESS", None)  # empty, or `local`: processes that Ray starts would look for a cluster there
+    os.environ.pop("RAY_ADDRESS", None)  # is empty or `local`; processes that Ray starts would look for a cluster there
     options = _temporary_folder()
-    if options:  # Ray's processes have sockets of their own there
+    if options:  # Ray's processes put their own sockets there
         os.environ["TMPDIR"] = str(Path(options["_temp_dir"]).parent)
     _init("local", include_dashboard=False, **options)
 
@@ -74,11 +74,11 @@ def _start_local() -> None:
 def _join(address: str) -> None:
     cluster = os.environ.get("RAY_ADDRESS", "").strip()
     if not cluster:
-        os.environ.pop("RAY_ADDRESS", None)  # empty
+        os.environ.pop("RAY_ADDRESS", None)  # is empty
     _check_address(cluster)
     try:
         host, _, port = cluster.removeprefix("ray://").rpartition(":")
-        if host:  # a dead address is told here at once; Ray would try for minutes
+        if host:  # a dead address fails here at once; Ray would try for minutes
             socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
         _init(address)
     except (OSError, ValueError, ray.exceptions.AuthenticationError) as error:
@@ -93,9 +93,9 @@ def _join(address: str) -> None:
 
 
 def _check_address(address: str) -> None:
-    """Raise InputError where RAY_ADDRESS can't be the address of a running cluster.
+    """Raise InputError if RAY_ADDRESS can't be the address of a running cluster.
 
-    Empty counts as unset, `auto` as this machine's.
+    An empty value counts as unset, and `auto` means this machine's cluster.
     """
     if address in ("", "auto"):
         return
@@ -114,7 +114,7 @@ def _check_address(address: str) -> None:
 
 
 def _temporary_folder() -> dict[str, str]:
-    """Return an option that says where a local Ray keeps logs and sockets, where Ray's own choice would not do."""
+    """Return the option that tells a local Ray where to keep logs and sockets; empty if Ray's own choice works."""
     chosen = Path(os.environ.get("RAY_TMPDIR", os.environ.get("TMPDIR", "/tmp")))
     if chosen.is_absolute() and holds_sockets(chosen, _SOCKET_BYTES):
         return {}
