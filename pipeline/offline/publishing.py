@@ -39,7 +39,7 @@ from pipeline.system.files import atomic_file, sha256_file, write_json, write_ta
 
 @dataclass(frozen=True)
 class Contents:
-    """What a dataset was planned to hold.
+    """Planned contents of a dataset.
 
     Attributes:
         inventory: Account of the source's files.

@@ -46,14 +46,14 @@ def shard_dataset(
     """Write a dataset folder and return its `dataset.json`.
 
     Args:
-        source: Where the pictures come from.
+        source: Source of the pictures.
         out: Folder to write; created, or resumed after an interrupted run with the same plan.
         config: Configuration of the dataset.
         num_workers: Number of processes, or of concurrent Ray tasks; by default as many as there are CPUs. It does not
             change the bytes.
         executor: `local` processes, or `ray`: tasks of a running cluster, whose nodes see source and folder under the
             same absolute paths. It does not change the bytes.
-        announce: Called with the source's inventory before the work begins.
+        announce: Function that is called with the source's inventory before the work begins.
 
     Raises:
         InputError: The source is ambiguous, the folder holds something else, another run is writing it, or too many

@@ -21,7 +21,7 @@ Values = TypeVar("Values")
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConfig:
-    """What happens to a stored picture on its way to the model.
+    """Processing of a stored picture on its way to the model.
 
     Attributes:
         crop_size: Side of the random (training) or centre (evaluation) crop in pixels; None: use `crop_fraction`.
@@ -30,7 +30,7 @@ class AugmentationConfig:
         flip: Mirror left-right with probability 1/2.
         color_noise_sigma: Standard deviation of the colour noise's coefficients; 0 switches it off. The paper has 0.1.
         color_noise_convention: See `pipeline.format.color`.
-        subtract: What is subtracted from the pixels: the training set's mean colour (`mean`), or its mean picture,
+        subtract: Mean that is subtracted from the pixels: the training set's mean colour (`mean`), or its mean picture,
             cropped like the sample (`mean_image`, as in the paper). Both are in the dataset's statistics.
         divide_by_std: Divide by the training set's standard deviation after subtracting its mean.
     """

@@ -122,8 +122,8 @@ class BatchThread:
         """Return the next batch, waiting for it if necessary.
 
         Raises:
-            StopIteration: The positions have come to their end.
-            Exception: What the thread raised.
+            StopIteration: There are no more batches.
+            Exception: The thread raised it.
         """
         result = self._queue.get()
         if isinstance(result, BaseException):
