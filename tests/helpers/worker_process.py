@@ -42,9 +42,8 @@ def main() -> None:
     task, dataset, run, *rest = sys.argv[4:]
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     world = World(rank, world_size, torch.device("cpu"))
-    if task.startswith(
-        "train-stopped"
-    ):  # of three steps and an evaluation of batches of 2, the last worker wants to end it
+    if task.startswith("train-stopped"):
+        # Of three steps and an evaluation of batches of 2, the last worker wants to end it.
         evaluation.BATCH_SIZE = 2
         questions = itertools.count(1)
         if rank == world_size - 1:

@@ -86,6 +86,18 @@ def test_what_a_run_needs_is_known_of_it_before_it_begins(config, raw_dataset):
         check_fits(small, raw_dataset, 1)
 
 
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (lambda: torchvision.models.squeezenet1_1(), r"classifier\.0 is a Dropout, whose masks change when"),
+        (lambda: torchvision.models.resnet18(), r"bn1 is a BatchNorm2d, whose statistics depend on the number of"),
+    ],
+)
+def test_a_network_whose_training_would_depend_on_the_workers_is_refused(network, message):
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        images_only(network())
+
+
 def test_switches_of_alexnet_are_refused(config):
     with pytest.raises(ValueError, match="activation='tanh': squeezenet has no such switch; leave it at 'relu'"):
         ModelConfig(name="squeezenet", activation="tanh")
