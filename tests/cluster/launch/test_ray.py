@@ -119,6 +119,13 @@ def _start_embedded(dataset: Dataset, run: Path) -> tuple[list[str], subprocess.
     raise AssertionError(process.communicate()[1])
 
 
+# What Ray 2.60 runs for a training beside its raylet: the actors of Ray Train, and two agents of the node.
+ACTORS = {
+    *("RayTrainWorker", "TrainController", "PlacementGroupCleaner", "SynchronizationActor"),
+    *("DatasetManager", "_AutoscalingCoordinatorActor", "DashboardAgent", "RuntimeEnvAgent"),
+}
+
+
 def _actors_below(process: subprocess.Popen) -> dict[str, psutil.Process]:
     """One process of each class of Ray's actors; a title is `ray::CLASS`, or `ray::CLASS.METHOD` during a call."""
     children = psutil.Process(process.pid).children(recursive=True)
@@ -154,6 +161,7 @@ def test_an_interrupted_embedded_run_stops_at_a_checkpoint_leaves_nothing_and_re
 def test_a_run_goes_on_without_a_killed_actor_and_consumes_each_sample_once(raw_dataset, tmp_path, actor):
     command, process = _start_embedded(raw_dataset, tmp_path / "run")
     actors = _actors_below(process)
+    assert {name for name in actors if name != "IDLE"} == ACTORS
     actors[actor].kill()
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors
