@@ -24,7 +24,7 @@ def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
     own = scores.gather(1, labels[:, None])
     earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
     ranks = ((scores > own) | ((scores == own) & earlier)).sum(dim=1)
-    return ranks.where(~scores.isnan().any(dim=1), NO_RANK)
+    return ranks.masked_fill_(scores.isnan().any(dim=1), NO_RANK)
 
 
 def count_correct(logits: Tensor, labels: Tensor, ks: Sequence[int] = (1, 5)) -> Tensor:

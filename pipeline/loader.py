@@ -107,7 +107,8 @@ class _Loader(Iterator[Batch]):
         if self._config.layout == "NHWC":
             images = images.movedim(-1, -3)
         labels = torch.from_numpy(self._reader.class_indices[batch.sample_ids]).to(self._device)
-        return Batch(images, labels, torch.from_numpy(batch.sample_ids), torch.from_numpy(batch.positions))
+        positions = torch.from_numpy(batch.positions)
+        return Batch(images, labels, torch.from_numpy(batch.sample_ids), positions, positions.to(self._device))
 
     def close(self) -> None:
         """Stop the thread and DALI, and release their memory."""

@@ -8,11 +8,18 @@ backward pass; but 96 % of AlexNet's bytes belong to three dense layers, and the
 """
 
 import contextlib
+import inspect
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster.exchange.base import Exchange
+
+# Buffers are the same on all workers by themselves (`model/batch_norm.py`); sending the first worker's would cost an
+# exchange before each forward pass. torch 2.14 warns of the option's old name, the only one that torch 2.9 knows.
+_IS_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_KEEP_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _IS_RENAMED else "broadcast_buffers": False}
 
 
 class AllReduce(Exchange):
@@ -26,7 +33,7 @@ class AllReduce(Exchange):
         """Return the model inside DistributedDataParallel, or the model itself if there is a single worker."""
         if self.world_size == 1:
             return model
-        self._parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        self._parallel = DistributedDataParallel(model, gradient_as_bucket_view=True, **_KEEP_BUFFERS)
         return self._parallel
 
     def loss_scale(self, global_batch_size: int) -> float:

@@ -114,7 +114,7 @@ def evaluate(
         ten_crops=crops == "ten",
         config=world.loader_config(config.decode),
     )
-    rows = empty_rows(dataset.num_samples(split))
+    rows = empty_rows(dataset.num_samples(split), world.device)
     was_training = model.training
     model.eval()
     # A worker may have one sample, and so one batch, less than another, but all workers must ask equally often.
@@ -131,21 +131,27 @@ def evaluate(
     model.train(was_training)
     if is_stopped:
         return None
-    return Evaluation.of_rows(split, world.sum(rows))
+    return Evaluation.of_rows(split, world.sum(rows).cpu())
 
 
-def empty_rows(num_samples: int) -> torch.Tensor:
-    """Return one row of zeros per sample, for `fill`."""
+def empty_rows(num_samples: int, device: torch.device) -> torch.Tensor:
+    """Return one row of zeros per sample on a model's device, for `fill`."""
     # float64 holds counts and class indices exactly; a row of zeros belongs to another worker's sample.
-    return torch.zeros(num_samples, 6, dtype=torch.float64)
+    return torch.zeros(num_samples, 6, dtype=torch.float64, device=device)
 
 
 def fill(rows: torch.Tensor, batch: Batch, scores: torch.Tensor) -> None:
-    """Fill the rows of a batch's samples; `scores` are the logarithms of the classes' probabilities."""
+    """Fill the rows of a batch's samples without waiting for a GPU.
+
+    Args:
+        rows: Rows of all samples, on the model's device; copied to the CPU once, after the last batch.
+        batch: Batch of an evaluation, whose positions are the sample ids.
+        scores: Logarithms of the classes' probabilities.
+    """
     best, predicted = scores.max(dim=1)
     losses, ranks = -scores.gather(1, batch.labels[:, None])[:, 0], label_ranks(scores, batch.labels)
     columns = (torch.ones_like(best), batch.labels, predicted, best.exp(), ranks, losses)
-    rows.index_add_(0, batch.sample_ids, torch.stack([column.double() for column in columns], dim=1).cpu())
+    rows.index_add_(0, batch.device_positions, torch.stack([column.double() for column in columns], dim=1))
 
 
 def log_probabilities(

@@ -8,7 +8,7 @@ from torch.nn import functional
 from cluster.exchange.base import Exchange
 from cluster.run.config import TrainingConfig
 from cluster.worker.micro_batches import cut_into_micro_batches
-from cluster.worker.precision import forward_context, input_dtype
+from cluster.worker.precision import forward_context, input_dtype, place
 from cluster.worker.world import World
 from model.batch_norm import update_running_statistics
 from model.metrics import count_correct
@@ -48,9 +48,8 @@ class Learner:
         self._config, self._world, self._exchange = config, world, exchange
         self._micro_batch_size = micro_batch_size
         self._total_samples = total_steps * config.global_batch_size
-        self.model = build_network(config.model, num_classes=num_classes, seed=config.seed)
-        self.model.to(world.device, input_dtype(config.precision))
-        self.model.to(memory_format=torch.channels_last)
+        network = build_network(config.model, num_classes=num_classes, seed=config.seed)
+        self.model = place(network, config.precision, world.device)
         self._optimizer_config = config.optimizer.for_batch_size(config.global_batch_size)
         self.optimizer = build_optimizer(self.model, self._optimizer_config)
 
@@ -110,7 +109,7 @@ class Learner:
         config, labels = self._config, batch.labels[piece]
         images = batch.images[piece].to(input_dtype(config.precision)).contiguous(memory_format=torch.channels_last)
         with forward_context(config.precision, self._world.device):
-            logits = self._wrapped(images, batch.positions[piece].to(self._world.device))
+            logits = self._wrapped(images, batch.device_positions[piece])
         logits = logits if config.precision == "float64" else logits.float()
         loss_sum = functional.cross_entropy(logits, labels, reduction="sum")
         (loss_sum * self._exchange.loss_scale(config.global_batch_size)).backward()

@@ -1,8 +1,12 @@
 """The meaning of a recipe's `precision`, and the choice of one that fits the hardware.
 
-`bfloat16` is autocast: weights and inputs stay float32. `auto` is bfloat16 if every device of a run supports it
-natively, else float32. A GPU does from compute capability 8 on. A CPU does if it has the instructions and the libraries
-use them. Only a short trial shows this: the libraries' own flags ignore limits (a container's DNNL_MAX_CPU_ISA).
+`bfloat16` is autocast: weights and inputs stay float32. On a GPU, float32 means float32 in every recipe: TF32, cuDNN's
+default for convolutions, keeps only 10 of the 23 bits of a fraction. In a bfloat16 recipe, what remains in float32
+needs its bits: the sums of response normalisation, the loss, and the update of the weights.
+
+`auto` is bfloat16 if every device of a run supports it natively, else float32. A GPU does from compute capability 8 on.
+A CPU does if it has the instructions and the libraries use them. Only a short trial shows this: the libraries' own
+flags ignore limits (a container's DNNL_MAX_CPU_ISA).
 """
 
 import math
@@ -13,6 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from cluster.run.config import Precision
@@ -27,6 +32,25 @@ _LEAST_ROUNDS, _TRIAL_SECONDS = 3, 0.5
 def input_dtype(precision: Precision) -> torch.dtype:
     """Return the dtype of the weights and images."""
     return torch.float64 if precision == "float64" else torch.float32
+
+
+def place(model: nn.Module, precision: Precision, device: torch.device) -> nn.Module:
+    """Move a model to a device in the form that a precision asks for, and forbid TF32 in this process.
+
+    Every model that is trained, evaluated or used for predictions passes through here.
+
+    Args:
+        model: Model to move, in place.
+        precision: Precision of the run.
+        device: Device to move it to.
+
+    Returns:
+        The model, with weights in `input_dtype`, channels last.
+    """
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # its stubs lack it
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    # Two calls: one that changes dtype and memory format keeps the format of tensors that are on the device already.
+    return model.to(device, input_dtype(precision)).to(memory_format=torch.channels_last)
 
 
 def forward_context(precision: Precision, device: torch.device) -> AbstractContextManager[torch.autocast | None]:

@@ -127,14 +127,14 @@ def evaluate_own(
     """
     torch.set_num_threads(num_threads)
     model, step = load_model(run, device)
-    rows, rejects = empty_rows(len(pictures.names)), Rejects()
+    rows, rejects = empty_rows(len(pictures.names), device), Rejects()
     with ThreadPoolExecutor(num_threads) as threads:
         for batch in _batches(pictures, run, crops, device, threads, rejects):
             fill(rows, batch, log_probabilities(model, batch.images, run.config, device))
     kept = [index for index, name in enumerate(pictures.names) if name not in rejects.reasons]
     if not kept:
         raise InputError(f"no picture of {pictures.source.root} can be decoded: {rejects}; name another --source")
-    evaluation = Evaluation.of_rows(pictures.split, rows[kept])
+    evaluation = Evaluation.of_rows(pictures.split, rows.cpu()[kept])
     check_finite(evaluation, run)
     document = describe(run, step, crops) | {
         "source": str(pictures.source.root.resolve()),
@@ -228,4 +228,4 @@ def _batches(
         )
         ids = torch.tensor(list(whole))
         labels = torch.from_numpy(pictures.labels_N)[ids]
-        yield Batch(torch.from_numpy(images).to(device), labels.to(device), ids, ids)
+        yield Batch(torch.from_numpy(images).to(device), labels.to(device), ids, ids, ids.to(device))

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from cluster.run.run_folder import RunFolder
-from cluster.worker.precision import input_dtype
+from cluster.worker.precision import place
 from model.registry import build_network
 from pipeline.command import InputError
 
@@ -21,10 +21,9 @@ def load_model(run: RunFolder, device: torch.device) -> tuple[nn.Module, int]:
     if state is None:
         raise InputError(f"{run.path} has no checkpoint yet; train it first: jobs/train.py")
     config = run.config
-    model = build_network(config.model, num_classes=len(run.wnids), seed=config.seed)
+    network = build_network(config.model, num_classes=len(run.wnids), seed=config.seed)
+    model = place(network, config.precision, device)  # before the weights: float32 would round those of a float64 run
     model.load_state_dict(state["model"])
-    model.to(device, input_dtype(config.precision))
-    model.to(memory_format=torch.channels_last)
     return model.eval(), state["step"]
 
 

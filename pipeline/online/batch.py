@@ -22,12 +22,14 @@ class Batch:
         labels: Class of each sample (class_index), int64 (N,), on the loader's device.
         sample_ids: Row numbers of the split's manifest, int64 (N,), on the CPU.
         positions: Positions in the endless stream (in evaluation the sample ids), int64 (N,), on the CPU.
+        device_positions: The same positions on the loader's device; on a CPU, the same tensor.
     """
 
     images: "torch.Tensor"
     labels: "torch.Tensor"
     sample_ids: "torch.Tensor"
     positions: "torch.Tensor"
+    device_positions: "torch.Tensor"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ In place of `TrainLoader` it shows whether data or computation is slow: a step t
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 
 from pipeline.online.batch import Batch, LoaderConfig
@@ -59,10 +58,10 @@ class SyntheticLoader(Iterator[Batch]):
         """Return the next batch."""
         first, end = self._share.range_from(self.samples_seen)
         self.samples_seen += self._share.global_batch_size
-        positions = np.arange(first, end, dtype=np.int64)
-        sample_ids = torch.from_numpy(positions % self._num_samples)
+        positions = torch.arange(first, end)
+        sample_ids = positions % self._num_samples
         labels = (sample_ids % self._num_classes).to(self._device)
-        return Batch(self._images[: end - first], labels, sample_ids, torch.from_numpy(positions))
+        return Batch(self._images[: end - first], labels, sample_ids, positions, positions.to(self._device))
 
     def state_dict(self) -> dict[str, int]:
         """Return the state: the number of samples that all ranks together have received."""

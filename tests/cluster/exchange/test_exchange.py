@@ -4,8 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+import torch.distributed as dist
 from by_hand import ByHand
 from runs import ALONE, CONFIG, entries, losses
+from torch import nn
 from worker_process import run_workers
 
 from cluster.exchange.allreduce import AllReduce
@@ -45,3 +47,12 @@ def test_a_state_of_another_number_of_workers_is_begun_anew_and_that_is_told(raw
     (warning,) = entries(run, "warning")
     assert warning["message"].startswith("the exchange of gradients begins anew")
     assert run.checkpoints.load_latest()["exchange"] == [{"rank": 0, "num_exchanges": 1}]
+
+
+def test_buffers_are_not_exchanged_in_a_forward_pass():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = AllReduce(0, 2).wrap(nn.BatchNorm1d(3))
+        assert not wrapped.will_sync_module_buffers()
+    finally:
+        dist.destroy_process_group()

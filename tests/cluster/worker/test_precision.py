@@ -15,6 +15,7 @@ from cluster.run.run_folder import RunFolder
 from cluster.worker import precision
 from cluster.worker.emulation import Emulation, Trial, node_emulation
 from cluster.worker.precision import Choice, bfloat16_emulation, choose_precision, emulations_of_all
+from cluster.worker.trained_model import load_model
 from cluster.worker.training import Trainer
 from jobs import evaluate, predict, train
 from pipeline.paths import CHECKOUT
@@ -154,6 +155,47 @@ def test_a_precision_that_is_not_resolved_reaches_neither_a_run_nor_a_model(raw_
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="must be resolved before a model runs"):
         precision.forward_context("auto", ALONE.device)
+
+
+@pytest.fixture
+def _tf32_allowed():
+    """Let cuDNN and cuBLAS take TF32, as cuDNN does by default for convolutions."""
+    backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "tf32"
+    yield
+    for backend, precision_before in zip(backends, before, strict=True):
+        backend.fp32_precision = precision_before
+
+
+def _float32_precisions() -> tuple[str, str]:
+    return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float64"])
+def test_a_trained_model_computes_float32_without_tf32(name, raw_dataset, tmp_path, _tf32_allowed):
+    assert _float32_precisions() == ("tf32", "tf32")
+    config = dataclasses.replace(CONFIG, precision=name)
+    Trainer(raw_dataset, RunFolder.create(tmp_path / "run", config, raw_dataset), ALONE).close()
+    assert _float32_precisions() == ("ieee", "ieee")
+
+
+def test_a_loaded_model_computes_float32_without_tf32(bfloat16_run, _tf32_allowed):
+    load_model(bfloat16_run, ALONE.device)
+    assert _float32_precisions() == ("ieee", "ieee")
+
+
+def test_a_loaded_model_has_the_bits_of_the_checkpoint(raw_dataset, tmp_path):
+    run = RunFolder.create(tmp_path / "run", CONFIG, raw_dataset)
+    trainer = Trainer(raw_dataset, run, ALONE)
+    for _ in range(2):  # the first one's learning rate is 0
+        trainer.make_step()
+    trainer.save_checkpoint()
+    trainer.close()
+    model, _ = load_model(run, ALONE.device)
+    for name, weights in run.checkpoints.load_latest()["model"].items():
+        assert weights.dtype == torch.float64 and torch.equal(model.state_dict()[name], weights), name
 
 
 def in_avx2_form(*arguments: str | Path) -> subprocess.CompletedProcess:
