@@ -138,6 +138,7 @@ def _recipe(config: DrillConfig, dataset: Dataset, num_steps: int) -> list[str]:
         "num-epochs": num_steps * epochs_per_step,
         "global-batch-size": config.global_batch_size,
         "checkpoint-interval": config.checkpoint_interval,
+        "checkpoint-seconds": 0,  # the steps count
     }
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 

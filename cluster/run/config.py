@@ -13,7 +13,7 @@ from pipeline.online.stream_order import StreamConfig
 
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
 # Fields that may change at a resume: they affect how a run is operated, not what it computes from intact data.
-_OPERATION = ("on_bad_sample", "stuck_after_epochs", "checkpoint_interval", "num_checkpoints")
+_OPERATION = ("on_bad_sample", "stuck_after_epochs", "checkpoint_interval", "checkpoint_seconds", "num_checkpoints")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,11 @@ class TrainingConfig:
         early_stop_patience: Number of consecutive evaluations without a better top-1 on `val` after which the run ends;
             None: it never ends early.
         evaluations_per_epoch: Number of evaluations on `val` per epoch; below 1, they are several epochs apart.
-        checkpoint_interval: Maximum number of steps to repeat after workers are lost. Checkpoints are begun twice as
-            often, since each one is written while training continues, and is complete before the next one begins.
+        checkpoint_interval: Maximum number of steps to repeat after workers are lost, unless `checkpoint_seconds` is
+            the longer time. Checkpoints are begun twice as often, since each one is written while training continues,
+            and is complete before the next one begins. With 1, each step's is complete before the next step.
+        checkpoint_seconds: Time that may be lost in any case, in seconds: if `checkpoint_interval` steps take less, the
+            steps of this time may be repeated, and those of about two seconds more.
         num_checkpoints: Number of checkpoints to keep, in addition to the best.
     """
 
@@ -63,6 +66,7 @@ class TrainingConfig:
     early_stop_patience: int | None = None
     evaluations_per_epoch: float = 1.0
     checkpoint_interval: int = 500
+    checkpoint_seconds: float = 30.0
     num_checkpoints: int = 2
 
     def __post_init__(self) -> None:
@@ -94,6 +98,8 @@ class TrainingConfig:
             raise ValueError(f"evaluations_per_epoch={self.evaluations_per_epoch}: must be above 0")
         if self.checkpoint_interval < 1 or self.num_checkpoints < 1:
             raise ValueError("checkpoint_interval and num_checkpoints: must be at least 1")
+        if not self.checkpoint_seconds >= 0:
+            raise ValueError(f"checkpoint_seconds={self.checkpoint_seconds}: must be at least 0")
 
     def total_steps(self, num_samples: int) -> int:
         """Return the length of the run in steps for a training set of `num_samples`."""
@@ -108,6 +114,11 @@ class TrainingConfig:
     def steps_between_checkpoints(self) -> int:
         """Number of steps from the beginning of one checkpoint to the beginning of the next."""
         return max(1, self.checkpoint_interval // 2)
+
+    @property
+    def seconds_between_checkpoints(self) -> float:
+        """Least time from the beginning of one checkpoint to the beginning of the next; 0 if each step has one."""
+        return self.checkpoint_seconds / 2 if self.checkpoint_interval > 1 else 0.0
 
     def evaluation_interval(self, num_samples: int) -> int:
         """Return the number of steps between two evaluations."""

@@ -120,6 +120,8 @@ def evaluate(
     # A worker may have one sample, and so one batch, less than another, but all workers must ask equally often.
     num_batches = math.ceil(math.ceil(dataset.num_samples(split) / world.world_size) / batch_size)
     is_stopped = False
+    if stop is not None:
+        stop.renew()
     for _ in range(num_batches):
         if stop is not None:
             stop.ask()

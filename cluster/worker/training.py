@@ -17,6 +17,7 @@ from cluster.exchange.allreduce import AllReduce
 from cluster.exchange.base import MakeExchange
 from cluster.run.run_folder import RunFolder
 from cluster.run.run_log import Evaluated, Line, Resumed, RunLog, Stalled, Started, Stopped, Warned
+from cluster.worker.checkpoint_schedule import CheckpointSchedule
 from cluster.worker.checkpoint_writer import CheckpointWriter
 from cluster.worker.evaluation import evaluate
 from cluster.worker.learner import Learner
@@ -106,7 +107,7 @@ class Trainer:
             self.learner.connect()
             self.loader = self._open_loader()
             resources.callback(self.loader.close)
-            self._stop = StopAgreement(world)
+            self._stop, self._schedule = StopAgreement(world), CheckpointSchedule(config, self._first_step)
             self._steps = StepLog(run, dataset, world, self.loader, self._log, self._ledger, total_steps)
             self._resources = resources.pop_all()
 
@@ -120,8 +121,7 @@ class Trainer:
                 is_best = self._evaluate()
                 is_stopped = progress.is_evaluation_due  # only a stop leaves it undone
             # The best checkpoint is also the latest when it is written, so no resume starts before the best one.
-            is_due = progress.step % self._config.steps_between_checkpoints == 0
-            if progress.is_last or is_stopped or is_best or is_due:
+            if progress.is_last or is_stopped or is_best or self._schedule.is_due(progress.step):
                 self.save_checkpoint(is_best)
             if is_stopped:
                 break
@@ -149,6 +149,7 @@ class Trainer:
 
     def save_checkpoint(self, is_best: bool = False) -> None:
         """Let the first worker write a checkpoint, after the ledger of its steps is on disk."""
+        self._schedule.begin(self.progress.step)
         if self._steps:
             self.write_line()
         if self._ledger is None and not self._keeps_rank_states:
@@ -163,14 +164,17 @@ class Trainer:
     def _advance(self) -> bool:
         """Make a step and log it; return whether the workers were asked to stop after it."""
         progress = self.progress
-        self._stop.ask()
+        self._stop.ask(self._schedule.is_time)
         self.make_step()
         num_since_start = progress.step - self._first_step
         if progress.is_last or num_since_start in _FIRST_LINES or progress.step % _LINE_INTERVAL == 0:
             self.write_line()
         if "val" in self._dataset.splits:
             progress.is_evaluation_due = progress.is_last or progress.step % self._evaluation_interval == 0
-        return self._stop.is_reached()
+        is_stopped = self._stop.is_reached()
+        if self._stop.is_checkpoint_time:
+            self._schedule.allow()
+        return is_stopped
 
     def _evaluate(self) -> bool:
         """Evaluate on `val`; return whether the model is the best so far.
@@ -180,6 +184,7 @@ class Trainer:
         began = time.perf_counter()
         evaluation = evaluate(self.learner.model, self._dataset, "val", self._world, self._run, stop=self._stop)
         self._steps.leave_out(time.perf_counter() - began)
+        self._stop.renew()  # for the steps that follow
         if evaluation is None:
             return False
         step, result, plateau = self.progress.step, evaluation.summary(), self.progress.plateau

@@ -23,6 +23,7 @@ CONFIG = TrainingConfig(
     num_epochs=3,  # 10 steps of 12 over 41 samples, with batches that straddle epochs
     precision="float64",
     checkpoint_interval=4,
+    checkpoint_seconds=0,
 )
 IMAGENET_SIZE = 256
 STORED_SIZES = dict.fromkeys(RECIPES, IMAGENET_SIZE) | {  # side of the stored pictures, by recipe

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from by_hand import ByHand
 
 from cluster.exchange.allreduce import AllReduce
-from cluster.worker import evaluation
+from cluster.worker import evaluation, stopping
 from cluster.worker.evaluation_files import evaluate_run
 from cluster.worker.training import train
 from cluster.worker.world import World
@@ -43,8 +43,8 @@ def main() -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     world = World(rank, world_size, torch.device("cpu"))
     if task.startswith("train-stopped"):
-        # Of three steps and an evaluation of batches of 2, the last worker wants to end it.
-        evaluation.BATCH_SIZE = 2
+        # Of three steps and an evaluation of batches of 2, each of which asks, the last worker wants to end it.
+        evaluation.BATCH_SIZE, stopping.ASK_SECONDS = 2, 0
         questions = itertools.count(1)
         if rank == world_size - 1:
             world = dataclasses.replace(world, wants_to_stop=lambda: next(questions) > 4)

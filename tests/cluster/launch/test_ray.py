@@ -111,7 +111,17 @@ def test_an_error_in_a_worker_arrives_as_its_one_line(ray, raw_dataset, tmp_path
 def _start_embedded(dataset: Dataset, run: Path) -> tuple[list[str], subprocess.Popen]:
     """Start a run on a local Ray of its own and wait until it is past its first checkpoint."""
     command = [sys.executable, "jobs/train.py", "--data", str(dataset.path), "--run", str(run), "--workers", "2"]
-    command += ["--global-batch-size", "10", "--checkpoint-interval", "5", *RATE, "--num-epochs", "40"]
+    command += [
+        "--global-batch-size",
+        "10",
+        "--checkpoint-interval",
+        "5",
+        "--checkpoint-seconds",
+        "0",
+        *RATE,
+        "--num-epochs",
+        "40",
+    ]
     process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if re.match(r"step +10/", line):

@@ -180,7 +180,16 @@ def test_a_newcomer_that_is_not_fit_does_not_end_a_run(head, raw_dataset, tmp_pa
     hidden = tmp_path / "hidden"
     data = shutil.copytree(raw_dataset.path, hidden / "data")
     command = [sys.executable, "jobs/train.py", "--data", data, "--run", hidden / "run", "--workers", workers]
-    command += ["--global-batch-size", "10", "--checkpoint-interval", "5", "--num-epochs", "60"]
+    command += [
+        "--global-batch-size",
+        "10",
+        "--checkpoint-interval",
+        "5",
+        "--checkpoint-seconds",
+        "0",
+        "--num-epochs",
+        "60",
+    ]
     command += ["--optimizer.learning-rate", "0.001", "--stuck-after-epochs", "100"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with (

@@ -36,6 +36,8 @@ def _options(dataset, run: Path, num_epochs: int = 20) -> list[str]:
         "10",
         "--checkpoint-interval",
         "5",
+        "--checkpoint-seconds",
+        "0",
     ]
     options += ["--optimizer.learning-rate", "0.001", "--stuck-after-epochs", "100", "--precision", "float64"]
     return [*options, "--num-epochs", str(num_epochs), "--evaluations-per-epoch", "0.1"]

@@ -16,7 +16,13 @@ from jobs import train
 from model.optim_config import OptimizerConfig
 from pipeline.command import InputError
 
-OPERATION = {"checkpoint_interval": 100, "num_checkpoints": 5, "stuck_after_epochs": 9.0, "evaluations_per_epoch": 0.5}
+OPERATION = {
+    "checkpoint_interval": 100,
+    "checkpoint_seconds": 9.0,
+    "num_checkpoints": 5,
+    "stuck_after_epochs": 9.0,
+    "evaluations_per_epoch": 0.5,
+}
 OPERATION["on_bad_sample"] = "skip-and-count"
 
 

@@ -19,7 +19,8 @@ from cluster.worker.world import World
 
 
 @pytest.fixture(autouse=True)
-def _small_batches(monkeypatch):
+def _small_batches_each_asked(monkeypatch):
+    monkeypatch.setattr("cluster.worker.stopping.ASK_SECONDS", 0)
     monkeypatch.setattr("cluster.worker.evaluation.BATCH_SIZE", 2)  # 5 of them in `val`
 
 

@@ -205,7 +205,8 @@ def test_a_run_stops_early_when_val_no_longer_improves(raw_dataset, tmp_path, mo
     again.close()
 
 
-def test_workers_that_are_asked_to_stop_do_so_at_a_checkpoint(straight, raw_dataset, tmp_path):
+def test_workers_that_are_asked_to_stop_do_so_at_a_checkpoint(straight, raw_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("cluster.worker.stopping.ASK_SECONDS", 0)  # asked before each step
     run = RunFolder.create(tmp_path, CONFIG, raw_dataset)
     run.stop_request.clear()
     seen = []
