@@ -92,7 +92,7 @@ def supervise(run: RunFolder, log: RunLog, cluster: Cluster, place: Place, most_
             if num_failures > MAX_RESTARTS:
                 raise UserError(
                     f"{lost}; {num_failures} launches in a row ended so before a new checkpoint: see Ray's logs, "
-                    "or write checkpoints more often (--checkpoint-interval)"
+                    "or write checkpoints more often (--checkpoint-interval, --checkpoint-seconds)"
                 ) from lost
             _say(f"{lost}; going on from step {step}")
         except (KeyboardInterrupt, Terminated):

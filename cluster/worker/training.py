@@ -6,7 +6,6 @@ workers (`cluster/exchange/`), and `step_log.py` records it.
 """
 
 import contextlib
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,12 @@ from cluster.exchange.base import MakeExchange
 from cluster.run.run_folder import RunFolder
 from cluster.run.run_log import Evaluated, Line, Resumed, RunLog, Stalled, Started, Stopped, Warned
 from cluster.worker.checkpoint_schedule import CheckpointSchedule
-from cluster.worker.checkpoint_writer import CheckpointWriter
+from cluster.worker.data_wait import DataWait
+from cluster.worker.device_clock import clock_of
 from cluster.worker.evaluation import evaluate
 from cluster.worker.learner import Learner
 from cluster.worker.progress import Progress
+from cluster.worker.run_writer import RunWriter
 from cluster.worker.step_log import StepLog
 from cluster.worker.stopping import StopAgreement
 from cluster.worker.world import World
@@ -99,16 +100,21 @@ class Trainer:
             self._log = RunLog(run.metrics_path, lock_seconds) if world.is_first else None
             if self._log is not None:
                 resources.callback(self._log.close)
-            self._ledger = run.ledger if world.is_first else None
-            self._checkpoints = CheckpointWriter(run.checkpoints)
-            resources.callback(self._checkpoints.close)
+            self._clock = clock_of(world.device)
+            self._writer = RunWriter(run.checkpoints, run.ledger, self._clock) if world.is_first else None
+            if self._writer is not None:
+                resources.callback(self._writer.close)
             self._restore()
             self._first_step = self.progress.step
             self.learner.connect()
             self.loader = self._open_loader()
             resources.callback(self.loader.close)
             self._stop, self._schedule = StopAgreement(world), CheckpointSchedule(config, self._first_step)
-            self._steps = StepLog(run, dataset, world, self.loader, self._log, self._ledger, total_steps)
+            data_wait = DataWait(self.loader, self._clock)
+            self._batches = data_wait.watch(self.loader)
+            self._steps = StepLog(
+                run, dataset, world, self.loader, data_wait, self._clock, self._log, self._writer, total_steps
+            )
             self._resources = resources.pop_all()
 
     def run(self) -> None:
@@ -125,7 +131,8 @@ class Trainer:
                 self.save_checkpoint(is_best)
             if is_stopped:
                 break
-        self._checkpoints.wait()
+        if self._writer is not None:
+            self._writer.wait()
         if self._world.is_first and progress.is_finished:
             self._run.finish({"num_steps": progress.step, "best_val_top1": progress.best_top1})
         else:
@@ -138,28 +145,26 @@ class Trainer:
     def make_step(self) -> None:
         """Make the next step, and keep its results for the log."""
         samples_seen = self.progress.samples_seen
-        batch = next(self.loader)
+        batch = next(self._batches)
         sums_2 = self.learner.step(batch, samples_seen, self.progress.plateau.num_reductions)
         self._steps.add(batch, samples_seen, sums_2)
         self.progress.step += 1
 
     def write_line(self) -> None:
-        """Log the steps since the last line; every worker calls this."""
+        """Log the steps since the last line, or begin to; every worker calls this."""
         self._steps.write_line(self.progress.step, self.learner.learning_rate)
 
     def save_checkpoint(self, is_best: bool = False) -> None:
-        """Let the first worker write a checkpoint, after the ledger of its steps is on disk."""
+        """Let the first worker begin to write a checkpoint, once the steps before are logged."""
         self._schedule.begin(self.progress.step)
-        if self._steps:
-            self.write_line()
-        if self._ledger is None and not self._keeps_rank_states:
+        self._steps.finish(self.progress.step, self.learner.learning_rate)
+        if self._writer is None and not self._keeps_rank_states:
             return
         state = self.learner.state_dict() | self.progress.state_dict()
-        if self._ledger is not None:
-            self._checkpoints.write(state, self.progress.step, is_best)
-            self._ledger.consolidate()
+        if self._writer is not None:
+            self._writer.save(state, self.progress.step, is_best)
             if self._config.checkpoint_interval == 1:  # it must be complete before the next step
-                self._checkpoints.wait()
+                self._writer.wait()
 
     def _advance(self) -> bool:
         """Make a step and log it; return whether the workers were asked to stop after it."""
@@ -181,10 +186,11 @@ class Trainer:
 
         If the workers are asked to stop meanwhile, nothing is recorded and the evaluation stays due.
         """
-        began = time.perf_counter()
+        began = self._clock.mark()
         evaluation = evaluate(self.learner.model, self._dataset, "val", self._world, self._run, stop=self._stop)
-        self._steps.leave_out(time.perf_counter() - began)
+        self._steps.leave_out(began, self._clock.mark())
         self._stop.renew()  # for the steps that follow
+        self._steps.write_open_line()
         if evaluation is None:
             return False
         step, result, plateau = self.progress.step, evaluation.summary(), self.progress.plateau
@@ -226,12 +232,12 @@ class Trainer:
         if state is not None:
             messages += filter(None, [self.learner.load_state_dict(state)])
             self.progress.load_state_dict(state)
-        if self._ledger is None:
+        if not self._world.is_first:
             return
         self._run.checkpoints.remove_leftovers(step)
         for message in messages:
             self._write(Warned(message=message))
-        num_rolled_back = self._ledger.roll_back(step)
+        num_rolled_back = self._run.ledger.roll_back(step)
         if step or num_rolled_back:
             self._write(Resumed(step=step, num_rolled_back=num_rolled_back))
         self._write(Started(step=step, world_size=self._world.world_size))

@@ -4,14 +4,11 @@ import contextlib
 import errno
 import os
 import pathlib
-import threading
 
 import pytest
 import torch
 
 from cluster.run.checkpoint import CheckpointStore
-from cluster.worker.checkpoint_writer import CheckpointWriter
-from pipeline.command import InputError
 
 
 def _store(tmp_path, steps=(1, 2, 3), num_kept=2) -> CheckpointStore:
@@ -108,49 +105,6 @@ def test_pickles_that_run_code_are_refused(tmp_path):
     with pytest.warns(UserWarning, match="step-00000002 was not written by this program and is skipped"):
         assert store.load_latest()["step"] == 1
     assert not (tmp_path / "pwned").exists()
-
-
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
-    store, may_write = CheckpointStore(tmp_path, 2), threading.Event()
-    save = store.save
-    monkeypatch.setattr(store, "save", lambda *arguments: may_write.wait(10) and save(*arguments))
-    writer = CheckpointWriter(store)
-    weights = torch.zeros(3)
-    state = {"step": 1, "model": {"weights": weights}, "optimizer": {"state": [weights], "groups": (0.1, None)}}
-    writer.write(state, 1, is_best=True)
-    assert store.load_latest() is None
-    weights += 1  # the next step
-    may_write.set()
-    writer.wait()
-    for loaded in (store.load_latest(), store.load_best()):
-        assert torch.equal(loaded["model"]["weights"], torch.zeros(3))
-        assert torch.equal(loaded["optimizer"]["state"][0], torch.zeros(3))
-    writer.close()
-
-
-def test_a_checkpoint_that_cannot_be_written_is_told_and_the_one_before_stays(tmp_path, monkeypatch):
-    store = _store(tmp_path)
-    writer = CheckpointWriter(store)
-
-    def fails(code):
-        def fail(descriptor):
-            raise OSError(code, os.strerror(code))
-
-        return fail
-
-    monkeypatch.setattr("os.fsync", fails(errno.ENOSPC))
-    writer.write({"step": 4}, 4)
-    with pytest.raises(InputError, match=r"No space left on device; .*: free some space there, and the same command"):
-        writer.wait()
-    monkeypatch.setattr("os.fsync", fails(errno.ENOENT))  # which may pass, as on a shared file system
-    writer.write({"step": 4}, 4)
-    with pytest.raises(FileNotFoundError):
-        writer.wait()
-    monkeypatch.undo()
-    assert store.load_latest()["step"] == store.latest_step() == 3
-    writer.write({"step": 5}, 5)
-    writer.close()
-    assert store.latest_step() == 5
 
 
 def test_what_is_newer_than_the_restored_checkpoint_goes(tmp_path):

@@ -14,7 +14,7 @@ from worker_process import run_workers
 from cluster.run.checkpoint import CheckpointStore
 from cluster.run.fit import check_fits
 from cluster.run.run_folder import RunFolder
-from cluster.worker.step_log import StepLog
+from cluster.worker.learning_check import LearningCheck
 from cluster.worker.training import Trainer
 from model.optim_config import OptimizerConfig
 from model.registry import ModelConfig
@@ -79,8 +79,7 @@ def test_a_run_that_learns_nothing_is_stopped_after_an_epoch_with_advice(raw_dat
 
 def test_one_class_is_learnt_from_the_start():
     dataset = SimpleNamespace(num_classes=1, num_samples=lambda split: 41)
-    log = SimpleNamespace(_config=CONFIG, _dataset=dataset, _last_losses=[])
-    StepLog._check_learning(log, 100, torch.zeros(20))
+    LearningCheck(CONFIG, dataset)(100, torch.zeros(20))
 
 
 def test_a_resumed_run_has_the_same_losses_and_weights(straight, raw_dataset, tmp_path):

@@ -11,7 +11,9 @@ import pytest
 
 from cluster.run.checkpoint import CheckpointStore
 from cluster.run.json_log import JsonLog
-from cluster.worker.checkpoint_writer import CheckpointWriter
+from cluster.run.ledger_files import Ledger
+from cluster.worker.device_clock import CpuClock
+from cluster.worker.run_writer import RunWriter
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.online.shard_reader import ShardReader
@@ -27,8 +29,8 @@ def _map_a_shard(dataset: Dataset, folder: Path) -> None:
 
 
 def _write_a_checkpoint(dataset: Dataset, folder: Path) -> None:
-    writer = CheckpointWriter(CheckpointStore(folder, 1))
-    writer.write({"step": 1}, 1)
+    writer = RunWriter(CheckpointStore(folder, 1), Ledger(folder / "ledger"), CpuClock())
+    writer.save({"step": 1}, 1)
     try:
         writer.wait()
     finally:

@@ -1,0 +1,68 @@
+"""A wait for data is counted as far as it holds up the device."""
+
+import pytest
+import torch
+from gpu_timeline import Timeline
+
+from cluster.worker.data_wait import DataWait
+from cluster.worker.device_clock import CpuClock, CudaClock, clock_of
+
+
+class Loader:
+    """Hands out batches that become ready at given times."""
+
+    def __init__(self, timeline: Timeline, ready: list[float]) -> None:
+        self._timeline, self._ready = timeline, iter(ready)
+        self.data_wait_seconds = 0.0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> float:
+        ready = next(self._ready)
+        waited = max(0.0, ready - self._timeline.now)
+        self._timeline.now += waited
+        self.data_wait_seconds += waited
+        return ready
+
+
+def _waits(monkeypatch, ready: list[float], clock, step_seconds: float = 1.0) -> tuple[float, float]:
+    """Return how long a device whose steps take `step_seconds` waited, and how long the process did."""
+    timeline = Timeline(monkeypatch)
+    loader = Loader(timeline, ready)
+    data_wait = DataWait(loader, clock)
+    for _ in data_wait.watch(loader):
+        timeline.work(step_seconds)  # given to the device in no time
+    timeline.now += 100
+    return data_wait.seconds(data_wait.take()), loader.data_wait_seconds
+
+
+def test_a_process_that_waits_ahead_of_its_gpu_holds_up_nothing(monkeypatch):
+    # Batches come as fast as steps are made: the process waits all the time, the GPU for the first batch alone.
+    device, process = _waits(monkeypatch, [0.5, 1.0, 2.0, 3.0, 4.0], CudaClock())
+    assert (device, process) == (pytest.approx(0.5), pytest.approx(4.0))
+
+
+def test_a_gpu_waits_for_what_comes_after_its_work_was_done(monkeypatch):
+    # Steps end at 1, 3 (begun at 2) and 5.5 (begun at 4.5): the batches of 2 and 4.5 came 1 and 1.5 seconds late.
+    device, _ = _waits(monkeypatch, [0.0, 2.0, 4.5], CudaClock())
+    assert device == pytest.approx(1 + 1.5)
+
+
+def test_on_a_cpu_the_loaders_own_count_is_taken(monkeypatch):
+    assert _waits(monkeypatch, [0.0, 2.0, 4.5], CpuClock()) == (4.5, 4.5)
+
+
+def test_waits_are_taken_once(monkeypatch):
+    loader = Loader(Timeline(monkeypatch), [3.0, 5.0])
+    data_wait = DataWait(loader, CpuClock())
+    batches = data_wait.watch(loader)
+    next(batches)
+    assert data_wait.seconds(data_wait.take()) == 3.0
+    next(batches)
+    assert data_wait.seconds(data_wait.take()) == 2.0 and data_wait.take() == []
+
+
+def test_a_gpu_has_a_clock_of_events():
+    assert isinstance(clock_of(torch.device("cuda", 0)), CudaClock)
+    assert isinstance(clock_of(torch.device("cpu")), CpuClock)
