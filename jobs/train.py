@@ -35,9 +35,11 @@ import tyro
 
 from cluster.launch.placement import Strategy, WorkerRange
 from cluster.run.config import TrainingConfig
+from cluster.worker.options import WorkerOptions
 from jobs.bootstrap import RAY, check_interpreter
 from jobs.recipes import get_recipe
 from pipeline.command import InputError, run_command
+from pipeline.online.batch import Cache
 
 _DEFAULT_RECIPE, _EMBEDDED_RECIPE = "small_demo", "synthetic_demo"
 
@@ -64,8 +66,16 @@ class Arguments:
     micro_batch_size: int | None = None
     """Maximum number of samples per forward pass of a worker, if memory is short; gradients are added up. Default: the
     worker's whole share of the global batch."""
+    cache: Cache = "auto"
+    """Where a worker keeps decoded training pictures, so that it decodes each once: in the memory of its GPU, in that
+    of the host, or nowhere. `auto`: on the GPU if there is one and they take at most half of its free memory."""
     dry_run: bool = False
     """Check everything, including each node, print what would be done, and end without beginning a run."""
+
+    @property
+    def worker_options(self) -> WorkerOptions:
+        """Options of each worker."""
+        return WorkerOptions(micro_batch_size=self.micro_batch_size, cache=self.cache)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     workers = None if arguments.workers is None else WorkerRange.parse(arguments.workers)
     # Imported here: the command's help needs neither torch nor DALI, which take seconds to load.
     from cluster.launch.torch_launch import is_under_torchrun
-    from cluster.worker.micro_batches import check_micro_batch_size
 
-    if arguments.micro_batch_size is not None:
-        check_micro_batch_size(arguments.micro_batch_size, config.model.group_size)
+    size, least = arguments.micro_batch_size, config.model.group_size
+    if size is not None and size < least:
+        raise InputError(f"--micro-batch-size is {size}; it must be at least {least}")
     launcher = arguments.launcher or ("torch" if is_under_torchrun() else "ray")
     if launcher == "ray":
         check_interpreter(RAY)  # checked here, since the other launchers need no Ray

@@ -50,7 +50,7 @@ def _lead(
     with job.begun() as (run, log):
         world.first_says(True)
         log.write(Launched(num_workers=world.world_size))
-        train(job.data, job.run_path, world, arguments.micro_batch_size)
+        train(job.data, job.run_path, world, arguments.worker_options)
     if run.result is None:
         signals.raise_first()
     job.say_finished()
@@ -60,7 +60,7 @@ def _follow(arguments: "Arguments", config: TrainingConfig, world: World, signal
     begins = world.first_says()
     job = TrainingJob.prepare(arguments, config, world.world_size, is_quiet=True)  # also checks this node in a dry run
     if begins:
-        train(job.data, job.run_path, world, arguments.micro_batch_size)
+        train(job.data, job.run_path, world, arguments.worker_options)
         if RunFolder.open(job.run_path).result is None:
             signals.raise_first()
 

@@ -44,7 +44,7 @@ def train_on_ray(arguments: "Arguments", config: TrainingConfig, workers: Worker
         job.announce(f"{placement} on {'a local Ray' if is_local else 'the cluster'}", placement.num_workers)
         if job.is_dry:
             return
-        work = functools.partial(train, job.data, job.run_path, micro_batch_size=arguments.micro_batch_size)
+        work = functools.partial(train, job.data, job.run_path, options=arguments.worker_options)
         stop_request = stop_request_of(job.run_path)
         cluster = RayCluster(work, job.run_path.name, job.run_path, fit_nodes, stop_request)
         with job.begun() as (run, log):

@@ -3,8 +3,8 @@
     positions -> sample ids -> bytes (memory-mapped) + parameters -> DALI -> Batch
        order.py                shard_reader.py  augmentation.py     graph.py
 
-A thread (`feed.py`) runs the graph `prefetch_batches` batches ahead. The whole state of a loader is one integer, the
-number of samples that it has handed out.
+A thread (`batch_thread.py`) runs the graph some batches ahead. The whole state of a loader is one integer, the number
+of samples that it has handed out.
 """
 
 import functools
@@ -13,7 +13,7 @@ import os
 import time
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -29,9 +29,12 @@ from pipeline.online.augmentation import (
     draw_parameters,
 )
 from pipeline.online.batch import Batch, LoaderConfig
-from pipeline.online.feed import BatchThread, Draw, Feed
+from pipeline.online.batch_thread import BatchThread, joined
+from pipeline.online.feed import Draw, Feed, Identify
 from pipeline.online.graph import GraphConfig
+from pipeline.online.image_makers import start_images
 from pipeline.online.order import RankShare, SampleOrder
+from pipeline.online.pixel_cache import cache_device
 from pipeline.online.shard_reader import ShardReader
 from pipeline.online.stream_order import StreamConfig, StreamOrder
 
@@ -76,39 +79,44 @@ class _Loader(Iterator[Batch]):
             max_batch_size=max_batch_size,
             device=config.device,
             decode=config.decode or ("mixed" if config.device == "gpu" else "cpu"),
-            normalizer="operator" if config.device == "gpu" else "kernel",
+            hw_decoder_load=config.hw_decoder_load,
+            gpu_share=config.gpu_share,
+            normalizer="kernel",
             device_id=config.device_id,
             num_threads=config.num_threads or len(os.sched_getaffinity(0)) + 1,
-            prefetch_batches=config.prefetch_batches,
+            prefetch_batches=_depth(config, max_batch_size * (10 if ten_crops else 1) * self.crop_size**2),
         )
         self._feed: Feed | None = None
         self._thread: BatchThread | None = None
         self._num_replaced = 0
 
     @abstractmethod
-    def _new_feed(self) -> Feed:
-        """Return a feed of the graph from the loader's position on; it must not refer to the loader."""
+    def _plan(self) -> tuple[Iterator[np.ndarray], Identify, Draw]:
+        """Return the positions from the loader's on, and what maps them to ids and parameters (`Feed`).
+
+        None of it may refer to the loader.
+        """
 
     @property
     def num_replaced_samples(self) -> int:
         """Number of samples replaced because their bytes have changed (`skip-and-count`), in batches read ahead too."""
         return self._num_replaced + (self._feed.num_replaced if self._feed else 0)
 
-    def __next__(self) -> Batch:
-        """Return the next batch, waiting for it if necessary."""
+    def _next(self) -> Batch:
+        """Return what the thread makes next, waiting for it if necessary."""
         began = time.perf_counter()
-        if self._thread is None:
-            self._feed = self._new_feed()
-            self._thread = BatchThread(self._feed, self._graph_config)
-            self._stop_thread = weakref.finalize(self, self._thread.stop)  # also when the interpreter exits
-        batch = self._thread.next()
+        batch = (self._thread or self._start()).next()
         self.data_wait_seconds += time.perf_counter() - began
-        images = batch.images
-        if self._config.layout == "NHWC":
-            images = images.movedim(-1, -3)
-        labels = torch.from_numpy(self._reader.class_indices[batch.sample_ids]).to(self._device)
-        positions = torch.from_numpy(batch.positions)
-        return Batch(images, labels, torch.from_numpy(batch.sample_ids), positions, positions.to(self._device))
+        return batch.take(self._config.layout)
+
+    def _start(self) -> BatchThread:
+        num_bytes = self._reader.num_samples * self._stored_size**2 * 3
+        kept_on = cache_device(self._config.cache, num_bytes, self._device)
+        self._feed = Feed(self._reader, *self._plan())
+        start = functools.partial(start_images, self._feed, self._reader, self._graph_config, self._device, kept_on)
+        self._thread = BatchThread(start, self._device, self._graph_config.prefetch_batches)
+        self._stop_thread = weakref.finalize(self, self._thread.stop)  # also when the interpreter exits
+        return self._thread
 
     def close(self) -> None:
         """Stop the thread and DALI, and release their memory."""
@@ -117,17 +125,6 @@ class _Loader(Iterator[Batch]):
         if self._thread is not None:
             self._stop_thread()
             self._thread = None
-
-    def _make_feed(
-        self, positions: Iterator[np.ndarray], identify: Callable[[np.ndarray], np.ndarray], draw: Draw
-    ) -> Feed:
-        return Feed(
-            self._reader,
-            positions,
-            identify,
-            draw,
-            num_alive=self._config.prefetch_batches + 2,
-        )
 
 
 class TrainLoader(_Loader):
@@ -187,7 +184,7 @@ class TrainLoader(_Loader):
             "train",
             augmentation or AugmentationConfig(),
             dataset.color_basis,
-            share.largest,
+            share.largest_piece(config.micro_batch_size),
             config,
         )
         self._share = share
@@ -203,9 +200,16 @@ class TrainLoader(_Loader):
 
     def __next__(self) -> Batch:
         """Return this rank's part of the next global batch."""
-        batch = super().__next__()
+        return joined(list(self.micro_batches()))
+
+    def micro_batches(self) -> Iterator[Batch]:
+        """Yield this rank's part of the next global batch in pieces of at most `LoaderConfig.micro_batch_size` samples.
+
+        All pieces must be taken before the next step.
+        """
+        for _ in self._share.pieces(self._config.micro_batch_size):
+            yield self._next()
         self.samples_seen += self._share.global_batch_size
-        return batch
 
     def state_dict(self) -> dict[str, int]:
         """Return the state: the number of samples that all ranks together have received."""
@@ -221,14 +225,12 @@ class TrainLoader(_Loader):
             raise InputError(f"samples_seen is {samples_seen}; it must not be negative")
         self.samples_seen = samples_seen
 
-    def _new_feed(self) -> Feed:
-        order, share = self._order, self._share
-        firsts = itertools.count(self.samples_seen, share.global_batch_size)
-        positions = (order.rank_positions(first, share) for first in firsts)
+    def _plan(self) -> tuple[Iterator[np.ndarray], Identify, Draw]:
+        order, size = self._order, self._config.micro_batch_size
         draw = functools.partial(
             _draw_training, self._augmentation, self._basis, self._stored_size, self._seed, order.num_samples
         )
-        return self._make_feed(positions, order.sample_ids, draw)
+        return _train_positions(order, self._share, self.samples_seen, size), order.sample_ids, draw
 
 
 class EvalLoader(_Loader):
@@ -274,12 +276,34 @@ class EvalLoader(_Loader):
             ten_crops,
         )
 
-    def _new_feed(self) -> Feed:
+    def __next__(self) -> Batch:
+        """Return the next batch of the pass."""
+        return self._next()
+
+    def _plan(self) -> tuple[Iterator[np.ndarray], Identify, Draw]:
         first, end = self._positions
         size = self._graph_config.max_batch_size
         positions = (np.arange(start, min(start + size, end), dtype=np.int64) for start in range(first, end, size))
-        draw = functools.partial(_draw_evaluation, self._augmentation, self._basis, self._stored_size)
-        return self._make_feed(positions, np.copy, draw)
+        return (
+            positions,
+            np.copy,
+            functools.partial(_draw_evaluation, self._augmentation, self._basis, self._stored_size),
+        )
+
+
+def _depth(config: LoaderConfig, pixels_per_batch: int) -> int:
+    """Return how many batches are finished, and how many in work, within `prefetch_bytes`."""
+    num_bytes = pixels_per_batch * 3 * (4 if config.output_type == "float32" else 2)
+    return max(1, min(config.prefetch_batches, config.prefetch_bytes // (2 * num_bytes)))
+
+
+def _train_positions(
+    order: SampleOrder, share: RankShare, samples_seen: int, max_size: int | None
+) -> Iterator[np.ndarray]:
+    pieces = share.pieces(max_size)
+    for first in itertools.count(samples_seen, share.global_batch_size):
+        positions = order.rank_positions(first, share)
+        yield from (positions[piece] for piece in pieces)
 
 
 def _draw_training(

@@ -61,8 +61,8 @@ class Steps(Line):
         top1: Fraction of the steps' samples whose class was predicted.
         learning_rate: Learning rate of the latest step.
         images_per_second: Throughput of all workers, by the time that the first worker's device took.
-        data_wait_fraction: Fraction of the time that the first worker's device waited for batches: a CPU with its process;
-            a GPU only if it had finished all earlier work, whether or not the process waited.
+        data_wait_fraction: Fraction of the time that the first worker's device waited for batches: a CPU with its
+            process; a GPU only if it had finished all earlier work, whether or not the process waited.
         eta_seconds: Expected time to the end of the run, in seconds.
         losses: Loss of each step since the last line.
     """

@@ -28,7 +28,7 @@ class DataWait:
         self._waits: list[tuple[Moment, Moment]] = []
 
     def watch(self, batches: Iterator[BatchT]) -> Iterator[BatchT]:
-        """Yield the batches, and measure how long the device waits for each."""
+        """Yield batches, and measure how long the device waits for each; the kernel that makes its images counts."""
         while True:
             before = self._mark()
             try:

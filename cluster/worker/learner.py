@@ -1,5 +1,7 @@
 """What a training step changes: the model, its optimiser and the exchange of gradients."""
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -7,7 +9,6 @@ from torch.nn import functional
 
 from cluster.exchange.base import Exchange
 from cluster.run.config import TrainingConfig
-from cluster.worker.micro_batches import cut_into_micro_batches
 from cluster.worker.precision import forward_context, input_dtype, place
 from cluster.worker.world import World
 from model.batch_norm import update_running_statistics
@@ -33,7 +34,6 @@ class Learner:
         total_steps: int,
         world: World,
         exchange: Exchange,
-        micro_batch_size: int | None = None,
     ) -> None:
         """Build the network with its initial weights, and the optimiser.
 
@@ -43,10 +43,8 @@ class Learner:
             total_steps: Length of the run, which the learning rate depends on.
             world: Place of this worker.
             exchange: Exchange that combines the workers' gradients.
-            micro_batch_size: Maximum number of samples per forward pass; None: the worker's whole slice.
         """
         self._config, self._world, self._exchange = config, world, exchange
-        self._micro_batch_size = micro_batch_size
         self._total_samples = total_steps * config.global_batch_size
         network = build_network(config.model, num_classes=num_classes, seed=config.seed)
         self.model = place(network, config.precision, world.device)
@@ -62,11 +60,11 @@ class Learner:
         """Learning rate of the latest step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def step(self, batch: Batch, samples_seen: int, num_reductions: int) -> torch.Tensor:
+    def step(self, batches: Iterable[Batch], samples_seen: int, num_reductions: int) -> torch.Tensor:
         """Make a step.
 
         Args:
-            batch: This worker's slice of the global batch.
+            batches: This worker's slice of the global batch, in micro-batches.
             samples_seen: Samples of all workers before the step.
             num_reductions: Number of reductions of the learning rate so far, for the schedule `plateau`.
 
@@ -76,10 +74,10 @@ class Learner:
         rate = learning_rate(self._optimizer_config, samples_seen, self._total_samples, num_reductions)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.zero_grad(set_to_none=True)
-        *others, last = cut_into_micro_batches(len(batch.labels), self._micro_batch_size, self._config.model.group_size)
-        with self._exchange.accumulating():
-            sums = [self._forward_backward(batch, piece) for piece in others]
-        sums.append(self._forward_backward(batch, last))
+        sums = []
+        for batch, is_last in _with_last(batches):
+            with contextlib.nullcontext() if is_last else self._exchange.accumulating():
+                sums.append(self._forward_backward(batch))
         self._exchange.finish()
         self.optimizer.step()
         update_running_statistics(self.model, self._world.sum)
@@ -104,14 +102,24 @@ class Learner:
         self._exchange.load_state_dict(states[self._world.rank])
         return None
 
-    def _forward_backward(self, batch: Batch, piece: slice) -> torch.Tensor:
-        """Add a piece's gradient; return its sum of losses and its number of correct samples, (2,)."""
-        config, labels = self._config, batch.labels[piece]
-        images = batch.images[piece].to(input_dtype(config.precision)).contiguous(memory_format=torch.channels_last)
+    def _forward_backward(self, batch: Batch) -> torch.Tensor:
+        """Add a batch's gradient; return its sum of losses and its number of correct samples, (2,)."""
+        config, labels = self._config, batch.labels
+        images = batch.images.to(input_dtype(config.precision)).contiguous(memory_format=torch.channels_last)
         with forward_context(config.precision, self._world.device):
-            logits = self._wrapped(images, batch.device_positions[piece])
+            logits = self._wrapped(images, batch.device_positions)
         logits = logits if config.precision == "float64" else logits.float()
         loss_sum = functional.cross_entropy(logits, labels, reduction="sum")
         (loss_sum * self._exchange.loss_scale(config.global_batch_size)).backward()
         correct = count_correct(logits.detach(), labels, ks=(1,))[0]
         return torch.stack([loss_sum.detach().double(), correct.double()])
+
+
+def _with_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:
+    """Yield each batch, and whether it is the last."""
+    following = iter(batches)
+    batch = next(following)
+    for next_batch in following:
+        yield batch, False
+        batch = next_batch
+    yield batch, True

@@ -5,6 +5,7 @@ due. On a GPU, which lags behind, a line waits for its losses until the next lin
 work; the ledger knows its ids at once.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,19 +87,26 @@ class StepLog:
         self._began, self._left_out = clock.mark(), list[tuple[Moment, Moment]]()
         self._replaced_before = 0
 
-    def add(self, batch: Batch, samples_seen: int, sums_2: torch.Tensor) -> None:
-        """Keep a step.
+    def watch(self, batches: Iterable[Batch], samples_seen: int) -> Iterator[Batch]:
+        """Yield this rank's micro-batches of a step, and keep their sample ids.
 
         Args:
-            batch: This rank's batch of the step.
+            batches: Micro-batches of the step.
             samples_seen: Samples of all workers before the step.
+        """
+        ids_G = torch.zeros(self._config.global_batch_size, dtype=torch.int64)
+        self._ids_G.append(ids_G)
+        for batch in batches:
+            ids_G[batch.positions - samples_seen] = batch.sample_ids + _SEEN
+            yield batch
+
+    def add(self, sums_2: torch.Tensor) -> None:
+        """Keep the results of a step whose batches were watched.
+
+        Args:
             sums_2: This rank's sum of losses and number of correct samples, float64, on the device.
         """
-        global_batch_size = self._config.global_batch_size
-        ids_G = torch.zeros(global_batch_size, dtype=torch.int64)
-        ids_G[batch.positions - samples_seen] = batch.sample_ids + _SEEN
-        self._ids_G.append(ids_G)
-        self._sums.append(sums_2 / global_batch_size)
+        self._sums.append(sums_2 / self._config.global_batch_size)
 
     def leave_out(self, begin: Moment, end: Moment) -> None:
         """Exclude time that was not spent on training from the speed of the next line."""

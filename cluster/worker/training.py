@@ -21,6 +21,7 @@ from cluster.worker.data_wait import DataWait
 from cluster.worker.device_clock import clock_of
 from cluster.worker.evaluation import evaluate
 from cluster.worker.learner import Learner
+from cluster.worker.options import WorkerOptions
 from cluster.worker.progress import Progress
 from cluster.worker.run_writer import RunWriter
 from cluster.worker.step_log import StepLog
@@ -40,7 +41,7 @@ def train(
     dataset_path: Path,
     run_path: Path,
     world: World,
-    micro_batch_size: int | None = None,
+    options: WorkerOptions | None = None,
     make_exchange: MakeExchange = AllReduce,
 ) -> None:
     """Train the run in `run_path`, or continue to train it; every worker calls this.
@@ -51,14 +52,14 @@ def train(
         dataset_path: Path of the dataset folder on this worker.
         run_path: Path of the run folder, which contains `config.json`, on this worker.
         world: Place of this worker.
-        micro_batch_size: Maximum number of samples per forward pass; None: the worker's whole slice.
+        options: Options of this launch; None: the defaults.
         make_exchange: Function that makes the exchange of gradients.
     """
     torch.set_num_threads(world.num_threads)
     run = RunFolder.open(run_path)
     if not world.agrees(run.digest):
         raise InputError(f"the workers see different files {run_path / 'config.json'}; is it a shared folder?")
-    trainer = Trainer(Dataset.open(dataset_path), run, world, micro_batch_size, _LOCK_SECONDS, make_exchange)
+    trainer = Trainer(Dataset.open(dataset_path), run, world, options, _LOCK_SECONDS, make_exchange)
     try:
         trainer.run()
     finally:
@@ -73,7 +74,7 @@ class Trainer:
         dataset: Dataset,
         run: RunFolder,
         world: World,
-        micro_batch_size: int | None = None,
+        options: WorkerOptions | None = None,
         lock_seconds: float = 0.0,
         make_exchange: MakeExchange = AllReduce,
     ) -> None:
@@ -83,17 +84,18 @@ class Trainer:
             dataset: Dataset to train on.
             run: Recipe and files of the run.
             world: Place of this worker.
-            micro_batch_size: See `train`.
+            options: See `train`.
             lock_seconds: Maximum time that the first worker waits for another process that still writes to the run.
             make_exchange: See `train`.
         """
         self._dataset, self._run, self._world, self._config = dataset, run, world, run.config
+        self._options = options or WorkerOptions()
         config, num_samples = self._config, dataset.num_samples("train")
         self._evaluation_interval = config.evaluation_interval(num_samples)
         self.progress = Progress(config, num_samples)
         exchange = make_exchange(world.rank, world.world_size)
         total_steps = self.progress.total_steps
-        self.learner = Learner(config, dataset.num_classes, total_steps, world, exchange, micro_batch_size)
+        self.learner = Learner(config, dataset.num_classes, total_steps, world, exchange)
         self._keeps_rank_states = exchange.keeps_state
         with contextlib.ExitStack() as resources:
             # Only the first worker writes.
@@ -110,10 +112,9 @@ class Trainer:
             self.loader = self._open_loader()
             resources.callback(self.loader.close)
             self._stop, self._schedule = StopAgreement(world), CheckpointSchedule(config, self._first_step)
-            data_wait = DataWait(self.loader, self._clock)
-            self._batches = data_wait.watch(self.loader)
+            self._data_wait = DataWait(self.loader, self._clock)
             self._steps = StepLog(
-                run, dataset, world, self.loader, data_wait, self._clock, self._log, self._writer, total_steps
+                run, dataset, world, self.loader, self._data_wait, self._clock, self._log, self._writer, total_steps
             )
             self._resources = resources.pop_all()
 
@@ -145,9 +146,8 @@ class Trainer:
     def make_step(self) -> None:
         """Make the next step, and keep its results for the log."""
         samples_seen = self.progress.samples_seen
-        batch = next(self._batches)
-        sums_2 = self.learner.step(batch, samples_seen, self.progress.plateau.num_reductions)
-        self._steps.add(batch, samples_seen, sums_2)
+        batches = self._steps.watch(self._data_wait.watch(self.loader.micro_batches()), samples_seen)
+        self._steps.add(self.learner.step(batches, samples_seen, self.progress.plateau.num_reductions))
         self.progress.step += 1
 
     def write_line(self) -> None:
@@ -208,7 +208,7 @@ class Trainer:
             "world_size": world.world_size,
             "seed": config.seed,
             "samples_seen": self.progress.samples_seen,
-            "config": world.loader_config(config.decode, config.on_bad_sample, config.model.group_size),
+            "config": world.loader_config(config.decode, config.on_bad_sample, config.model.group_size, self._options),
         }
         if config.synthetic_data:
             crop_size = config.augmentation.crop_of(dataset.stored_size)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from cluster.worker.options import WorkerOptions
 from pipeline.command import InputError
 from pipeline.online.batch import Decode, LoaderConfig, OnBadSample
 
@@ -56,15 +57,22 @@ class World:
         return len(cores) if is_bound else max(1, len(cores) // num_workers)
 
     def loader_config(
-        self, decode: Decode | None, on_bad_sample: OnBadSample = "error", group_size: int = 1
+        self,
+        decode: Decode | None,
+        on_bad_sample: OnBadSample = "error",
+        group_size: int = 1,
+        options: WorkerOptions | None = None,
     ) -> LoaderConfig:
         """Return this worker's settings for making batches: its device, its threads, channels last.
 
         Raises:
-            InputError: `decode` requires a GPU, and this worker has none.
+            InputError: `decode` or the cache requires a GPU, and this worker has none.
         """
+        cache = "none" if options is None else options.cache
         if decode == "mixed" and self.device.type != "cuda":
             raise InputError("decode is `mixed`, but a worker has no GPU; train with --decode cpu")
+        if cache == "gpu" and self.device.type != "cuda":
+            raise InputError("--cache is `gpu`, but a worker has no GPU; train with --cache host, or none")
         return LoaderConfig(
             device="gpu" if self.device.type == "cuda" else "cpu",
             decode=decode,
@@ -73,6 +81,8 @@ class World:
             layout="NHWC",
             on_bad_sample=on_bad_sample,
             group_size=group_size,
+            micro_batch_size=None if options is None else options.micro_batch_size,
+            cache=cache,
         )
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:

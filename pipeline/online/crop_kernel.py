@@ -7,12 +7,13 @@ user's cache. Whatever differs between graphs is passed as data, so the function
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
 from numba import carray, types
+
+from pipeline.online.compiled import compiled
 
 Array = np.ndarray[Any, Any]
 # Signatures of the C functions that DALI calls, with arrays of pointers to the outputs and inputs of a sample, and of
@@ -23,16 +24,7 @@ _RUN = types.void(_VALUES, _SHAPES, _RANKS, _COUNT, _VALUES, _SHAPES, _RANKS, _C
 _SET_UP = types.void(_SHAPES, _RANKS, _COUNT, _SHAPES, _RANKS, _COUNT, _COUNT)
 NO_MEAN_IMAGE = np.zeros(1, dtype=np.float32)  # if none is subtracted: DALI has no empty constants
 
-
-def _compiled(decorator: Callable[..., Any], function: Callable[..., Any]) -> Any:
-    """Compile a function, and keep the result if there is a folder for it."""
-    try:
-        return decorator(cache=True)(function)
-    except RuntimeError:  # neither this folder nor the user's cache can be written to
-        return decorator()(function)
-
-
-_njit = functools.partial(_compiled, functools.partial(numba.njit, nogil=True, error_model="numpy"))
+_njit = functools.partial(compiled, functools.partial(numba.njit, nogil=True, error_model="numpy"))
 
 
 @_njit
@@ -110,7 +102,7 @@ def _run(outputs, output_shapes, ranks, _0, inputs, input_shapes, _1, _2):  # ty
 @functools.cache  # DALI holds only the addresses of the functions, so they must live for ever
 def run_function() -> Any:
     """Return the compiled C function that makes the output of a sample."""
-    return _compiled(functools.partial(numba.cfunc, _RUN), _run)
+    return compiled(functools.partial(numba.cfunc, _RUN), _run)
 
 
 @functools.cache
@@ -122,4 +114,4 @@ def set_up_function(*output_shape: int) -> Any:
             for dimension in range(len(output_shape)):
                 output_shapes[sample][dimension] = output_shape[dimension]
 
-    return _compiled(functools.partial(numba.cfunc, _SET_UP), set_up)
+    return compiled(functools.partial(numba.cfunc, _SET_UP), set_up)

@@ -4,12 +4,27 @@ A DALI that lacks it is used without. `tests/pipeline/online/test_graph_backends
 a DALI has changed it.
 """
 
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+from nvidia.dali.tensors import TensorCPU, TensorListCPU
 
 try:
     from nvidia.dali.plugin.numba import NumbaFunction
 except ImportError:
     NumbaFunction = None  # type: ignore[assignment, misc]
+
+
+def tensor_list(pictures: np.ndarray | Sequence[np.ndarray], layout: str) -> Any:
+    """Return pictures in the form that `external_source` takes without a Python loop of its own, and without a copy."""
+    if isinstance(pictures, np.ndarray):
+        return TensorListCPU(pictures, layout)
+    tensors = [TensorCPU(picture, layout) for picture in pictures]
+    try:
+        return TensorListCPU(tensors, layout, contiguous=False)  # type: ignore[call-overload]
+    except TypeError:
+        return tensors
 
 
 def takes_compiled_functions() -> bool:

@@ -3,12 +3,14 @@
     feed (Python, order and parameters) -> decode -> [resize] -> crop + mirror + normalise + transpose
 
 The graph draws nothing by itself: crop, mirror and colour noise arrive as arguments. The colour noise is part of the
-per-sample `mean`, so normalisation and colour noise are one kernel. The back ends differ only by `device` and `decode`,
-in the four marked lines, and by the kernel that normalises: DALI's own, or on a CPU that of `crop_kernel.py`.
+per-sample `mean`, so normalisation and colour noise are one kernel. The back ends differ by `device` and `decode`, in
+the marked lines, and by the kernel that normalises: DALI's own, on a CPU that of `crop_kernel.py`, and on a GPU that of
+`crop_triton.py`, which runs after the graph.
 """
 
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.online.augmentation import PARAMETERS, AugmentationParameters
-from pipeline.online.batch import Decode, Device, Layout, OutputType
+from pipeline.online.batch import Decode, Device, Layout, LoaderConfig, OutputType
 from pipeline.online.crop_kernel import NO_MEAN_IMAGE, run_function, set_up_function
 from pipeline.online.reference import TEN_CROPS, ten_placements
 
@@ -24,7 +26,7 @@ try:
     from nvidia.dali import fn, math, pipeline_def, types
     from nvidia.dali.pipeline import Pipeline
 
-    from pipeline.online.dali_quirks import compiled_function, takes_compiled_functions
+    from pipeline.online.dali_quirks import compiled_function, takes_compiled_functions, tensor_list
 except TypeError as error:  # DALI adds to docstrings
     if sys.flags.optimize < 2:
         raise
@@ -38,8 +40,8 @@ except ModuleNotFoundError as error:
         "NVIDIA DALI is not installed: pip install 'alexnet-at-scale[cuda13]' (or [cuda12]; both run without a GPU)"
     ) from error
 
-Normalizer = Literal["kernel", "operator"]
-_TYPES = {"float32": types.FLOAT, "float16": types.FLOAT16, "int32": types.INT32}
+Normalizer = Literal["kernel", "operator", "none"]
+_TYPES = {"float32": types.FLOAT, "float16": types.FLOAT16, "int32": types.INT32, "bool": types.BOOL}
 _EXPECTED_WARNINGS = (
     "The external source node",  # ten crops do not use the placements that are fed
     # Given by the first pipeline on a GPU. Debayering and remapping need NPP; the operators used here do not.
@@ -67,12 +69,15 @@ class GraphConfig:
         layout: Layout of the output in memory.
         max_batch_size: Largest number of samples in a batch.
         device: Device that crops, mirrors and normalises: `cpu` or `gpu`.
-        decode: Decoder of the JPEGs: `cpu`, or for the device `gpu` also `mixed`, CPU and GPU together.
+        decode: See `pipeline.online.batch.LoaderConfig`.
         normalizer: Implementation of crop, mirror and normalisation: DALI's `operator`, or on a CPU the `kernel` of
-            `crop_kernel.py`, which takes a third of the time. The bits are the same.
+            `crop_kernel.py`, which takes a third of the time and makes the same bits. With `none`, the output is the
+            decoded pixels, uint8 (N, stored_size, stored_size, 3).
         device_id: Index of the GPU; ignored for `cpu`.
         num_threads: Number of DALI's worker threads.
         prefetch_batches: Number of batches that are prepared ahead of the one in use.
+        hw_decoder_load: See `pipeline.online.batch.LoaderConfig`.
+        gpu_share: See `pipeline.online.batch.LoaderConfig`.
     """
 
     raw: bool
@@ -91,6 +96,8 @@ class GraphConfig:
     device_id: int
     num_threads: int
     prefetch_batches: int
+    hw_decoder_load: float = LoaderConfig.hw_decoder_load
+    gpu_share: float = LoaderConfig.gpu_share
 
 
 def build_graph(feed: Feed, config: GraphConfig) -> Pipeline:
@@ -111,14 +118,15 @@ def define_graph(feed: Feed, config: GraphConfig) -> Pipeline:
     """Define the pipeline.
 
     Args:
-        feed: Function that is called once per batch and returns the graph's input: a list of N arrays (uint8: the bytes
-            of a JPEG, or pixels HWC), then the arrays of `AugmentationParameters`. They are not copied, so they must
-            live until the batch is done. It raises StopIteration at the end.
+        feed: Function or iterator that gives the graph's input, a batch at a time, as a tuple: N arrays (uint8: the
+            bytes of a JPEG, or pixels HWC), then the arrays of `AugmentationParameters` (not for the normalizer
+            `none`), then for the decoder `split` a bool array (N,), true for pictures that the GPU decodes. The arrays
+            are not copied, so they must live until the batch is done. It raises StopIteration at the end.
         config: Settings of the graph.
 
     Returns:
         A pipeline with one output: (N, 3, crop_size, crop_size), or with ten crops (N, 10, ...), of the requested type
-        and layout.
+        and layout; for the normalizer `none`, see `GraphConfig`.
     """
     gpu = config.device == "gpu"
 
@@ -128,49 +136,68 @@ def define_graph(feed: Feed, config: GraphConfig) -> Pipeline:
         device_id=config.device_id if gpu else None,  # differs by device
         prefetch_queue_depth=config.prefetch_batches,
         exec_dynamic=True,  # outputs own their memory: a batch lives as long as anyone holds it
+        enable_conditionals=config.decode == "split",
     )
     def graph() -> Any:
-        content, augmentation = fed(feed, is_decoded=config.raw)
-        return normalised(decoded(content, config), augmentation, config)
+        content, augmentation, by_gpu = fed(feed, config, is_decoded=config.raw)
+        return normalised(decoded(content, config, by_gpu), augmentation, config)
 
     return graph()
 
 
-def fed(feed: Feed, is_decoded: bool) -> tuple[Any, Augmentation]:
-    """Define the graph's input: the pictures, and the parameters of their augmentation.
+def fed(feed: Feed, config: GraphConfig, is_decoded: bool) -> tuple[Any, Augmentation | None, Any]:
+    """Define the graph's input: pictures, parameters of their augmentation, and who decodes them.
 
     Args:
         feed: See `define_graph`.
+        config: Settings of the graph.
         is_decoded: The pictures are pixels HWC, not the bytes of JPEGs.
     """
-    dtypes, ndims = zip(*PARAMETERS.values(), strict=True)
-    content, *parameters = fn.external_source(
-        source=feed,
-        num_outputs=1 + len(PARAMETERS),
+    has_parameters, splits = config.normalizer != "none", config.decode == "split" and not is_decoded
+    others = [*(PARAMETERS.values() if has_parameters else ()), *([("bool", 0)] if splits else ())]
+    content, *nodes = fn.external_source(
+        source=_with_tensor_lists(feed, "HWC" if is_decoded else "", config.prefetch_batches + 2),
+        num_outputs=1 + len(others),
         batch=True,
         no_copy=True,
-        layout=["HWC" if is_decoded else "", *("" for _ in PARAMETERS)],
-        dtype=[types.UINT8, *(_TYPES[dtype] for dtype in dtypes)],
-        ndim=[3 if is_decoded else 1, *ndims],
+        dtype=[types.UINT8, *(_TYPES[dtype] for dtype, _ in others)],
+        ndim=[3 if is_decoded else 1, *(ndim for _, ndim in others)],
     )
-    return content, Augmentation(*parameters)
+    by_gpu = nodes.pop() if splits else None
+    return content, Augmentation(*nodes) if has_parameters else None, by_gpu
 
 
-def decoded(content: Any, config: GraphConfig) -> Any:
-    """Define the first half: bytes or raw pixels -> uint8 pixels HWC of the stored size on the graph's device."""
-    # All decoder flags that change pixels are pinned. The offline stage has turned rotated files upright.
-    pixels = content
-    if not config.raw:
-        pixels = fn.decoders.image(
-            content,
-            device=config.decode,  # differs by device
-            output_type=types.RGB,
-            use_fast_idct=False,
-            jpeg_fancy_upsampling=True,
-            adjust_orientation=False,
-        )
-    if config.device == "gpu" and (config.raw or config.decode == "cpu"):
-        pixels = pixels.gpu()  # differs by device
+def _with_tensor_lists(feed: Feed, layout: str, num_alive: int) -> Callable[[], tuple[Any, ...]]:
+    """Make one list of tensors of the pictures of a batch; DALI itself would hold Python's lock twice as long."""
+    take = feed if callable(feed) else feed.__next__
+    alive: deque[Any] = deque(maxlen=num_alive)  # DALI reads the pictures until the batch is done
+
+    def take_batch() -> tuple[Any, ...]:
+        pictures, *others = take()
+        alive.append((pictures, others, batch := tensor_list(pictures, layout)))
+        return batch, *others
+
+    return take_batch
+
+
+def decoded(content: Any, config: GraphConfig, by_gpu: Any = None) -> Any:
+    """Define the first half: bytes or raw pixels -> uint8 pixels HWC of the stored size on the graph's device.
+
+    Args:
+        content: Bytes or raw pixels.
+        config: Settings of the graph.
+        by_gpu: For the decoder `split`, whether the GPU decodes each picture.
+    """
+    gpu = config.device == "gpu"
+    if config.raw:
+        pixels = fn.copy(content) if gpu or config.normalizer == "none" else content
+        pixels = pixels.gpu() if gpu else pixels  # the copy is in pinned memory, the pictures are not
+    elif by_gpu is None:
+        pixels = _decoded_by(config.decode, content, config)
+    elif by_gpu:  # for each sample, by DALI's conditional execution
+        pixels = _decoded_by("mixed", content, config)
+    else:
+        pixels = _decoded_by("cpu", content, config)
     if not config.whole:
         return pixels
     # The offline stage's rule: the centred square of the shorter side, antialiased.
@@ -187,8 +214,29 @@ def decoded(content: Any, config: GraphConfig) -> Any:
     )
 
 
-def normalised(pixels: Any, augmentation: Augmentation, config: GraphConfig) -> Any:
+def _decoded_by(decoder: str, content: Any, config: GraphConfig) -> Any:
+    # All flags that change pixels are pinned. The offline stage has turned rotated files upright.
+    options: dict[str, Any] = {}
+    if decoder == "mixed":
+        options["hw_decoder_load"] = config.hw_decoder_load
+        if not config.whole:  # all pictures have this size
+            options["preallocate_width_hint"] = options["preallocate_height_hint"] = config.stored_size
+    pixels = fn.decoders.image(
+        content,
+        device=decoder,  # differs by device
+        output_type=types.RGB,
+        use_fast_idct=False,
+        jpeg_fancy_upsampling=True,
+        adjust_orientation=False,
+        **options,
+    )
+    return pixels.gpu() if config.device == "gpu" and decoder == "cpu" else pixels  # differs by device
+
+
+def normalised(pixels: Any, augmentation: Augmentation | None, config: GraphConfig) -> Any:
     """Define the second half: crop, mirror, normalise and lay out in one kernel, for ten crops each of them."""
+    if augmentation is None:  # the normalizer `none`
+        return pixels
     if config.normalizer == "kernel" and takes_compiled_functions():
         return _by_kernel(pixels, augmentation, config)
     if config.mean_image_HWC is not None:

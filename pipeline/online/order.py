@@ -64,6 +64,20 @@ class RankShare:
         """
         return first_position + self._end_of(self.rank), first_position + self._end_of(self.rank + 1)
 
+    def pieces(self, max_size: int | None) -> list[slice]:
+        """Cut the rank's part into consecutive pieces of whole groups: full ones, then the remainder.
+
+        Args:
+            max_size: Maximum number of samples in a piece, at least `group_size`; None: one piece.
+        """
+        first, end = self.range_from(0)
+        size = self.largest_piece(max_size)
+        return [slice(begin, min(begin + size, end - first)) for begin in range(0, end - first, size)]
+
+    def largest_piece(self, max_size: int | None) -> int:
+        """Return the number of samples in the largest piece of any rank; see `pieces`."""
+        return self.largest if max_size is None else min(self.largest, max_size // self.group_size * self.group_size)
+
     @property
     def largest(self) -> int:
         """Number of samples in the largest part of any rank."""

@@ -26,10 +26,11 @@ _LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class MappedShard(NamedTuple):
-    """Bytes of a shard; `mapped` is None if there are none."""
+    """Bytes of a shard, and the address of the first one; `mapped` is None if there are none."""
 
     mapped: mmap.mmap | None
     content: np.ndarray
+    address: int
 
 
 class ShardMaps:

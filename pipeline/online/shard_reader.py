@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.format.manifest import NPY_HEADER_BYTES
 from pipeline.online.batch import OnBadSample
+from pipeline.online.memory_ranges import hash_ranges, read_ahead
 from pipeline.online.shard_maps import SHARD_MAPS, MappedShard
 from pipeline.system.os_errors import is_out_of_reach, limit_of, mending
 
@@ -46,7 +46,8 @@ class ShardReader:
         self._lengths = table["num_bytes"].to_numpy()
         self._hashes = table["hash"].to_numpy()
         if self._raw:
-            self._sizes = np.stack([table["height"].to_numpy(), table["width"].to_numpy()], axis=1)
+            height_N, width_N = table["height"].to_numpy(), table["width"].to_numpy()
+            self._shapes_N3 = np.stack([height_N, width_N, np.full_like(height_N, 3)], axis=1)
         self.class_indices = table["class_index"].to_numpy().astype(np.int64)
         del table, shards
         pa.default_memory_pool().release_unused()  # otherwise the names of a million shards would stay in memory
@@ -55,42 +56,36 @@ class ShardReader:
         weakref.finalize(self, SHARD_MAPS.leave, self._maps)
 
     def read(self, sample_id: int) -> np.ndarray:
-        """Return one picture: uint8, the bytes of a JPEG (num_bytes,) or pixels (H, W, 3).
-
-        It is a view into the mapped shard, or a copy if the shard may be unmapped soon (`shard_maps.py`).
+        """Return one picture; see `read_batch`.
 
         Raises:
             InputError: The shard can't be read, or its length has changed.
             ChangedSample: The bytes are not those that were written.
         """
-        shard = int(self._shard_indices[sample_id])
-        _, content = self._maps.get(shard) or self._map(shard)
-        first, length = int(self._offsets[sample_id]), int(self._lengths[sample_id])
-        data = content[first : first + length]
-        if xxhash.xxh3_64_intdigest(data.data) != int(self._hashes[sample_id]):
+        (picture,) = self.read_batch(np.array([sample_id]))
+        if picture is None:
             raise ChangedSample(
-                f"sample {self._keys[sample_id].as_py()} of {self._path(shard)} has changed "
-                f"since it was written; restore the file, or shard again"
+                f"sample {self._keys[sample_id].as_py()} of {self._path(int(self._shard_indices[sample_id]))} has "
+                "changed since it was written; restore the file, or shard again"
             )
-        if SHARD_MAPS.gives_way:
-            data = data.copy()
-        if self._raw:
-            height, width = self._sizes[sample_id]
-            return data[NPY_HEADER_BYTES:].reshape(height, width, 3)
-        return data
+        return picture
 
-    def prefetch(self, sample_ids: np.ndarray) -> None:
+    def read_batch(self, sample_ids_N: np.ndarray) -> list[np.ndarray | None]:
+        """Return pictures: uint8, the bytes of a JPEG (num_bytes,) or pixels (H, W, 3); None if it has changed.
+
+        They are views into the mapped shards, or copies if a shard may be unmapped soon (`shard_maps.py`). Their hashes
+        are computed without Python's lock.
+
+        Raises:
+            InputError: A shard can't be read, or its length has changed.
+        """
+        return [picture for part in self._parts(sample_ids_N) for picture in self._read_part(part)]
+
+    def prefetch(self, sample_ids_N: np.ndarray) -> None:
         """Ask the kernel to read the bytes of these samples ahead; returns at once."""
-        for shard, first, length in zip(
-            self._shard_indices[sample_ids].tolist(),
-            self._offsets[sample_ids].tolist(),
-            self._lengths[sample_ids].tolist(),
-            strict=True,
-        ):
-            mapped, content = self._maps.get(shard) or self._map(shard)
-            start, end = first // mmap.PAGESIZE * mmap.PAGESIZE, first + length
-            if mapped is not None and 0 <= start < end <= len(content):
-                mapped.madvise(mmap.MADV_WILLNEED, start, end - start)
+        for part in self._parts(sample_ids_N):
+            _held, addresses_N, _, lengths_N = self._ranges(part)
+            read_ahead(addresses_N, lengths_N)
 
     def num_samples_gone(self, sample_id: int) -> int:
         """Return how many samples to skip at one that can't be read: 1, or the rest of its shard if that is gone."""
@@ -116,6 +111,40 @@ class ShardReader:
     def _path(self, shard: int) -> Path:
         """Return the path of a shard in the dataset, as messages show it."""
         return self._dataset.path / self._shard_names[shard]
+
+    def _parts(self, sample_ids_N: np.ndarray) -> list[np.ndarray]:
+        """Cut a batch into parts whose shards may be held together: single samples if not all shards stay mapped."""
+        return list(sample_ids_N[:, None]) if SHARD_MAPS.gives_way else [sample_ids_N]
+
+    def _read_part(self, sample_ids_N: np.ndarray) -> list[np.ndarray | None]:
+        shards, addresses_N, firsts_N, lengths_N = self._ranges(sample_ids_N)
+        is_whole_N = hash_ranges(addresses_N, lengths_N) == self._hashes[sample_ids_N]
+        pictures = [
+            shard.content[first:end] if is_whole else None
+            for shard, first, end, is_whole in zip(
+                shards, firsts_N.tolist(), (firsts_N + lengths_N).tolist(), is_whole_N.tolist(), strict=True
+            )
+        ]
+        if SHARD_MAPS.gives_way:
+            pictures = [None if picture is None else picture.copy() for picture in pictures]
+        if not self._raw:
+            return pictures
+        return [
+            None if picture is None else picture[NPY_HEADER_BYTES:].reshape(shape)
+            for picture, shape in zip(pictures, self._shapes_N3[sample_ids_N].tolist(), strict=True)
+        ]
+
+    def _ranges(self, sample_ids_N: np.ndarray) -> tuple[list[MappedShard], np.ndarray, np.ndarray, np.ndarray]:
+        """Return where samples are: their shards, addresses, and offsets and lengths in bytes, cut at a shard's end.
+
+        Whoever uses the addresses must hold the shards, which keeps them mapped.
+        """
+        shards = [self._maps.get(shard) or self._map(shard) for shard in self._shard_indices[sample_ids_N].tolist()]
+        firsts_N = self._offsets[sample_ids_N]
+        sizes_N = np.array([len(shard.content) for shard in shards], dtype=np.int64)
+        lengths_N = np.clip(sizes_N - firsts_N, 0, self._lengths[sample_ids_N])
+        addresses_N = np.array([shard.address for shard in shards], dtype=np.uint64) + firsts_N.astype(np.uint64)
+        return shards, addresses_N, firsts_N, lengths_N
 
     def _map(self, shard: int) -> MappedShard:
         if (mapped := self._maps.get(shard)) is not None:
@@ -152,7 +181,8 @@ class ShardReader:
                 raise
             mapped = None
         if mapped is None:
-            return MappedShard(None, np.empty(0, dtype=np.uint8))
+            return MappedShard(None, np.empty(0, dtype=np.uint8), address=0)
         mapped.madvise(mmap.MADV_RANDOM)  # `prefetch` says what is read next: the kernel need not guess
         # The garbage collector does not track views of an array, but it does track those of a memoryview.
-        return MappedShard(mapped, np.frombuffer(mapped, dtype=np.uint8))
+        content = np.frombuffer(mapped, dtype=np.uint8)
+        return MappedShard(mapped, content, address=content.ctypes.data)

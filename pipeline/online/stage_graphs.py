@@ -1,13 +1,14 @@
 """The two halves of the DALI graph in `pipeline.online.graph`, each on its own, for `pipeline.bench`."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali import fn, pipeline_def
 from nvidia.dali.pipeline import Pipeline
 
-from pipeline.online.graph import GraphConfig, built, decoded, fed, normalised
+from pipeline.online.graph import GraphConfig, build_graph, built, fed, normalised
 
 
 def build_decode_graph(feed: Iterator[list[np.ndarray]], config: GraphConfig) -> Pipeline:
@@ -20,19 +21,7 @@ def build_decode_graph(feed: Iterator[list[np.ndarray]], config: GraphConfig) ->
     Returns:
         A built pipeline with one output: uint8 (N, stored_size, stored_size, 3).
     """
-
-    @_of(config)
-    def graph() -> Any:
-        content = fn.external_source(
-            feed,
-            no_copy=True,
-            layout="HWC" if config.raw else "",
-            dtype=types.UINT8,
-            ndim=3 if config.raw else 1,
-        )
-        return fn.copy(content) if config.raw else decoded(content, config)
-
-    return built(graph())
+    return build_graph(((pictures,) for pictures in feed), dataclasses.replace(config, normalizer="none"))
 
 
 def build_augment_graph(feed: Iterator[tuple[Any, ...]], config: GraphConfig) -> Pipeline:
@@ -45,20 +34,17 @@ def build_augment_graph(feed: Iterator[tuple[Any, ...]], config: GraphConfig) ->
     Returns:
         A built pipeline with one output, the same as that of the whole graph.
     """
+    gpu = config.device == "gpu"
 
-    @_of(config)
-    def graph() -> Any:
-        pixels, augmentation = fed(feed, is_decoded=True)
-        return normalised(pixels, augmentation, config)
-
-    return built(graph())
-
-
-def _of(config: GraphConfig) -> Any:
-    return pipeline_def(
+    @pipeline_def(
         batch_size=config.max_batch_size,
         num_threads=config.num_threads,
-        device_id=None,
+        device_id=config.device_id if gpu else None,
         prefetch_queue_depth=config.prefetch_batches,
         exec_dynamic=True,
     )
+    def graph() -> Any:
+        pixels, augmentation, _ = fed(feed, config, is_decoded=True)
+        return normalised(fn.copy(pixels).gpu() if gpu else pixels, augmentation, config)
+
+    return built(graph())

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from pipeline.online.batch import Batch, LoaderConfig
+from pipeline.online.batch_thread import joined
 from pipeline.online.order import RankShare
 
 _TYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -40,13 +41,16 @@ class SyntheticLoader(Iterator[Batch]):
             world_size: Number of readers.
             seed: Seed of the noise.
             samples_seen: Position to begin at.
-            config: Device, type, layout and group size of the images; the other fields have no effect.
+            config: Device, type and layout of the images, sizes of groups and micro-batches; the other fields have no
+                effect.
         """
         config = config or LoaderConfig()
         device = torch.device("cuda", config.device_id) if config.device == "gpu" else torch.device("cpu")
         self._share = RankShare(global_batch_size, rank, world_size, config.group_size)
         generator = torch.Generator().manual_seed(seed)
-        images = torch.randn(self._share.largest, 3, crop_size, crop_size, generator=generator)
+        self._micro_batch_size = config.micro_batch_size
+        largest = self._share.largest_piece(self._micro_batch_size)
+        images = torch.randn(largest, 3, crop_size, crop_size, generator=generator)
         memory_format = torch.channels_last if config.layout == "NHWC" else torch.contiguous_format
         self._images = images.to(device, _TYPES[config.output_type], memory_format=memory_format)
         self._num_samples, self._num_classes = num_samples, num_classes
@@ -56,12 +60,18 @@ class SyntheticLoader(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         """Return the next batch."""
-        first, end = self._share.range_from(self.samples_seen)
+        return joined(list(self.micro_batches()))
+
+    def micro_batches(self) -> Iterator[Batch]:
+        """Yield the next batch in pieces; see `TrainLoader.micro_batches`."""
+        positions_N = torch.arange(*self._share.range_from(self.samples_seen))
+        for piece in self._share.pieces(self._micro_batch_size):
+            positions = positions_N[piece]
+            sample_ids = positions % self._num_samples
+            labels = (sample_ids % self._num_classes).to(self._device)
+            images = self._images[: len(positions)]
+            yield Batch(images, labels, sample_ids, positions, positions.to(self._device))
         self.samples_seen += self._share.global_batch_size
-        positions = torch.arange(first, end)
-        sample_ids = positions % self._num_samples
-        labels = (sample_ids % self._num_classes).to(self._device)
-        return Batch(self._images[: end - first], labels, sample_ids, positions, positions.to(self._device))
 
     def state_dict(self) -> dict[str, int]:
         """Return the state: the number of samples that all ranks together have received."""

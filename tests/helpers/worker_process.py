@@ -19,6 +19,7 @@ from by_hand import ByHand
 from cluster.exchange.allreduce import AllReduce
 from cluster.worker import evaluation, stopping
 from cluster.worker.evaluation_files import evaluate_run
+from cluster.worker.options import WorkerOptions
 from cluster.worker.training import train
 from cluster.worker.world import World
 from pipeline.paths import CHECKOUT
@@ -49,9 +50,9 @@ def main() -> None:
         if rank == world_size - 1:
             world = dataclasses.replace(world, wants_to_stop=lambda: next(questions) > 4)
     if task.startswith("train"):
-        micro_batch_size = int(rest[0]) if rest else None
+        options = WorkerOptions(micro_batch_size=int(rest[0]) if rest else None)
         make_exchange = ByHand if task.endswith("by-hand") else AllReduce
-        train(Path(dataset), Path(run), world, micro_batch_size, make_exchange)
+        train(Path(dataset), Path(run), world, options, make_exchange)
     else:
         split, crops, out = rest
         evaluate_run(Path(dataset), Path(run), split, crops, Path(out), world)

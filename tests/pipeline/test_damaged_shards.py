@@ -113,20 +113,22 @@ def test_shards_that_are_gone_are_passed_over_in_one_step_each(raw_dataset, tmp_
     shutil.copytree(raw_dataset.path, tmp_path / "copy")
     for name in ("train-000001.tar", "train-000002.tar"):
         (tmp_path / "copy" / name).unlink()
-    tried, read = [], ShardReader.read
+    in_batches, tried, read = set(), [], ShardReader.read_batch
 
-    def recorded(reader, sample_id):
-        tried.append(sample_id)
-        return read(reader, sample_id)
+    def recorded(reader, sample_ids):
+        in_batches.update(sample_ids.tolist())
+        if len(sample_ids) == 1:  # a search for a replacement
+            tried.append(int(sample_ids[0]))
+        return read(reader, sample_ids)
 
-    monkeypatch.setattr(ShardReader, "read", recorded)
+    monkeypatch.setattr(ShardReader, "read_batch", recorded)
     loader = _loader(Dataset.open(tmp_path / "copy"), on_bad_sample="skip-and-count")
     ids = next(loader).sample_ids.tolist()
     loader.close()
     shards = [row["shard"] for row in raw_dataset.manifest("train", ["shard"]).to_pylist()]
     first_of = {name: shards.index(name) for name in shards}
     assert ids.count(0) == 1 + sum(name != "train-000000.tar" for name in shards)
-    assert set(tried) == set(range(41))
+    assert in_batches == set(range(41))
     second = [tried[place + 1] for place, number in enumerate(tried[:-1]) if shards[number] == "train-000001.tar"]
     assert set(second) == {first_of["train-000002.tar"]}
 

@@ -48,7 +48,7 @@ def _take(loader, count) -> list[Batch]:
 
 
 def _join(batches: list[Batch]) -> Batch:
-    columns = zip(*[vars(batch).values() for batch in batches], strict=True)
+    columns = zip(*[(b.images, b.labels, b.sample_ids, b.positions, b.device_positions) for b in batches], strict=True)
     return Batch(*[torch.cat(column) for column in columns])
 
 

@@ -12,8 +12,9 @@ import psutil
 import pytest
 import torch
 
+from pipeline import loader
+from pipeline.command import InputError
 from pipeline.loader import LoaderConfig, TrainLoader
-from pipeline.online import feed
 
 
 def test_a_loader_that_nobody_holds_ends_its_thread(raw_dataset):
@@ -91,17 +92,17 @@ def _session(pid: int) -> int | None:
         return None
 
 
-@pytest.mark.parametrize(("device", "chosen"), [("gpu", [("loader", 3)]), ("cpu", [])])
+@pytest.mark.parametrize(("device", "chosen"), [("gpu", [("loader", torch.device("cuda", 3))]), ("cpu", [])])
 def test_the_thread_works_on_the_loaders_gpu(raw_dataset, monkeypatch, device, chosen):
     calls = []
 
-    def build(fed, config):
+    def start(*_):
         assert calls == chosen  # before anything is built
-        raise StopIteration
+        raise InputError("enough")
 
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: calls.append((threading.current_thread().name, index)))
-    monkeypatch.setattr(feed, "build_graph", build)
-    loader = TrainLoader(raw_dataset, global_batch_size=8, config=LoaderConfig(device=device, device_id=3))
-    with pytest.raises(StopIteration):
-        next(loader)
+    monkeypatch.setattr(loader, "start_images", start)
+    batches = TrainLoader(raw_dataset, global_batch_size=8, config=LoaderConfig(device=device, device_id=3))
+    with pytest.raises(InputError, match="enough"):
+        next(batches)
     assert calls == chosen

@@ -90,3 +90,23 @@ def test_positions_map_to_each_epochs_own_permutation(num_samples, count, first)
 def test_an_empty_split_has_no_order():
     with pytest.raises(ValueError, match="num_samples is 0"):
         SampleOrder(0, seed=0)
+
+
+@given(
+    num_groups=st.integers(1, 200),
+    world_size=st.integers(1, 9),
+    group_size=st.integers(1, 9),
+    groups=st.integers(1, 20),
+    more=st.integers(0, 8),
+)
+def test_the_pieces_cover_a_ranks_part_and_tear_no_group(num_groups, world_size, group_size, groups, more):
+    max_size = groups * group_size + min(more, group_size - 1)
+    for rank in range(min(world_size, num_groups)):
+        share = RankShare(num_groups * group_size, rank, min(world_size, num_groups), group_size)
+        first, end = share.range_from(0)
+        pieces = share.pieces(max_size)
+        assert [place for piece in pieces for place in range(end - first)[piece]] == list(range(end - first))
+        assert all(0 < piece.stop - piece.start <= share.largest_piece(max_size) <= max_size for piece in pieces)
+        assert all(piece.start % group_size == 0 for piece in pieces)
+        assert len(pieces) <= -(-(end - first) // (groups * group_size))  # no more than necessary
+        assert share.pieces(None) == [slice(0, end - first)]

@@ -1,0 +1,167 @@
+"""What makes images of the batches that a feed gives: the DALI graph alone, or pixels and then a kernel on the GPU.
+
+GraphImages    feed -> DALI: decode, crop, mirror, normalise -> images
+KernelImages   feed -> DALI: decode -> pixels -> kernel (`crop_triton.py`) -> images
+CachedImages   feed -> cache of decoded pixels (`pixel_cache.py`) -> kernel -> images
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from pipeline.command import InputError
+from pipeline.online.batch_thread import FinishedBatch, Upload
+from pipeline.online.fed_graph import FedGraph
+from pipeline.online.feed import FedBatch, Feed
+from pipeline.online.graph import GraphConfig
+from pipeline.online.pixel_cache import PixelCache
+from pipeline.online.reference import ten_placements
+from pipeline.online.shard_reader import ShardReader
+
+MakeImages = Callable[[], torch.Tensor]
+Crop = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Function (pixels, rows, placements, means) -> images; see `pipeline.online.crop_triton.CropKernel`."""
+
+
+class Images(Protocol):
+    """Makes the images of one batch after another."""
+
+    def next(self, upload: Upload) -> tuple[FedBatch, MakeImages]:
+        """Return the next batch with a function that makes its images; raises StopIteration after the last.
+
+        Args:
+            upload: Copies what the function needs to the device.
+        """
+
+
+class GraphImages:
+    """DALI does all the work.
+
+    Args:
+        feed: Batches.
+        config: Settings of the graph.
+    """
+
+    def __init__(self, feed: Feed, config: GraphConfig) -> None:
+        self._graph = FedGraph(feed, config)
+
+    def next(self, upload: Upload) -> tuple[FedBatch, MakeImages]:
+        """See `Images`."""
+        fed, images = self._graph.run()
+        return fed, lambda: images
+
+
+class KernelImages:
+    """DALI decodes, and the kernel makes the images when they are taken.
+
+    Args:
+        feed: Batches.
+        config: Settings of the graph, with the normalizer `none`.
+        crop: The kernel.
+    """
+
+    def __init__(self, feed: Feed, config: GraphConfig, crop: Crop) -> None:
+        self._graph, self._config, self._crop = FedGraph(feed, config), config, crop
+
+    def next(self, upload: Upload) -> tuple[FedBatch, MakeImages]:
+        """See `Images`."""
+        fed, pixels = self._graph.run()
+        return fed, _by_kernel(self._crop, pixels, None, fed, self._config, upload)
+
+
+class CachedImages:
+    """The kernel reads pictures from a cache, which decodes each of them once.
+
+    Args:
+        feed: Batches whose source is the cache.
+        cache: The cache.
+        config: Settings of the graph.
+        crop: The kernel.
+    """
+
+    def __init__(self, feed: Feed, cache: PixelCache, config: GraphConfig, crop: Crop) -> None:
+        self._feed, self._cache, self._config, self._crop = feed, cache, config, crop
+
+    def next(self, upload: Upload) -> tuple[FedBatch, MakeImages]:
+        """See `Images`."""
+        fed = next(self._feed)
+        if self._cache.device.type == "cpu":
+            pixels, rows = upload(self._cache.gather(fed.sample_ids)), None
+        else:
+            pixels, rows = self._cache.pixels_MHWC, upload(fed.sample_ids)
+        return fed, _by_kernel(self._crop, pixels, rows, fed, self._config, upload)
+
+
+def _by_kernel(
+    crop: Crop, pixels: torch.Tensor, rows: torch.Tensor | None, fed: FedBatch, config: GraphConfig, upload: Upload
+) -> MakeImages:
+    """Copy the parameters to the device; return the call of the kernel."""
+    placement_NK3, mean_N3 = fed.parameters.placement_N3[:, None], upload(fed.parameters.mean_N3)
+    if config.ten_crops:
+        ten = np.array(ten_placements(config.stored_size, config.crop_size), dtype=np.int32)
+        return functools.partial(crop, pixels, rows, upload(np.tile(ten, (len(fed.sample_ids), 1, 1))), mean_N3)
+    placement = upload(placement_NK3)
+    return lambda: crop(pixels, rows, placement, mean_N3)[:, 0]
+
+
+def start_images(
+    feed: Feed, reader: ShardReader, config: GraphConfig, device: torch.device, kept_on: torch.device | None
+) -> Iterator[FinishedBatch]:
+    """Build what makes the images of a feed, and return its batches; the loader's thread calls this.
+
+    Args:
+        feed: Batches; if there is a cache, it becomes their source.
+        reader: Reader of the split.
+        config: Settings of the graph; for a GPU, the normalizer is chosen here.
+        device: Device of the loader.
+        kept_on: Device of the cache of decoded pictures; None: there is no cache.
+
+    Raises:
+        InputError: Triton can't be used, and the cache needs it.
+    """
+    return _finished(_image_maker(feed, reader, config, device, kept_on), reader.class_indices, device)
+
+
+def _image_maker(
+    feed: Feed, reader: ShardReader, config: GraphConfig, device: torch.device, kept_on: torch.device | None
+) -> Images:
+    crop = None
+    if device.type == "cuda":
+        crop = _crop_kernel(config, device)
+        config = dataclasses.replace(config, normalizer="operator" if crop is None else "none")
+    if kept_on is None:
+        return GraphImages(feed, config) if crop is None else KernelImages(feed, config, crop)
+    if kept_on.type == "cuda" and crop is None:
+        raise InputError("a cache on the GPU needs Triton, see the warning; use --cache host or none")
+    feed.source = cache = PixelCache(reader, config, kept_on)
+    if crop is not None:
+        return CachedImages(feed, cache, config, crop)
+    return GraphImages(feed, dataclasses.replace(config, raw=True, whole=False))
+
+
+def _crop_kernel(config: GraphConfig, device: torch.device) -> Crop | None:
+    from pipeline.online import crop_triton  # imported here: it takes a second, and only GPUs need it
+
+    if not crop_triton.works_on(config.device_id):
+        return None
+    return crop_triton.CropKernel(
+        config.crop_size, config.divisor_3, config.mean_image_HWC, config.output_type, config.layout, device
+    )
+
+
+def _finished(images: Images, class_indices: np.ndarray, device: torch.device) -> Iterator[FinishedBatch]:
+    """Yield batches with their labels on the device; on a GPU, the thread works on a stream of its own."""
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream(device))
+    while True:
+        upload = Upload(device)
+        try:
+            fed, make_images = images.next(upload)
+        except StopIteration:
+            return
+        labels, positions = upload(class_indices[fed.sample_ids]), upload(fed.positions)
+        yield FinishedBatch(make_images, labels, positions, fed.sample_ids, fed.positions, upload.arrival())
