@@ -102,18 +102,7 @@ def evaluate(
         RuntimeError: A sample of the manifest was not evaluated exactly once.
     """
     config, batch_size = run.config, BATCH_SIZE // NUM_CROPS[crops]
-    loader = EvalLoader(
-        dataset,
-        split,
-        batch_size=batch_size,
-        rank=world.rank,
-        world_size=world.world_size,
-        augmentation=config.augmentation,
-        color_basis=run.color_basis,
-        mean_image_HWC=run.mean_image_HWC,
-        ten_crops=crops == "ten",
-        config=world.loader_config(config.decode),
-    )
+    loader = _open_loader(dataset, split, batch_size, world, run, crops)
     rows = empty_rows(dataset.num_samples(split), world.device)
     was_training = model.training
     model.eval()
@@ -134,6 +123,23 @@ def evaluate(
     if is_stopped:
         return None
     return Evaluation.of_rows(split, world.sum(rows).cpu())
+
+
+def _open_loader(
+    dataset: Dataset, split: str, batch_size: int, world: World, run: RunFolder, crops: Crops
+) -> EvalLoader:
+    return EvalLoader(
+        dataset,
+        split,
+        batch_size=batch_size,
+        rank=world.rank,
+        world_size=world.world_size,
+        augmentation=run.config.augmentation,
+        color_basis=run.color_basis,
+        mean_image_HWC=run.mean_image_HWC,
+        ten_crops=crops == "ten",
+        config=world.loader_config(run.config.decode),
+    )
 
 
 def empty_rows(num_samples: int, device: torch.device) -> torch.Tensor:

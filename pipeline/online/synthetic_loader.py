@@ -64,13 +64,14 @@ class SyntheticLoader(Iterator[Batch]):
 
     def micro_batches(self) -> Iterator[Batch]:
         """Yield the next batch in pieces; see `TrainLoader.micro_batches`."""
-        positions_N = torch.arange(*self._share.range_from(self.samples_seen))
+        first, end = self._share.range_from(self.samples_seen)
+        positions_N = torch.arange(first, end)
+        # Made on the device: a copy of the CPU's would make the process wait.
+        on_device_N = positions_N if self._device.type == "cpu" else torch.arange(first, end, device=self._device)
         for piece in self._share.pieces(self._micro_batch_size):
-            positions = positions_N[piece]
-            sample_ids = positions % self._num_samples
-            labels = (sample_ids % self._num_classes).to(self._device)
-            images = self._images[: len(positions)]
-            yield Batch(images, labels, sample_ids, positions, positions.to(self._device))
+            positions, on_device = positions_N[piece], on_device_N[piece]
+            labels, sample_ids = on_device % self._num_samples % self._num_classes, positions % self._num_samples
+            yield Batch(self._images[: len(positions)], labels, sample_ids, positions, on_device)
         self.samples_seen += self._share.global_batch_size
 
     def state_dict(self) -> dict[str, int]:

@@ -1,5 +1,7 @@
 """A wait for data is counted as far as it holds up the device."""
 
+import time
+
 import pytest
 import torch
 from gpu_timeline import Timeline
@@ -66,3 +68,26 @@ def test_waits_are_taken_once(monkeypatch):
 def test_a_gpu_has_a_clock_of_events():
     assert isinstance(clock_of(torch.device("cuda", 0)), CudaClock)
     assert isinstance(clock_of(torch.device("cpu")), CpuClock)
+
+
+@pytest.mark.gpu
+def test_a_gpu_waits_only_when_it_has_no_work():
+    clock = CudaClock()
+
+    def batches():
+        yield 0
+        time.sleep(0.1)  # while the GPU works
+        yield 1
+        torch.cuda.synchronize()
+        time.sleep(0.2)
+        yield 2
+
+    torch.cuda._sleep(1)  # loads the kernel
+    torch.cuda.synchronize()
+    data_wait = DataWait(Loader(None, []), clock)
+    for number in data_wait.watch(batches()):
+        if number == 0:
+            torch.cuda._sleep(10**9)  # about half a second
+    torch.cuda.synchronize()
+    _, while_it_worked, without_work = [clock.seconds(*wait) for wait in data_wait.take()]
+    assert while_it_worked < 0.05 and without_work > 0.15
