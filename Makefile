@@ -4,6 +4,7 @@ DALI ?= cuda13
 BIN := .venv/bin
 # The default tests share out the cores; those marked `slow` start clusters of their own, one after another.
 PYTEST_ARGS ?= -n auto
+HAS_GPU = $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
 export RAY_USAGE_STATS_ENABLED := 0
 
 .PHONY: setup demo test lint check clean
@@ -20,8 +21,12 @@ setup: .venv/ready
 demo: setup
 	$(BIN)/python -m jobs.demo
 
+# Where the machine has a GPU, the tests that need one follow in a single process, unless PYTEST_ARGS chooses the tests.
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+ifeq ($(origin PYTEST_ARGS),file)
+	if $(HAS_GPU); then $(BIN)/python -m pytest -m gpu; fi
+endif
 
 lint: setup
 	$(BIN)/ruff check .

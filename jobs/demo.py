@@ -2,8 +2,9 @@
 
     make demo
 
-Uses a Ray that already runs on this machine if this user has access to it. Otherwise it starts its own, with a private
-token, and stops it at the end. Each command is shown as a user would type it.
+Where the machine has a GPU, each worker takes one, so with a single GPU there is one worker. Uses a Ray that already
+runs on this machine if this user has access to it. Otherwise it starts its own, with a private token, and stops it at
+the end. Each command is shown as a user would type it.
 """
 
 import contextlib
@@ -25,14 +26,15 @@ from pipeline.command import InputError, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 _RECIPE = "synthetic_demo"
+_NUM_WORKERS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     """Command line of `python -m jobs.demo`."""
 
-    workers: int = 2
-    """Number of workers."""
+    workers: int | None = None
+    """Number of workers. Default: 2, or 1 on a machine with a single GPU."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,13 +49,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _stopped_on_interrupt(address, variables, run.name):
             submit = ("ray", "job", "submit", "--address", address, "--submission-id", run.name, "--working-dir", ".")
             train = ("python", "jobs/train.py", "--data", str(data), "--run", str(run), "--recipe", _RECIPE)
-            _run(*submit, "--", *train, "--workers", str(arguments.workers), variables=variables)
+            workers = num_workers(num_gpus()) if arguments.workers is None else arguments.workers
+            _run(*submit, "--", *train, "--workers", str(workers), variables=variables)
     output = _run("python", "jobs/evaluate.py", "--data", str(data), "--run", str(run))
     sys.stdout.write(
         f"\nfrom archives to a trained AlexNet in {time.monotonic() - began:.0f} s: {output.splitlines()[-1]}\n"
         f"  archives  {embedded.source_folder()}\n  dataset   {data}\n  run       {run}\n"
     )
     return 0
+
+
+def num_gpus() -> int:
+    """Return the number of GPUs of this machine that the workers may use."""
+    import torch  # here: the command's help does not wait for it
+
+    return torch.cuda.device_count()
+
+
+def num_workers(num_gpus: int) -> int:
+    """Return the number of workers for a machine with so many GPUs: each worker needs one if there are any."""
+    return min(_NUM_WORKERS, num_gpus or _NUM_WORKERS)
 
 
 def _run(*command: str, variables: dict[str, str] | None = None) -> str:

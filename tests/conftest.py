@@ -23,6 +23,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 NUM_TRAIN, NUM_VAL = 41, 10
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs, also from the commands that tests start, unless the tests that need one were asked for.
+
+    So the other tests check the same on each machine, and their processes do not share a GPU.
+    """
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def _dataset(out: Path, encoding: str, pixels: bool, num_train: int = NUM_TRAIN, size: int = 32) -> Dataset:
     source = CodedSource(out, num_train, NUM_VAL, size, pixels)
     stored = EncodingConfig(encoding=encoding, size=None if pixels else size)

@@ -7,9 +7,11 @@ import pytest
 
 pytest.importorskip("ray")
 
+from cluster.launch.placement import WorkerRange, place_workers
 from jobs import demo
 from pipeline.command import InputError
 
+ONE_GPU = {"CPU": 16.0, "GPU": 1.0}
 OWN = SimpleNamespace(address="http://127.0.0.1:1", environment={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "own"})
 
 
@@ -39,3 +41,29 @@ def test_else_one_is_started_and_talked_to_with_its_own_token(monkeypatch, capsy
     with demo._ray() as (address, variables):
         assert (address, variables) == (OWN.address, OWN.environment)
     assert f"{cause}: starting a Ray, to be stopped at the end" in capsys.readouterr().out
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """The commands of the demo, which are not run."""
+    said = []
+    monkeypatch.setattr(demo, "job_server_version", lambda address: "2.60.0")
+    monkeypatch.setattr(demo, "_run", lambda *command, variables=None: said.append(command) or "top-1 100 %")
+    return said
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "options", "workers"),
+    [(0, [], "2"), (1, [], "1"), (2, [], "2"), (8, [], "2"), (1, ["--workers", "3"], "3")],
+)
+def test_there_are_two_workers_or_one_for_a_single_gpu(num_gpus, options, workers, commands, monkeypatch):
+    monkeypatch.setattr(demo, "num_gpus", lambda: num_gpus)
+    assert demo.main(options) == 0
+    (train,) = [command for command in commands if "jobs/train.py" in command]
+    assert train[-2:] == ("--workers", workers)
+
+
+def test_the_demo_fits_onto_a_machine_with_one_gpu(monkeypatch):
+    workers = demo.num_workers(int(ONE_GPU["GPU"]))
+    placement = place_workers([ONE_GPU], WorkerRange(workers, workers), None)
+    assert (placement.num_workers, placement.gpus_per_worker, placement.cpus_per_worker) == (1, 1, 16)
