@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,13 +20,12 @@ import simplejpeg
 import torch
 import torchvision
 import webdataset
-from nvidia.dali import fn, math, pipeline_def, types
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms
 
+from benchmarks.dali_reader import dali_batches, shard_paths
 from pipeline.dataset import Dataset
 from pipeline.loader import LoaderConfig, TrainLoader
-from pipeline.online.augmentation import AugmentationConfig, divisor
 from pipeline.online.shard_reader import ShardReader
 
 _NUM_WORKERS = 2
@@ -42,74 +40,9 @@ def _ours(source: str, batch_size: int, options: dict[str, int]) -> Iterator[Any
 
 
 def _dali(source: str, batch_size: int, options: dict[str, int], noise: bool) -> Iterator[Any]:
-    """Use DALI's own reader and random numbers with the operators of this project's graph, and its output uncopied."""
-    dataset = Dataset.open(source)
-    shards = _shards(dataset)
-    config, basis, size = AugmentationConfig(), dataset.color_basis, dataset.stored_size
-    mean_3 = (basis.mean_3 * basis.pixel_scale).astype(np.float32)
-    # One row per colour: the shift per unit of each coefficient, in grey levels.
-    shift_33 = (basis.eigenvectors_33 * basis.eigenvalues_3 * basis.pixel_scale).astype(np.float32)
-
-    @pipeline_def(
-        batch_size=batch_size,
-        num_threads=options.get("num_threads", _NUM_WORKERS),
-        device_id=None,
-        prefetch_queue_depth=options.get("prefetch_batches", LoaderConfig.prefetch_batches),
-        seed=0,
-    )
-    def graph() -> Any:
-        content, label = fn.readers.webdataset(
-            paths=shards,
-            index_paths=[str(Path(shard).with_suffix(".idx")) for shard in shards],
-            ext=[dataset.member, "cls"],
-            random_shuffle=True,
-            initial_fill=_SHUFFLE_BUFFER,
-        )
-        if dataset.member == "npy":
-            pixels = fn.reshape(fn.decoders.numpy(content), layout="HWC")
-        else:
-            pixels = fn.decoders.image(
-                content,
-                output_type=types.RGB,
-                use_fast_idct=False,
-                jpeg_fancy_upsampling=True,
-                adjust_orientation=False,
-            )
-        if dataset.stores_whole_pictures:
-            height_width = fn.cast(fn.peek_image_shape(content, adjust_orientation=False), dtype=types.FLOAT)[0:2]
-            short = fn.reductions.min(height_width)
-            margins = math.floor((height_width - short) / 2)
-            pixels = fn.resize(
-                pixels,
-                size=(size, size),
-                roi_start=margins,
-                roi_end=margins + short,
-                interp_type=types.INTERP_CUBIC,
-                antialias=True,
-            )
-        mean: Any = mean_3.tolist()
-        if noise:
-            alpha_3 = fn.random.normal(stddev=config.color_noise_sigma, shape=[3])
-            shift_3 = fn.reductions.sum(types.Constant(shift_33) * alpha_3, axes=[1])
-            mean = types.Constant(mean_3) - shift_3
-        images = fn.crop_mirror_normalize(
-            pixels,
-            crop=(config.crop_of(size),) * 2,
-            crop_pos_x=fn.random.uniform(range=(0.0, 1.0)),
-            crop_pos_y=fn.random.uniform(range=(0.0, 1.0)),
-            mirror=fn.random.coin_flip(),
-            mean=mean,
-            std=divisor(config, basis).tolist(),
-            dtype=types.FLOAT,
-            output_layout="CHW",
-        )
-        return images, label
-
-    pipeline = graph()
-    pipeline.build()
-    while True:
-        images, labels = pipeline.run()
-        yield torch.from_dlpack(images.as_tensor()), labels
+    prefetch_batches = options.get("prefetch_batches", LoaderConfig.prefetch_batches)
+    num_threads = options.get("num_threads", _NUM_WORKERS)
+    return dali_batches(Dataset.open(source), batch_size, num_threads, prefetch_batches, noise=noise)
 
 
 def _torchvision(source: str, batch_size: int, resize: bool) -> Iterator[Any]:
@@ -120,7 +53,7 @@ def _torchvision(source: str, batch_size: int, resize: bool) -> Iterator[Any]:
 
 
 def _webdataset(source: str, batch_size: int, resize: bool) -> Iterator[Any]:
-    shards = _shards(Dataset.open(source))
+    shards = shard_paths(Dataset.open(source))
     samples = (
         webdataset.WebDataset(shards, shardshuffle=len(shards))
         .repeat()
@@ -142,10 +75,6 @@ def _transform(resize: bool) -> Callable[[Any], torch.Tensor]:
             transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
     )
-
-
-def _shards(dataset: Dataset) -> list[str]:
-    return [str(dataset.path / name) for name in dataset.manifest("train", ["shard"])["shard"].unique().to_pylist()]
 
 
 def _held(source: str) -> list[np.ndarray]:

@@ -56,6 +56,14 @@ class Comparison:
         bounds = [bound for bound in kept if bound is not None]
         return {**asdict(self), "value": value, "met": all(bounds) if bounds else None}
 
+    def is_measured(self, values: Values) -> bool:
+        """Return whether the values to compare are there."""
+        return all(values.get(name, {}).get(self.quantity) for name in (self.of, self.to) if name is not None)
+
+    def unmeasured(self) -> dict[str, Any]:
+        """Return the comparison without a value, in the form of `judge`."""
+        return {**asdict(self), "value": None, "met": None}
+
 
 def run_rounds(alternatives: Mapping[str, Callable[[], Mapping[str, float]]], rounds: int) -> Values:
     """Run the alternatives in turn, `rounds` times, and collect the values they return.
@@ -152,7 +160,7 @@ def _comparison_row(judged: Mapping[str, Any]) -> list[str]:
     return [
         judged["of"] + (f" / {judged['to']}" if judged["to"] else ""),
         judged["quantity"],
-        _figure(judged["value"]),
+        "not measured" if judged["value"] is None else _figure(judged["value"]),
         ", ".join(bounds) or "-",
         {True: "yes", False: "no", None: "-"}[judged["met"]],
     ]

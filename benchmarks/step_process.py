@@ -47,6 +47,7 @@ class Case:
         dropout_alone: True to time only the dropout layers, forward and backward.
         switches: Fields of `ModelConfig`.
         optimizer: Name of the optimiser.
+        plain_optimizer: True to use torch.optim.SGD with torch's own choice of kernels instead, as most people do.
         device: Device of model and images.
         cuda_graph: True to capture the step as a CUDA graph and replay it; correct samples are not counted then.
         batch_size: Samples per step.
@@ -63,6 +64,7 @@ class Case:
     dropout_alone: bool = False
     switches: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimizerName = "sgd"
+    plain_optimizer: bool = False
     device: str = "cpu"
     cuda_graph: bool = False
     batch_size: int = 64
@@ -71,18 +73,21 @@ class Case:
 
 
 def run(case: Case) -> dict[str, float]:
-    """Return the median time of a step and the peak memory of the process."""
+    """Return the median time of a step and the peak memory: of the process, or on a GPU of its tensors."""
     torch.set_num_threads(case.num_threads)
-    step = _dropout_step(case) if case.dropout_alone else training_step(case)
+    step = dropout_step(case) if case.dropout_alone else training_step(case)
+    on_gpu = torch.device(case.device).type == "cuda"
     seconds = []
     for _ in range(_WARM_UP_STEPS + case.num_steps):
         began = time.perf_counter()
         step()
+        if on_gpu:
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    return {
-        "milliseconds_per_step": 1000 * median(seconds[_WARM_UP_STEPS:]),
-        "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
+    peak_bytes = (
+        torch.cuda.max_memory_allocated() if on_gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
+    return {"milliseconds_per_step": 1000 * median(seconds[_WARM_UP_STEPS:]), "peak_megabytes": peak_bytes / 2**20}
 
 
 def training_step(case: Case) -> Callable[[], object]:
@@ -104,7 +109,12 @@ def training_step(case: Case) -> Callable[[], object]:
     labels = (torch.arange(case.batch_size) % _NUM_CLASSES).to(device)
     without_positions = case.torch_dropout or case.model == TORCHVISION
     arguments = () if without_positions else (torch.arange(case.batch_size).to(device),)
-    optimizer = build_optimizer(model, OptimizerConfig(name=case.optimizer, learning_rate=1e-4))
+    config = OptimizerConfig(name=case.optimizer, learning_rate=1e-4)
+    optimizer = (
+        torch.optim.SGD(model.parameters(), config.learning_rate, config.momentum, weight_decay=config.weight_decay)
+        if case.plain_optimizer
+        else build_optimizer(model, config)
+    )
     forward = torch.compile(model, dynamic=False) if case.compiled else model
 
     def step() -> object:
@@ -144,10 +154,10 @@ def _replace_lrn(model: nn.Module) -> None:
                 setattr(parent, name, nn.LocalResponseNorm(c.size, alpha=c.alpha * c.size, beta=c.beta, k=c.k))
 
 
-def _dropout_step(case: Case) -> Callable[[], object]:
+def dropout_step(case: Case) -> Callable[[], object]:
     """Return a step of just the model's dropout layers, on activations with their sizes and the step's dtype."""
     model = build_model(case.model, num_classes=_NUM_CLASSES, **case.switches)
-    positions = torch.arange(case.batch_size)
+    positions = torch.arange(case.batch_size).to(case.device)
     layers = []
     num_units = 0
     for layer in model.classifier:
@@ -156,7 +166,8 @@ def _dropout_step(case: Case) -> Callable[[], object]:
         elif isinstance(layer, CountedDropout):
             units = num_units or model.classifier[1].in_features
             dtype = torch.bfloat16 if case.precision == "bfloat16" else torch.float32
-            layers.append((layer, torch.randn(case.batch_size, units).to(dtype).requires_grad_()))
+            activations = torch.randn(case.batch_size, units).to(case.device, dtype).requires_grad_()
+            layers.append((layer.to(case.device), activations))
 
     def step() -> None:
         for layer, activations in layers:

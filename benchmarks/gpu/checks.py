@@ -1,8 +1,10 @@
 """The list of checks, the most valuable first.
 
-Each function here imports its check's module in the check's own process, so a failing import fails only that check.
+A check's module is imported in the check's own process, so a failing import fails only that check.
 """
 
+import functools
+import importlib
 import shlex
 import subprocess
 import sys
@@ -21,17 +23,17 @@ class Check:
 
     Attributes:
         name: Name on the command line.
-        run: Function that notes figures and raises an error if something is wrong. It must be a module's function,
-            so that another process finds it.
+        run: Function that notes figures and raises an error if something is wrong. Another process must find it: it is
+            a module's function, or `functools.partial` of one.
         phase: `compute` needs only torch, `dali` needs DALI too.
-        limit_seconds: Time after which the process is killed, in seconds.
+        seconds: Planned duration on an H100 with 16 cores, in seconds. No further case begins after it.
         needs_data: True if the check reads the datasets.
     """
 
     name: str
     run: Callable[[Trial], None]
     phase: Phase
-    limit_seconds: float
+    seconds: float
     needs_data: bool = False
 
 
@@ -51,113 +53,34 @@ def make_datasets(trial: Trial) -> None:
         raise Failed(f"`{shlex.join(command)}` ended with status {status}; see log.txt")
 
 
-def _machine(trial: Trial) -> None:
-    from benchmarks.gpu.machine import check_machine
-
-    check_machine(trial)
+def _run_named(module: str, function: str, trial: Trial) -> None:
+    getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)(trial)
 
 
-def _step(trial: Trial) -> None:
-    from benchmarks.gpu.steps import check_step
-
-    check_step(trial)
+def _check(module: str, name: str, phase: Phase, seconds: float, needs_data: bool = False) -> Check:
+    return Check(name, functools.partial(_run_named, module, f"check_{name}"), phase, seconds, needs_data)
 
 
-def _lrn(trial: Trial) -> None:
-    from benchmarks.gpu.layers import check_lrn
-
-    check_lrn(trial)
-
-
-def _dropout(trial: Trial) -> None:
-    from benchmarks.gpu.layers import check_dropout
-
-    check_dropout(trial)
-
-
-def _dali(trial: Trial) -> None:
-    from benchmarks.gpu.decoding import check_dali
-
-    check_dali(trial)
-
-
-def _parity(trial: Trial) -> None:
-    from benchmarks.gpu.decoding import check_parity
-
-    check_parity(trial)
-
-
-def _soak(trial: Trial) -> None:
-    from benchmarks.gpu.loaders import check_soak
-
-    check_soak(trial)
-
-
-def _loader(trial: Trial) -> None:
-    from benchmarks.gpu.loaders import check_loader
-
-    check_loader(trial)
-
-
-def _train(trial: Trial) -> None:
-    from benchmarks.gpu.training import check_train
-
-    check_train(trial)
-
-
-def _pytest(trial: Trial) -> None:
-    from benchmarks.gpu.own_tests import check_pytest
-
-    check_pytest(trial)
-
-
-def _sync(trial: Trial) -> None:
-    from benchmarks.gpu.training import check_sync
-
-    check_sync(trial)
-
-
-def _evaluate(trial: Trial) -> None:
-    from benchmarks.gpu.training import check_evaluate
-
-    check_evaluate(trial)
-
-
-def _profile(trial: Trial) -> None:
-    from benchmarks.gpu.steps import check_profile
-
-    check_profile(trial)
-
-
-def _ddp(trial: Trial) -> None:
-    from benchmarks.gpu.process_group import check_ddp
-
-    check_ddp(trial)
-
-
-def _compile(trial: Trial) -> None:
-    from benchmarks.gpu.steps import check_compile
-
-    check_compile(trial)
-
-
+DATASETS = Check("datasets", make_datasets, "dali", 30)
 CHECKS = {
     check.name: check
     for check in (
-        Check("machine", _machine, "compute", 40),
-        Check("step", _step, "compute", 100),
-        Check("lrn", _lrn, "compute", 40),
-        Check("dropout", _dropout, "compute", 30),
-        Check("dali", _dali, "dali", 60),
-        Check("parity", _parity, "dali", 90, needs_data=True),
-        Check("soak", _soak, "dali", 40, needs_data=True),
-        Check("loader", _loader, "dali", 110, needs_data=True),
-        Check("train", _train, "dali", 150, needs_data=True),
-        Check("pytest", _pytest, "dali", 90),
-        Check("sync", _sync, "dali", 40, needs_data=True),
-        Check("evaluate", _evaluate, "dali", 60, needs_data=True),
-        Check("profile", _profile, "compute", 40),
-        Check("ddp", _ddp, "compute", 40),
-        Check("compile", _compile, "compute", 120),
+        _check("machine", "machine", "compute", 8),
+        _check("steps", "step", "compute", 40),
+        _check("layers", "lrn", "compute", 8),
+        _check("layers", "dropout", "compute", 6),
+        _check("decoding", "dali", "dali", 8),
+        _check("decoding", "parity", "dali", 18, needs_data=True),
+        _check("end_to_end", "end_to_end", "dali", 60, needs_data=True),
+        _check("loaders", "soak", "dali", 10, needs_data=True),
+        _check("loaders", "loader", "dali", 40, needs_data=True),
+        _check("training", "sync", "dali", 8, needs_data=True),
+        _check("training", "memory", "dali", 16, needs_data=True),
+        _check("own_tests", "pytest", "dali", 25),
+        _check("training", "train", "dali", 20, needs_data=True),
+        _check("training", "evaluate", "dali", 12, needs_data=True),
+        _check("steps", "profile", "compute", 8),
+        _check("process_group", "ddp", "compute", 6),
+        _check("steps", "compile", "compute", 18),
     )
 }

@@ -1,8 +1,9 @@
-"""Checks of the training loader: images/s in many forms, and that no batch is overwritten too early."""
+"""Checks of the training loader: images/s beside its peers and in many forms; no batch is overwritten too early."""
 
 import contextlib
 import functools
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -13,8 +14,11 @@ import numpy as np
 import torch
 from nvidia.dali import fn
 
+from benchmarks.dali_reader import dali_batches
+from benchmarks.gpu.aims import BATCH_SIZE, IMAGES
+from benchmarks.gpu.threads import ThreadClock
 from benchmarks.gpu.timing import seconds_per_step, synchronize
-from benchmarks.gpu.trial import Failed, Trial
+from benchmarks.gpu.trial import Failed, Measure, Trial
 from pipeline import bench
 from pipeline.loader import TrainLoader
 from pipeline.online import graph
@@ -49,32 +53,87 @@ _OF_A_DRY_RUN = (
     "raw through pinned memory, 256",
     "original decoded by the CPU, 256",
 )
-_NUM_BEFORE_PEERS = 8  # cases that are worth more than their peers
-_SECONDS_OF_A_CASE = 14
-_NUM_PEER_PICTURES = 1024
+_SECONDS_OF_A_CASE = 5
 _ENGINES = ["nvidia-smi", "--query-gpu=utilization.jpeg,utilization.gpu", "--format=csv,noheader"]
 _NUM_SOAKED, _SOAKED_SIZE, _SOAK_TOLERANCE = 200, 96, 0.5
 _NUM_PRODUCTS = 6  # matrix products queued before the use of a batch: some milliseconds
 
 
 def check_loader(trial: Trial) -> None:
-    """Note images/s of the loader, by decoder and flags, of its stages on the CPU, and of torchvision's decoder."""
+    """Note images/s of the loader beside its peers, then by decoder and flags, and those of its stages on the CPU."""
+    ours, peer = (functools.partial(make, trial) for make in (_loader, _dali_reader))
+    trial.note_rounds(
+        {
+            "loader, JPEG": functools.partial(ours, "jpeg"),
+            "DALI's own reader, JPEG": functools.partial(peer, "jpeg"),
+            **(
+                {} if trial.is_dry else {"torchvision's decode_jpeg on the GPU": functools.partial(_torchvision, trial)}
+            ),
+            "loader, raw": functools.partial(ours, "raw"),
+            "DALI's own reader, raw": functools.partial(peer, "raw"),
+        }
+    )
     names = _OF_A_DRY_RUN if trial.is_dry else tuple(_CASES)
     cases: dict[str, Callable[[], Any]] = {name: functools.partial(_loader_pace, trial, name) for name in names}
-    peers: dict[str, Callable[[], Any]] = {
+    cases |= {
         f"{encoding}: images/s of each stage on the CPU": functools.partial(_stages, trial, encoding)
         for encoding in ("jpeg", "raw")
     }
-    if not trial.is_dry:
-        peers["torchvision's decode_jpeg on the GPU"] = functools.partial(_torchvision_pace, trial)
-    trial.note_cases(dict([*cases.items()][:_NUM_BEFORE_PEERS]) | peers | cases, _SECONDS_OF_A_CASE)
+    trial.note_cases(cases, _SECONDS_OF_A_CASE)
+
+
+def _batch_size(trial: Trial) -> int:
+    return 16 if trial.is_dry else BATCH_SIZE
+
+
+def _device(trial: Trial) -> Device:
+    return "cpu" if trial.is_dry else "gpu"
+
+
+def _loader(trial: Trial, encoding: str) -> Measure:
+    config = LoaderConfig(layout="NHWC", device=_device(trial))
+    loader = TrainLoader(trial.dataset(encoding), global_batch_size=_batch_size(trial), config=config)
+    return _batches_pace(trial, loader)
+
+
+def _dali_reader(trial: Trial, encoding: str) -> Measure:
+    config, num_threads = LoaderConfig(), len(os.sched_getaffinity(0)) + 1  # as many as the loader has
+    batches = dali_batches(
+        trial.dataset(encoding),
+        _batch_size(trial),
+        num_threads,
+        config.prefetch_batches,
+        device=_device(trial),
+        layout="NHWC",
+    )
+    return _batches_pace(trial, batches)
+
+
+def _batches_pace(trial: Trial, batches: Iterator[Any]) -> Measure:
+    def measure() -> dict[str, float]:
+        # What was made while the others were measured is used up first.
+        num_before = 2 * LoaderConfig().prefetch_batches + 2
+        seconds = seconds_per_step(functools.partial(next, batches), trial.seconds, num_before)
+        return {IMAGES: _batch_size(trial) / seconds}
+
+    return measure
+
+
+def _torchvision(trial: Trial) -> Measure:
+    """Prepare torchvision's decoder of JPEGs, which neither crops nor normalises."""
+    from torchvision.io import ImageReadMode, decode_jpeg  # here: the project itself does not need it
+
+    reader = ShardReader(trial.dataset("jpeg"), "train")
+    contents = [torch.from_numpy(np.array(reader.read(sample_id))) for sample_id in range(_batch_size(trial))]
+    decode = functools.partial(decode_jpeg, contents, mode=ImageReadMode.RGB, device=trial.device)
+    return lambda: {IMAGES: len(contents) / seconds_per_step(decode, trial.seconds)}
 
 
 def _loader_pace(trial: Trial, name: str) -> dict[str, Any]:
     """Return images/s of a loader, the number of busy cores, and the load of the GPU."""
     encoding, batch_size, fields, flags = _CASES[name]
     batch_size = 16 if trial.is_dry else batch_size
-    config = LoaderConfig(layout="NHWC", device="cpu" if trial.is_dry else "gpu", **fields)
+    config = LoaderConfig(layout="NHWC", device=_device(trial), **fields)
     engines = None
     with (
         _decoding(**flags),
@@ -87,7 +146,7 @@ def _loader_pace(trial: Trial, name: str) -> dict[str, Any]:
         for _ in range(2 * config.prefetch_batches):  # batches made while the first one was measured
             next(loader)
         synchronize()
-        began, began_cpu, num_images, elapsed = time.perf_counter(), time.process_time(), 0, 0.0
+        began, clock, num_images, elapsed = time.perf_counter(), ThreadClock(), 0, 0.0
         while not num_images or elapsed <= trial.seconds:
             next(loader)
             num_images += batch_size
@@ -95,10 +154,10 @@ def _loader_pace(trial: Trial, name: str) -> dict[str, Any]:
             if not trial.is_dry and engines is None and elapsed > trial.seconds / 2:
                 engines = subprocess.Popen(_ENGINES, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         synchronize()
-        elapsed, busy = time.perf_counter() - began, time.process_time() - began_cpu
+        elapsed, cores = time.perf_counter() - began, clock.usage().cores
     figures: dict[str, Any] = {
         "images/s": num_images / elapsed,
-        "cores": busy / elapsed,
+        "cores by thread": cores,
         "seconds to the first batch": first_batch_seconds,
     }
     if engines is not None:
@@ -128,18 +187,6 @@ def _stages(trial: Trial, encoding: str) -> dict[str, float]:
     options = ["--batch-size", "16"] if trial.is_dry else []
     bench.main([str(trial.data / encoding), "--seconds", str(seconds), "--json", str(path), *options])
     return {stage: measured["images_per_second"] for stage, measured in json.loads(path.read_text())["stages"].items()}
-
-
-def _torchvision_pace(trial: Trial) -> dict[str, float]:
-    from torchvision.io import ImageReadMode, decode_jpeg  # here: the project itself does not need it
-
-    reader = ShardReader(trial.dataset("jpeg"), "train")
-    contents = [
-        torch.from_numpy(np.array(reader.read(sample_id)))
-        for sample_id in range(min(_NUM_PEER_PICTURES, reader.num_samples))
-    ]
-    decode = functools.partial(decode_jpeg, contents, mode=ImageReadMode.RGB, device=trial.device)
-    return {"images/s": len(contents) / seconds_per_step(decode, 0.6 * trial.seconds)}
 
 
 def check_soak(trial: Trial) -> None:

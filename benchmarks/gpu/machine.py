@@ -3,35 +3,31 @@
 import ctypes
 import importlib
 import os
-import subprocess
 
 import torch
 
+from benchmarks.gpu.card import describe_card
+from benchmarks.gpu.record import PACKAGES
 from benchmarks.gpu.timing import gpu_milliseconds, seconds_per_step
 from benchmarks.gpu.trial import Trial, describe
 from benchmarks.record import environment
 
-_PACKAGES = (
-    "torch", "torchvision", "triton", "numpy", "numba", "scipy", "pyarrow", "timm", "xxhash", "simplejpeg",
-    "nvidia-dali-cuda120", "nvidia-dali-cuda130",
-)  # fmt: skip
 # Of the driver; nvJPEG reaches the JPEG engines of a card through the last one.
 _LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1", "libnvcuvid.so.1")
-_QUERY = "name,driver_version,memory.total,pcie.link.gen.current,pcie.link.width.current,clocks.sm,power.limit"
 _MATRIX_SIDE = 8192
 _NUM_LAUNCHES = 100
 
 
 def check_machine(trial: Trial) -> None:
     """Note versions and the driver's libraries, then the speed of memory, bus, matrix products and kernel launches."""
-    trial.note("environment", environment(_PACKAGES))
+    trial.note("environment", environment(PACKAGES))
     trial.note("cores that this process may use", len(os.sched_getaffinity(0)))
     for library in _LIBRARIES:
         trial.note(library, _loads(library))
     trial.note("numba.cuda, which DALI imports", _imports("numba.cuda"))
     device = trial.device
     if device.type == "cuda":
-        trial.note("card", _ask_nvidia(_QUERY))
+        trial.note("card", describe_card())
     scale = 10 if trial.is_dry else 0  # in powers of two
     big = torch.empty(1 << (30 - scale), dtype=torch.uint8, device=device)
     other = torch.empty_like(big)
@@ -70,11 +66,3 @@ def _imports(module: str) -> str:
     except Exception as error:
         return describe(error)
     return "imports"
-
-
-def _ask_nvidia(query: str) -> str:
-    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    except OSError as error:
-        return describe(error)

@@ -7,70 +7,71 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu import aims
 from benchmarks.gpu.timing import seconds_per_step, synchronize
-from benchmarks.gpu.trial import Trial
-from benchmarks.step_process import TORCHVISION, Case, training_step
+from benchmarks.gpu.trial import Measure, Trial
+from benchmarks.step_process import TORCHVISION, Case, dropout_step, training_step
 
-_OWT, _2012 = (Case(model=name, optimizer="sgd_paper") for name in ("alexnet_owt", "alexnet_2012"))
-_TORCHVISION = Case(model=TORCHVISION)
+_OWT, _2012 = (
+    Case(model=name, optimizer="sgd_paper", batch_size=aims.BATCH_SIZE) for name in ("alexnet_owt", "alexnet_2012")
+)
+_TORCHVISION = Case(model=TORCHVISION, plain_optimizer=True, batch_size=aims.BATCH_SIZE)
 _WITHOUT_LRN = replace(_2012, switches={"normalization": "none"})
-_CASES = {  # the most valuable first
-    "owt 256": replace(_OWT, batch_size=256),
-    "2012 256": replace(_2012, batch_size=256),
-    "torchvision 256": replace(_TORCHVISION, batch_size=256),
+_ALTERNATIVES = {  # measured in interleaved rounds
+    aims.STEP: _2012,
+    aims.STEP_WITHOUT_LRN: _WITHOUT_LRN,
+    aims.STEP_TORCH_LRN: replace(_2012, torch_lrn=True),
+    aims.DROPOUT: replace(_2012, dropout_alone=True),
+    aims.OWT_STEP: _OWT,
+    aims.TORCHVISION_STEP: _TORCHVISION,
+}
+_CASES = {  # measured once, the most valuable first
     "2012 128, the recipe": replace(_2012, batch_size=128),
     "owt 1024": replace(_OWT, batch_size=1024),
     "2012 1024": replace(_2012, batch_size=1024),
     "torchvision 1024": replace(_TORCHVISION, batch_size=1024),
-    "2012 256 without LRN": replace(_WITHOUT_LRN, batch_size=256),
     "2012 1024 without LRN": replace(_WITHOUT_LRN, batch_size=1024),
-    "2012 256, torch's LRN": replace(_2012, batch_size=256, torch_lrn=True),
     "2012 1024, torch's LRN": replace(_2012, batch_size=1024, torch_lrn=True),
-    "owt 256, torch's dropout": replace(_OWT, batch_size=256, torch_dropout=True),
+    "owt 256, torch's dropout": replace(_OWT, torch_dropout=True),
     "owt 1024, torch's dropout": replace(_OWT, batch_size=1024, torch_dropout=True),
     "owt 128": replace(_OWT, batch_size=128),
     "owt 4096": replace(_OWT, batch_size=4096),
     "2012 4096 without LRN": replace(_WITHOUT_LRN, batch_size=4096),
-    "owt 256 NCHW": replace(_OWT, batch_size=256, channels_last=False),
+    "owt 256 NCHW": replace(_OWT, channels_last=False),
     "owt 128, CUDA graph": replace(_OWT, batch_size=128, cuda_graph=True),
     "owt 1024, CUDA graph": replace(_OWT, batch_size=1024, cuda_graph=True),
     "2012 128, CUDA graph": replace(_2012, batch_size=128, cuda_graph=True),
     "bn 1024": Case(model="alexnet_bn", optimizer="lars", batch_size=1024),
-    "owt 256 float32": replace(_OWT, batch_size=256, precision="float32"),
+    "owt 256 float32": replace(_OWT, precision="float32"),
 }
 # Cases repeated while cuDNN tries all its kernels at the first step and keeps the fastest.
-_WITH_CUDNN_BENCHMARK = ("owt 256", "2012 256", "owt 1024")
-_COMPILED = ("owt 1024", "2012 1024", "owt 256")
-_PROFILED = ("2012 256", "owt 256")
-_OF_A_DRY_RUN = (
-    "owt 256",
-    "2012 256",
-    "torchvision 256",
-    "2012 256, torch's LRN",
-    "owt 256, torch's dropout",
-    "bn 1024",
-)
-_DRY_BATCH_SIZES = {"bn 1024": 32}  # one whole group
-_SECONDS_OF_A_CASE = 8
+_WITH_CUDNN_BENCHMARK = {"2012 256": _2012, "owt 256": _OWT, "owt 1024": _CASES["owt 1024"]}
+_COMPILED = {name: _CASES[name] for name in ("owt 1024", "2012 1024")}
+_PROFILED = {"2012 256": _2012, "owt 256": _OWT}
+_OF_A_DRY_RUN = ("owt 256, torch's dropout", "bn 1024")
+_DRY_BATCH_SIZES = {"alexnet_bn": 32}  # one whole group
+_SECONDS_OF_A_CASE = 4
 _NUM_PROFILED_STEPS, _NUM_LONGEST = 3, 6
 
 
 def check_step(trial: Trial) -> None:
-    """Note images/s of a step of several networks, and what LRN, dropout and memory layout cost."""
+    """Note images/s of a step of several networks beside torchvision's and torch's, and what LRN and dropout cost."""
+    trial.note_rounds({name: functools.partial(_prepared, trial, case) for name, case in _ALTERNATIVES.items()})
     names = _OF_A_DRY_RUN if trial.is_dry else tuple(_CASES)
-    cases = {name: functools.partial(_pace, trial, name) for name in names}
+    cases = {name: functools.partial(_pace, trial, _CASES[name]) for name in names}
     if not trial.is_dry:
         cases |= {
-            f"{name}, cuDNN benchmark": functools.partial(_pace, trial, name, tries_kernels=True)
-            for name in _WITH_CUDNN_BENCHMARK
+            f"{name}, cuDNN benchmark": functools.partial(_pace, trial, case, tries_kernels=True)
+            for name, case in _WITH_CUDNN_BENCHMARK.items()
         }
     trial.note_cases(cases, _SECONDS_OF_A_CASE)
 
 
 def check_compile(trial: Trial) -> None:
     """Note the seconds to the first compiled step of two networks, and their images/s after it."""
-    names = _COMPILED[:1] if trial.is_dry else _COMPILED
-    trial.note_cases({name: functools.partial(_compiled_pace, trial, name) for name in names}, _SECONDS_OF_A_CASE)
+    names = [*_COMPILED][:1] if trial.is_dry else [*_COMPILED]
+    cases = {name: functools.partial(_compiled_pace, trial, _COMPILED[name]) for name in names}
+    trial.note_cases(cases, _SECONDS_OF_A_CASE)
 
 
 def check_profile(trial: Trial) -> None:
@@ -80,8 +81,8 @@ def check_profile(trial: Trial) -> None:
     if not trial.is_dry:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     tables = []
-    for name in _PROFILED:
-        case = _case(trial, name)
+    for name, profiled in _PROFILED.items():
+        case = _case(trial, profiled)
         step = training_step(case)
         for _ in range(num_steps):
             step()
@@ -108,37 +109,39 @@ def check_profile(trial: Trial) -> None:
         )
 
 
-def _case(trial: Trial, name: str) -> Case:
-    batch_size = _DRY_BATCH_SIZES.get(name, 4) if trial.is_dry else _CASES[name].batch_size
-    return replace(_CASES[name], device=str(trial.device), batch_size=batch_size)
+def _case(trial: Trial, case: Case) -> Case:
+    batch_size = _DRY_BATCH_SIZES.get(case.model, 4) if trial.is_dry else case.batch_size
+    return replace(case, device=str(trial.device), batch_size=batch_size)
 
 
-def _pace(trial: Trial, name: str, tries_kernels: bool = False) -> dict[str, float]:
-    case = _case(trial, name)
+def _prepared(trial: Trial, case: Case) -> Measure:
+    """Prepare a step; return the function that measures it for a while."""
+    case = _case(trial, case)
+    step = dropout_step(case) if case.dropout_alone else training_step(case)
+
+    def measure() -> dict[str, float]:
+        seconds = seconds_per_step(step, 0.6 * trial.seconds)
+        return {aims.IMAGES: case.batch_size / seconds, aims.MILLISECONDS: 1000 * seconds}
+
+    return measure
+
+
+def _pace(trial: Trial, case: Case, tries_kernels: bool = False) -> dict[str, float]:
     torch.backends.cudnn.benchmark = tries_kernels
     if not trial.is_dry:
         torch.cuda.init()  # else there are no statistics yet
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    seconds = seconds_per_step(training_step(case), 0.6 * trial.seconds)
-    figures = {"images/s": case.batch_size / seconds, "milliseconds": 1000 * seconds}
+    figures = dict(_prepared(trial, case)())
     if not trial.is_dry:
         figures["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
     return figures
 
 
-def _compiled_pace(trial: Trial, name: str) -> dict[str, Any]:
+def _compiled_pace(trial: Trial, case: Case) -> dict[str, Any]:
     """Time a compiled step. A dry run does not compile, because that takes a minute on a CPU."""
-    case = replace(_case(trial, name), compiled=not trial.is_dry)
     torch.compiler.reset()
     began = time.perf_counter()
-    step = training_step(case)
-    step()
-    synchronize()
-    first_step_seconds = time.perf_counter() - began
-    seconds = seconds_per_step(step, 0.6 * trial.seconds)
-    return {
-        "images/s": case.batch_size / seconds,
-        "milliseconds": 1000 * seconds,
-        "seconds to the first step": first_step_seconds,
-    }
+    measure = _prepared(trial, replace(case, compiled=not trial.is_dry))
+    measure()
+    return {"seconds with the start": time.perf_counter() - began, **measure()}

@@ -16,14 +16,15 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def seconds_per_step(step: Callable[[], object], seconds: float) -> float:
+def seconds_per_step(step: Callable[[], object], seconds: float, num_warm_up: int = _WARM_UP_STEPS) -> float:
     """Return the mean wall-clock seconds of a step; steps are queued without pauses, and waited for at the end.
 
     Args:
         step: Step to time.
         seconds: Time for which the step is repeated; 0: one warm-up step and one timed step.
+        num_warm_up: Number of steps before the timed ones.
     """
-    for _ in range(_WARM_UP_STEPS if seconds else 1):
+    for _ in range(num_warm_up if seconds else 1):
         step()
     synchronize()
     began, count, elapsed = time.perf_counter(), 0, 0.0

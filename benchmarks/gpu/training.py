@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import shutil
 import statistics
 import subprocess
@@ -11,48 +10,32 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from benchmarks.gpu.aims import WAITS, WATCHED_TRAINING
+from benchmarks.gpu.timing import synchronize
+from benchmarks.gpu.trainers import ENDLESS, Enough, make_run, open_trainer, train_until
 from benchmarks.gpu.trial import Failed, Trial
-from cluster.run.run_folder import RunFolder
 from cluster.run.run_log import METRICS_JSONL, Steps, only, read_metrics
 from cluster.worker.evaluation import Crops, Evaluation, evaluate
-from cluster.worker.training import Trainer
 from cluster.worker.world import World
-from jobs.recipes import get_recipe
 from model.alexnet import build_model
 from pipeline.dataset import Dataset
 from pipeline.paths import CHECKOUT
 
-# A run that only trains: it is never evaluated, saved or given up.
-_ENDLESS = {
-    "num_epochs": 100_000.0,
-    "stuck_after_epochs": 1e6,
-    "evaluations_per_epoch": 1e-5,
-    "checkpoint_interval": 1_000_000,
-}
 # name -> recipe, encoding, batch size, further options; the most valuable first
 _JOBS: dict[str, tuple[str, str, int, list[str]]] = {
-    "owt 256, jpeg mixed": ("torchvision_owt", "jpeg", 256, []),
-    "owt 256, jpeg decoded by the CPU": ("torchvision_owt", "jpeg", 256, ["--decode", "cpu"]),
-    "2012 128, jpeg mixed, the recipe": ("krizhevsky_2012", "jpeg", 128, []),
+    "2012 256, jpeg": ("krizhevsky_2012", "jpeg", 256, []),
     "owt 1024, raw": ("torchvision_owt", "raw", 1024, []),
-    "owt 1024, jpeg decoded by the CPU": ("torchvision_owt", "jpeg", 1024, ["--decode", "cpu"]),
-    "owt 1024, no data": ("torchvision_owt", "jpeg", 1024, ["--synthetic-data"]),
+    "owt 1024, jpeg": ("torchvision_owt", "jpeg", 1024, []),
 }
-_WITH_EARLY_SWITCH = "owt 1024, raw"
-# By default Python's lock passes from the loader's thread to the one that launches kernels after 5 ms, which is as
-# long as some steps.
-_EARLY_SWITCH = "import sys; sys.setswitchinterval(0.0002)\n"
 _DRY_JOBS = {"small 8, jpeg": ("small_demo", "jpeg", 8, ["--augmentation.crop-size", "32"])}
-_SECONDS_OF_A_JOB, _SECONDS_TO_STOP = 16, 20
+_SECONDS_OF_A_JOB, _SECONDS_TO_STOP = 14, 20
+_NUM_LARGE_STEPS = 2
 _WATCHED_STEPS = (11, 19)  # between two lines of the log, because writing a line waits for the GPU
 _LARGEST_LOSS_DIFFERENCE = 0.01
 
@@ -61,19 +44,7 @@ def check_train(trial: Trial) -> None:
     """Run jobs/train.py; note its images/s and the fraction of the time that it waits for data."""
     jobs = _DRY_JOBS if trial.is_dry else _JOBS
     cases = {name: functools.partial(_run_job, trial, *job) for name, job in jobs.items()}
-    early = next(iter(jobs)) if trial.is_dry else _WITH_EARLY_SWITCH
-    cases[f"{early}, Python's lock passed early"] = functools.partial(
-        _run_job, trial, *jobs[early], environment=_with_early_switch(trial)
-    )
-    trial.note_cases(cases, _SECONDS_OF_A_JOB + _SECONDS_TO_STOP / 2)
-
-
-def _with_early_switch(trial: Trial) -> dict[str, str]:
-    """Return environment variables that make a Python process pass its lock on early."""
-    folder = trial.scratch / "early-switch"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(_EARLY_SWITCH)
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
+    trial.note_cases(cases, _SECONDS_OF_A_JOB)
 
 
 def _run_job(
@@ -82,14 +53,13 @@ def _run_job(
     encoding: str,
     batch_size: int,
     options: list[str],
-    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Train for a while and stop by SIGTERM; return the medians of the later lines of the log."""
     run = Path(tempfile.mkdtemp(dir=trial.scratch))
-    endless = [word for name, value in _ENDLESS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    endless = [word for name, value in ENDLESS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     command = [sys.executable, "jobs/train.py", "--launcher", "alone", "--data", str(trial.data / encoding)]
     command += ["--run", str(run / "run"), "--recipe", recipe, "--global-batch-size", str(batch_size)]
-    process = subprocess.Popen([*command, *endless, *options], cwd=CHECKOUT, env=os.environ | environment)
+    process = subprocess.Popen([*command, *endless, *options], cwd=CHECKOUT)
     log, ending = run / "run" / METRICS_JSONL, time.monotonic() + _SECONDS_OF_A_JOB
     while process.poll() is None and (not _lines(log) if trial.is_dry else time.monotonic() < ending):
         time.sleep(0.2)
@@ -122,42 +92,49 @@ def _lines(log: Path) -> list[Steps]:
     return only(Steps, read_metrics(log))
 
 
-class _Enough(Exception):
-    """All steps to watch are done."""
-
-
 def check_sync(trial: Trial) -> None:
     """Note which lines of a training step make the CPU wait for the GPU, by torch's warnings."""
     dataset = trial.dataset("jpeg")
-    batch_size = 4 if trial.is_dry else 64
-    run = _make_run(trial, dataset, "krizhevsky_2012", global_batch_size=batch_size, **_ENDLESS)
+    run = make_run(trial, dataset, "krizhevsky_2012", global_batch_size=4 if trial.is_dry else 64, **ENDLESS)
     first, last = (1, 2) if trial.is_dry else _WATCHED_STEPS
-    num_steps = 0
 
-    def watch(*_: object) -> None:
-        nonlocal num_steps
-        num_steps += 1
+    def watch(num_steps: int) -> None:
         if not trial.is_dry and num_steps in (first, last):
             torch.cuda.set_sync_debug_mode("warn" if num_steps == first else "default")
         if num_steps == last:
-            raise _Enough
+            raise Enough
 
-    trainer = Trainer(dataset, run, World(0, 1, trial.device))
-    hook = register_optimizer_step_post_hook(watch)
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, open_trainer(trial, dataset, run) as trainer:
         warnings.simplefilter("always")
-        try:
-            trainer.run()
-        except _Enough:
-            pass
-        finally:
-            hook.remove()
-            trainer.close()
+        train_until(trainer, watch)
     waits = [warning for warning in caught if "synchroniz" in str(warning.message)]
     lines = Counter("/".join(Path(warning.filename).parts[-2:]) + f":{warning.lineno}" for warning in waits)
-    trial.note("waits per step", len(waits) / (last - first))
+    trial.add_rounds({WATCHED_TRAINING: {WAITS: [len(waits) / (last - first)]}})
     trial.note("waits per step, by line", {line: count / (last - first) for line, count in lines.most_common(12)})
     trial.note("loss", _lines(run.metrics_path)[-1].loss)
+
+
+def check_memory(trial: Trial) -> None:
+    """Train with batches of 32,768 in micro-batches; note the memory on the device and the images/s."""
+    batch_size, micro_batch_size = (64, 32) if trial.is_dry else (32_768, 1024)
+    dataset = trial.dataset("jpeg")
+    run = make_run(trial, dataset, "bn_lars_32k", global_batch_size=batch_size, **ENDLESS)
+    num_steps, moments = _NUM_LARGE_STEPS, []
+
+    def watch(done: int) -> None:
+        synchronize()
+        moments.append(time.perf_counter())
+        if done == num_steps:
+            if not trial.is_dry:
+                free, total = torch.cuda.mem_get_info()
+                trial.note("peak GiB of torch's tensors", torch.cuda.max_memory_allocated() / 2**30)
+                trial.note("GiB in use on the card, DALI's included", (total - free) / 2**30)
+                trial.note("GiB of the card", total / 2**30)
+            raise Enough
+
+    with open_trainer(trial, dataset, run, micro_batch_size) as trainer:
+        train_until(trainer, watch)
+    trial.note("images/s", batch_size * (num_steps - 1) / (moments[-1] - moments[0]))
 
 
 def check_evaluate(trial: Trial) -> None:
@@ -178,7 +155,7 @@ def check_evaluate(trial: Trial) -> None:
 
 
 def _evaluate(trial: Trial, dataset: Dataset, device: torch.device, precision: str, crops: Crops) -> Evaluation:
-    run = _make_run(trial, dataset, "krizhevsky_2012", precision=precision, decode="cpu")
+    run = make_run(trial, dataset, "krizhevsky_2012", precision=precision, decode="cpu")
     model = build_model(**dataclasses.asdict(run.config.model), num_classes=dataset.num_classes, seed=0)
     model.to(device).to(memory_format=torch.channels_last)
     began = time.perf_counter()
@@ -190,10 +167,3 @@ def _evaluate(trial: Trial, dataset: Dataset, device: torch.device, precision: s
     }
     trial.note(f"{'CPU' if device.type == 'cpu' else 'GPU'} {precision}, {crops}", figures)
     return result
-
-
-def _make_run(trial: Trial, dataset: Dataset, recipe: str, **changes: Any) -> RunFolder:
-    config = dataclasses.replace(get_recipe(recipe), **changes)
-    if config.precision == "auto":
-        config = dataclasses.replace(config, precision="float32" if trial.is_dry else "bfloat16")
-    return RunFolder.create(Path(tempfile.mkdtemp(dir=trial.scratch)), config, dataset)

@@ -57,5 +57,6 @@ ODD = (fails, lacks_a_module, crashes, exits, hangs, leaves_a_process, works)
 if __name__ == "__main__":
     command.CHECKS.clear()
     command.CHECKS.update({run.__name__: Check(run.__name__, run, "compute", 3 if run is hangs else 60) for run in ODD})
-    command._DRY_RUN_FACTOR = command._LEAST_SECONDS = 1
+    command._DRY_RUN_FACTOR = command._LEAST_SECONDS = command._LIMIT_FACTOR = 1
+    command._LIMIT_ADDED = 0
     sys.exit(command.main(sys.argv[1:]))
