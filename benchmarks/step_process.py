@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from cluster.run.config import Precision
-from cluster.worker.precision import forward_context
+from cluster.worker.precision import forward_context, place
 from model.alexnet import build_model
 from model.batch_norm import update_running_statistics
 from model.dropout import CountedDropout
@@ -104,7 +104,7 @@ def training_step(case: Case) -> Callable[[], object]:
     if case.torch_lrn:
         _replace_lrn(model)
     layout = torch.channels_last if case.channels_last else torch.contiguous_format
-    model.to(device).to(memory_format=layout)
+    place(model, case.precision, device).to(memory_format=layout)
     images = torch.randn(case.batch_size, 3, image_size, image_size).to(device).to(memory_format=layout)
     labels = (torch.arange(case.batch_size) % _NUM_CLASSES).to(device)
     without_positions = case.torch_dropout or case.model == TORCHVISION
