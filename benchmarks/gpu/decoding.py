@@ -4,7 +4,7 @@ import itertools
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +27,18 @@ from benchmarks.gpu.trial import Failed, Trial, describe
 from pipeline.dataset import Dataset
 from pipeline.online.augmentation import AugmentationParameters
 from pipeline.online.batch import Decode, Device, Layout, OutputType
+from pipeline.online.fed_graph import Decoder
 from pipeline.online.graph import GraphConfig, build_graph
+from pipeline.online.reference import ten_placements
 from pipeline.online.shard_reader import ShardReader
 
 _VERSIONS = ("GetCudaVersion", "GetCufftVersion", "GetNppVersion", "GetNvimgcodecVersion", "GetNvjpegVersion")
 _LARGEST_DECODING_ERROR = 12  # grey levels, for blocks of equal grey at quality 95
 _DIVISOR_3 = np.array([58.4, 57.1, 57.4], np.float32)
 _EXACT = {"float32": SAME_DECODER, "float16": SAME_DECODER_FLOAT16}  # if both graphs get the same pixels
+_OPERATOR = "operator, decoded by the CPU"
 _SECONDS_OF_A_FORM = 3
+Make = Callable[[tuple[Any, ...], GraphConfig], torch.Tensor]
 
 
 def check_dali(trial: Trial) -> None:
@@ -97,9 +101,10 @@ _FORMS = (
 
 
 def check_parity(trial: Trial) -> None:
-    """Compare the GPU's graph with the CPU's in every form and encoding; note the differences in grey levels.
+    """Compare the GPU's pictures with the CPU's in every form and encoding; note the differences in grey levels.
 
-    A dry run compares DALI's operator with the kernel that the CPU's graph uses instead.
+    A GPU's pictures are made by the kernel, or by DALI's operator where the kernel can't run. A dry run compares that
+    operator with the kernel of the CPU.
     """
     wrong: list[str] = []
     differences: dict[str, list[dict[str, float]]] = {}
@@ -129,16 +134,10 @@ def _compare(trial: Trial, encoding: str, form: _Form, differences: dict[str, li
     fed, mean_image_HWC = _draw(dataset, 8 if trial.is_dry else 32)
     subtracted_HWC = mean_image_HWC if form.subtracts_image else None
     expected = _run(fed, _config(dataset, form, subtracted_HWC))
-    backends: dict[str, tuple[Device, Decode]] = {
-        "decoded by the CPU": ("cpu" if trial.is_dry else "gpu", "cpu"),
-        "mixed": ("gpu", "mixed"),
-    }
-    if encoding == "raw" or trial.is_dry:
-        del backends["mixed"]
-    for label, (device, decode) in backends.items():
+    for label, (device, decode, make) in _backends(trial, dataset).items():
         name = f"{encoding} {form}, {label}"
         try:
-            found = _run(fed, _config(dataset, form, subtracted_HWC, device, decode))
+            found = make(fed, _config(dataset, form, subtracted_HWC, device, decode))
         except Exception as error:
             trial.note(name, describe(error))
             yield f"{name}: {describe(error)}"
@@ -161,6 +160,20 @@ def _compare(trial: Trial, encoding: str, form: _Form, differences: dict[str, li
             yield f"{name}: {figures}, in grey levels"
 
 
+def _backends(trial: Trial, dataset: Dataset) -> dict[str, tuple[Device, Decode, Make]]:
+    """Return what is compared with the CPU: the device, the decoder, and the function that makes the pictures."""
+    if trial.is_dry:
+        return {_OPERATOR: ("cpu", "cpu", _run)}
+    backends: dict[str, tuple[Device, Decode, Make]] = {
+        "kernel, decoded by the CPU": ("gpu", "cpu", _run_kernel),
+        "kernel, mixed": ("gpu", "mixed", _run_kernel),
+        _OPERATOR: ("gpu", "cpu", _run),
+    }
+    if dataset.member == "npy":
+        del backends["kernel, mixed"]
+    return backends
+
+
 def _draw(dataset: Dataset, num_samples: int) -> tuple[tuple[Any, ...], np.ndarray]:
     """Return the graph's input and a mean image."""
     generator, size = np.random.default_rng(0), dataset.stored_size
@@ -176,6 +189,23 @@ def _run(fed: tuple[Any, ...], config: GraphConfig) -> torch.Tensor:
     pipeline = build_graph(lambda: fed, config)
     (output,) = pipeline.run()
     return torch.from_dlpack(output.as_tensor()).float().cpu()
+
+
+def _run_kernel(fed: tuple[Any, ...], config: GraphConfig) -> torch.Tensor:
+    """Make pictures as the loader does on a GPU: DALI decodes, and the kernel does the rest."""
+    from pipeline.online.crop_triton import CropKernel  # here: only GPUs need it
+
+    (pictures, placement_N3, mean_N3), device = fed, torch.device("cuda", config.device_id)
+    pixels = Decoder(config).decode(np.arange(len(pictures)), pictures)
+    placement_NK3 = placement_N3[:, None]
+    if config.ten_crops:
+        ten = np.array(ten_placements(config.stored_size, config.crop_size), dtype=np.int32)
+        placement_NK3 = np.tile(ten, (len(pictures), 1, 1))
+    crop = CropKernel(
+        config.crop_size, config.divisor_3, config.mean_image_HWC, config.output_type, config.layout, device
+    )
+    images = crop(pixels, None, torch.from_numpy(placement_NK3).to(device), torch.from_numpy(mean_N3).to(device))
+    return (images if config.ten_crops else images[:, 0]).float().cpu()
 
 
 def _crop_size(stored_size: int) -> int:

@@ -3,7 +3,6 @@
 import functools
 import math
 import time
-from typing import Any
 
 from benchmarks.gpu import aims
 from benchmarks.gpu.threads import ThreadClock
@@ -13,6 +12,7 @@ from benchmarks.gpu.trial import Measure, Trial
 from benchmarks.record import Values
 from benchmarks.step_process import Case, training_step
 from pipeline.loader import TrainLoader
+from pipeline.online.batch import Cache
 
 _RECIPE, _MODEL, _OPTIMIZER = "krizhevsky_2012", "alexnet_2012", "sgd_paper"
 _NUM_EPOCHS_BEFORE = 2  # in the first one a cache is filled
@@ -28,6 +28,7 @@ def check_end_to_end(trial: Trial) -> None:
             aims.COMPUTING: functools.partial(_step, trial),
             aims.LOADING: functools.partial(_loader, trial),
             aims.TRAINING: functools.partial(_training, trial, aims.TRAINING),
+            aims.TRAINING_CACHED: functools.partial(_training, trial, aims.TRAINING_CACHED, _gpu_cache(trial)),
             ON_NOISE: functools.partial(_training, trial, ON_NOISE, synthetic_data=True),
         }
     )
@@ -67,7 +68,11 @@ def _loader(trial: Trial) -> Measure:
     return measure
 
 
-def _training(trial: Trial, name: str, synthetic_data: bool = False, **loader_fields: Any) -> Measure:
+def _gpu_cache(trial: Trial) -> Cache:
+    return "host" if trial.is_dry else "gpu"
+
+
+def _training(trial: Trial, name: str, cache: Cache = "none", synthetic_data: bool = False) -> Measure:
     """Prepare training by the recipe; each round is a new run of some seconds."""
     dataset = trial.dataset("jpeg")
 
@@ -75,7 +80,7 @@ def _training(trial: Trial, name: str, synthetic_data: bool = False, **loader_fi
         run = make_run(
             trial, dataset, _RECIPE, global_batch_size=_batch_size(trial), synthetic_data=synthetic_data, **ENDLESS
         )
-        with open_trainer(trial, dataset, run, **loader_fields) as trainer:
+        with open_trainer(trial, dataset, run, cache=cache) as trainer:
             window = _Window(_num_steps_before(trial), 1.5 * trial.seconds)
             train_until(trainer, window.watch)
         trial.note(f"{name}: cores by thread", window.usage.cores)

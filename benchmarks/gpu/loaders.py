@@ -1,4 +1,4 @@
-"""Checks of the training loader: images/s beside its peers and in many forms; no batch is overwritten too early."""
+"""Check of the training loader: images/s beside its peers, from caches, and in many forms."""
 
 import contextlib
 import functools
@@ -18,45 +18,34 @@ from benchmarks.dali_reader import dali_batches
 from benchmarks.gpu.aims import BATCH_SIZE, IMAGES
 from benchmarks.gpu.threads import ThreadClock
 from benchmarks.gpu.timing import seconds_per_step, synchronize
-from benchmarks.gpu.trial import Failed, Measure, Trial
+from benchmarks.gpu.trial import Measure, Trial
 from pipeline import bench
 from pipeline.loader import TrainLoader
-from pipeline.online import graph
-from pipeline.online.batch import Device, LoaderConfig
+from pipeline.online.batch import Cache, Device, LoaderConfig
 from pipeline.online.shard_reader import ShardReader
 
-_MIXED, _FROM_CPU = {"decode": "mixed"}, {"decode": "cpu"}
+_MIXED, _FROM_CPU, _SPLIT = ({"decode": decode} for decode in ("mixed", "cpu", "split"))
 _HINTS = {"preallocate_width_hint": 256, "preallocate_height_hint": 256}
 # name -> encoding, batch size, fields of the loader, flags of DALI's decoder; the most valuable first
 _CASES: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
-    "jpeg mixed, 256": ("jpeg", 256, _MIXED, {}),
     "jpeg decoded by the CPU, 256": ("jpeg", 256, _FROM_CPU, {}),
-    "raw, 256": ("raw", 256, {}, {}),
-    "raw through pinned memory, 256": ("raw", 256, {}, {"copied": True}),
+    "jpeg split in halves, 256": ("jpeg", 256, _SPLIT | {"gpu_share": 0.5}, {}),
+    "jpeg split, three quarters by the GPU, 256": ("jpeg", 256, _SPLIT | {"gpu_share": 0.75}, {}),
+    "jpeg split, a quarter by the GPU, 256": ("jpeg", 256, _SPLIT | {"gpu_share": 0.25}, {}),
+    "jpeg mixed, JPEG engines 0 %, 256": ("jpeg", 256, _MIXED | {"hw_decoder_load": 0.0}, {}),
+    "jpeg mixed, JPEG engines 90 %, 256": ("jpeg", 256, _MIXED | {"hw_decoder_load": 0.9}, {}),
     "jpeg mixed, 1024": ("jpeg", 1024, _MIXED, {}),
-    "jpeg decoded by the CPU, 1024": ("jpeg", 1024, _FROM_CPU, {}),
     "raw, 1024": ("raw", 1024, {}, {}),
-    "raw through pinned memory, 1024": ("raw", 1024, {}, {"copied": True}),
-    "jpeg mixed, JPEG engines 0 %, 1024": ("jpeg", 1024, _MIXED, {"hw_decoder_load": 0.0}),
-    "jpeg mixed, JPEG engines 100 %, 1024": ("jpeg", 1024, _MIXED, {"hw_decoder_load": 1.0}),
-    "jpeg mixed, JPEG engines 90 %, size hints, 1024": ("jpeg", 1024, _MIXED, {"hw_decoder_load": 0.9} | _HINTS),
     "jpeg mixed, size hints, 1024": ("jpeg", 1024, _MIXED, _HINTS),
     "jpeg mixed, plain upsampling, 1024": ("jpeg", 1024, _MIXED, {"jpeg_fancy_upsampling": False}),
     "original mixed, 256": ("original", 256, _MIXED, {}),
     "original decoded by the CPU, 256": ("original", 256, _FROM_CPU, {}),
-    "jpeg decoded by the CPU, float16, 1024": ("jpeg", 1024, _FROM_CPU | {"output_type": "float16"}, {}),
+    "jpeg mixed, float16, 1024": ("jpeg", 1024, _MIXED | {"output_type": "float16"}, {}),
     "jpeg mixed, 8 threads, 1024": ("jpeg", 1024, _MIXED | {"num_threads": 8}, {}),
 }
-_OF_A_DRY_RUN = (
-    "jpeg decoded by the CPU, 256",
-    "raw, 256",
-    "raw through pinned memory, 256",
-    "original decoded by the CPU, 256",
-)
+_OF_A_DRY_RUN = ("jpeg decoded by the CPU, 256", "raw, 1024", "original decoded by the CPU, 256")
 _SECONDS_OF_A_CASE = 5
 _ENGINES = ["nvidia-smi", "--query-gpu=utilization.jpeg,utilization.gpu", "--format=csv,noheader"]
-_NUM_SOAKED, _SOAKED_SIZE, _SOAK_TOLERANCE = 200, 96, 0.5
-_NUM_PRODUCTS = 6  # matrix products queued before the use of a batch: some milliseconds
 
 
 def check_loader(trial: Trial) -> None:
@@ -65,6 +54,7 @@ def check_loader(trial: Trial) -> None:
     trial.note_rounds(
         {
             "loader, JPEG": functools.partial(ours, "jpeg"),
+            **{f"loader, JPEG, cache {cache}": functools.partial(ours, "jpeg", cache) for cache in caches(trial)},
             "DALI's own reader, JPEG": functools.partial(peer, "jpeg"),
             **(
                 {} if trial.is_dry else {"torchvision's decode_jpeg on the GPU": functools.partial(_torchvision, trial)}
@@ -90,9 +80,18 @@ def _device(trial: Trial) -> Device:
     return "cpu" if trial.is_dry else "gpu"
 
 
-def _loader(trial: Trial, encoding: str) -> Measure:
-    config = LoaderConfig(layout="NHWC", device=_device(trial))
-    loader = TrainLoader(trial.dataset(encoding), global_batch_size=_batch_size(trial), config=config)
+def caches(trial: Trial) -> tuple[Cache, ...]:
+    """Return the places where the loader can keep decoded pictures."""
+    return ("host",) if trial.is_dry else ("gpu", "host")
+
+
+def _loader(trial: Trial, encoding: str, cache: Cache = "none") -> Measure:
+    config = LoaderConfig(layout="NHWC", device=_device(trial), cache=cache)
+    dataset = trial.dataset(encoding)
+    loader = TrainLoader(dataset, global_batch_size=_batch_size(trial), config=config)
+    if cache != "none":
+        while loader.samples_seen < 2 * dataset.num_samples("train"):  # in the second epoch, every picture is there
+            next(loader)
     return _batches_pace(trial, loader)
 
 
@@ -166,17 +165,14 @@ def _loader_pace(trial: Trial, name: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _decoding(copied: bool = False, **flags: Any) -> Iterator[None]:
-    """Let the graph decode with other flags, or with `copied` pass its input through pinned memory."""
-    decoder, decoded = fn.decoders.image, graph.decoded
+def _decoding(**flags: Any) -> Iterator[None]:
+    """Let the graph decode with other flags."""
+    decoder = fn.decoders.image
 
     def decode(*arguments: Any, **options: Any) -> Any:
         return decoder(*arguments, **(options | flags))
 
-    def copy_and_decode(content: Any, config: graph.GraphConfig) -> Any:
-        return decoded(fn.copy(content) if copied else content, config)
-
-    with mock.patch.object(fn.decoders, "image", decode), mock.patch.object(graph, "decoded", copy_and_decode):
+    with mock.patch.object(fn.decoders, "image", decode):
         yield
 
 
@@ -187,36 +183,3 @@ def _stages(trial: Trial, encoding: str) -> dict[str, float]:
     options = ["--batch-size", "16"] if trial.is_dry else []
     bench.main([str(trial.data / encoding), "--seconds", str(seconds), "--json", str(path), *options])
     return {stage: measured["images_per_second"] for stage, measured in json.loads(path.read_text())["stages"].items()}
-
-
-def check_soak(trial: Trial) -> None:
-    """Use batches late, while the GPU has other work; none may be overwritten or handed out too early."""
-    expected = _weighted_sums(trial, "cpu", num_products=0)
-    found = _weighted_sums(trial, "cpu" if trial.is_dry else "gpu", num_products=_NUM_PRODUCTS)
-    apart = [(f - e).abs().max().item() for f, e in zip(found, expected, strict=True)]
-    trial.note("batches", len(apart))
-    trial.note("largest difference of a weighted sum", max(apart))
-    wrong = [number for number, difference in enumerate(apart) if not difference < _SOAK_TOLERANCE]
-    if wrong:
-        raise Failed(f"{len(wrong)} of {len(apart)} batches not equal to the CPU's, beginning with batch {wrong[0]}")
-
-
-def _weighted_sums(trial: Trial, device: Device, num_products: int) -> list[torch.Tensor]:
-    """Return a weighted sum of each picture of each batch, computed after some matrix products."""
-    num_batches, batch_size = (4, 16) if trial.is_dry else (_NUM_SOAKED, _SOAKED_SIZE)
-    config = LoaderConfig(layout="NHWC", device=device)
-    sums = []
-    with contextlib.closing(TrainLoader(trial.dataset("raw"), global_batch_size=batch_size, config=config)) as loader:
-        place = trial.device if num_products else "cpu"
-        generator = torch.Generator().manual_seed(1)
-        weights = torch.randn(3, loader.crop_size, loader.crop_size, generator=generator).to(place)
-        side = 64 if trial.is_dry else 4096
-        matrix = torch.randn(side, side, device=place)
-        for _ in range(num_batches):
-            images = next(loader).images
-            for _ in range(num_products):
-                matrix = (matrix @ matrix).clamp_(-1, 1)
-            sums.append((images * weights).sum(dim=(1, 2, 3)))
-            del images  # DALI may reuse the memory, although its use is only queued
-        synchronize()
-    return [values.cpu() for values in sums]

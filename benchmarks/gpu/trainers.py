@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks.gpu.trial import Trial
 from cluster.run.run_folder import RunFolder
+from cluster.worker.options import WorkerOptions
 from cluster.worker.training import Trainer
 from cluster.worker.world import World
 from jobs.recipes import get_recipe
 from pipeline.dataset import Dataset
-from pipeline.online.batch import LoaderConfig
+from pipeline.online.batch import Cache
 
 # A run that only trains: it is never evaluated, saved or given up.
 ENDLESS = {
@@ -31,21 +31,6 @@ class Enough(Exception):
     """All steps to watch are done."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CheckedWorld(World):
-    """The place of a single worker, with other settings of the loader.
-
-    Attributes:
-        loader_fields: Fields of `LoaderConfig` that replace those of the worker.
-    """
-
-    loader_fields: dict[str, Any] = field(default_factory=dict)
-
-    def loader_config(self, *arguments: Any, **options: Any) -> LoaderConfig:
-        """Return the worker's settings for making batches, changed."""
-        return dataclasses.replace(super().loader_config(*arguments, **options), **self.loader_fields)
-
-
 def make_run(trial: Trial, dataset: Dataset, recipe: str, **changes: Any) -> RunFolder:
     """Make a run folder for a recipe with changed fields, in a precision that fits the device."""
     config = dataclasses.replace(get_recipe(recipe), **changes)
@@ -56,15 +41,11 @@ def make_run(trial: Trial, dataset: Dataset, recipe: str, **changes: Any) -> Run
 
 @contextlib.contextmanager
 def open_trainer(
-    trial: Trial,
-    dataset: Dataset,
-    run: RunFolder,
-    micro_batch_size: int | None = None,
-    **loader_fields: Any,
+    trial: Trial, dataset: Dataset, run: RunFolder, *, cache: Cache = "none", micro_batch_size: int | None = None
 ) -> Iterator[Trainer]:
     """Open a trainer on the device, and close it at the end."""
-    world = CheckedWorld(rank=0, world_size=1, device=trial.device, loader_fields=loader_fields)
-    trainer = Trainer(dataset, run, world, micro_batch_size)
+    options = WorkerOptions(micro_batch_size=micro_batch_size, cache=cache)
+    trainer = Trainer(dataset, run, World(0, 1, trial.device), options)
     try:
         yield trainer
     finally:

@@ -132,7 +132,7 @@ def check_memory(trial: Trial) -> None:
                 trial.note("GiB of the card", total / 2**30)
             raise Enough
 
-    with open_trainer(trial, dataset, run, micro_batch_size) as trainer:
+    with open_trainer(trial, dataset, run, micro_batch_size=micro_batch_size) as trainer:
         train_until(trainer, watch)
     trial.note("images/s", batch_size * (num_steps - 1) / (moments[-1] - moments[0]))
 
