@@ -83,7 +83,7 @@ def test_a_step_asks_for_no_result(name: str, make_trainer) -> None:
     trainer.make_step()
     batch = next(trainer.loader)
     with Watch() as watch:
-        trainer.learner.step(batch, BATCH_SIZE, 0)
+        trainer.learner.step([batch], BATCH_SIZE, 0)
     trainer.close()
     assert watch.found == []
 
