@@ -7,13 +7,14 @@ A thread (`batch_thread.py`) runs the graph some batches ahead. The whole state 
 of samples that it has handed out.
 """
 
+import dataclasses
 import functools
 import itertools
 import os
 import time
 import weakref
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from pipeline.online.augmentation import (
 )
 from pipeline.online.batch import Batch, LoaderConfig
 from pipeline.online.batch_thread import BatchThread, joined
+from pipeline.online.decoding_trial import Decoding, decoding_rates
 from pipeline.online.feed import Draw, Feed, Identify
 from pipeline.online.graph import GraphConfig
 from pipeline.online.image_makers import start_images
@@ -56,6 +58,7 @@ class _Loader(Iterator[Batch]):
         ten_crops: bool = False,
     ) -> None:
         self._reader = ShardReader(dataset, split, config.on_bad_sample)
+        self._dataset = dataset
         self._augmentation, self._basis, self._config = augmentation, color_basis, config
         self._stored_size = dataset.stored_size
         try:
@@ -117,6 +120,14 @@ class _Loader(Iterator[Batch]):
         self._thread = BatchThread(start, self._device, self._graph_config.prefetch_batches)
         self._stop_thread = weakref.finalize(self, self._thread.stop)  # also when the interpreter exits
         return self._thread
+
+    def decoding_rates(self, ways: Sequence[Decoding]) -> list[float]:
+        """Return the images per second of several ways to decode the training set; see `decoding_trial`."""
+        return decoding_rates(self._dataset, ways, self._graph_config)
+
+    def decode_by(self, way: Decoding) -> None:
+        """Decode in this way from now on; called before the first batch."""
+        self._graph_config = dataclasses.replace(self._graph_config, **dataclasses.asdict(way))
 
     def close(self) -> None:
         """Stop the thread and DALI, and release their memory."""

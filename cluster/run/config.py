@@ -26,8 +26,9 @@ class TrainingConfig:
         optimizer: Weight update and learning rate.
         augmentation: Steps from a stored picture to the model's input.
         streams: Settings for reading shards one after another, for slow disks.
-        decode: Device that decodes JPEGs: `cpu` gives the same bits with and without a GPU, `mixed` also uses the GPU;
-            None: `mixed` if there is a GPU.
+        decode: Device that decodes training JPEGs: `cpu` gives the same bits with and without a GPU, `mixed` also uses
+            the GPU; None: `mixed` if there is a GPU. `auto`: CPU, GPU, or each a share of the samples, whatever a trial
+            at the start finds fastest; the choice is kept in the checkpoints.
         on_bad_sample: Treatment of a training sample whose bytes have changed: an `error`, or it is replaced and
             counted.
         synthetic_data: True to train on noise of the right shape, which takes no time to make, so that only computation
@@ -55,7 +56,7 @@ class TrainingConfig:
     optimizer: OptimizerConfig
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     streams: StreamConfig = field(default_factory=StreamConfig)
-    decode: Literal["cpu", "mixed"] | None = None
+    decode: Literal["cpu", "mixed", "auto"] | None = None
     on_bad_sample: OnBadSample = "error"
     synthetic_data: bool = False
     global_batch_size: int

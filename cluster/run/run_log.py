@@ -50,6 +50,22 @@ class Started(Line):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecodingChosen(Line):
+    """The way to decode was chosen by a trial (`decode: auto`).
+
+    Attributes:
+        decode: Decoder; this and the other fields are those of `pipeline.online.batch.LoaderConfig`.
+        gpu_share: Fraction of the samples that the GPU decodes.
+        hw_decoder_load: Fraction of these that the GPU's JPEG engines decode.
+    """
+
+    kind: ClassVar[str] = "decoding"
+    decode: str
+    gpu_share: float
+    hw_decoder_load: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Steps(Line):
     """The training steps since the last line.
 
@@ -225,7 +241,7 @@ class Finished(Line):
 
 
 METRICS_JSONL, LAUNCHES_JSONL = "metrics.jsonl", "launches.jsonl"
-_METRICS: tuple[type[Line], ...] = (Started, Steps, Evaluated, Stalled, Warned, Resumed, Stopped)
+_METRICS: tuple[type[Line], ...] = (Started, DecodingChosen, Steps, Evaluated, Stalled, Warned, Resumed, Stopped)
 _LAUNCHES: tuple[type[Line], ...] = (Launched, Lost, Changed, Resizing, Stopping, Finished)
 LineT = TypeVar("LineT", bound=Line)
 

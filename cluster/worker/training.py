@@ -6,6 +6,7 @@ workers (`cluster/exchange/`), and `step_log.py` records it.
 """
 
 import contextlib
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from cluster.exchange.allreduce import AllReduce
 from cluster.exchange.base import MakeExchange
 from cluster.run.run_folder import RunFolder
-from cluster.run.run_log import Evaluated, Line, Resumed, RunLog, Stalled, Started, Stopped, Warned
+from cluster.run.run_log import DecodingChosen, Evaluated, Line, Resumed, RunLog, Stalled, Started, Stopped, Warned
 from cluster.worker.checkpoint_schedule import CheckpointSchedule
 from cluster.worker.data_wait import DataWait
 from cluster.worker.device_clock import clock_of
@@ -30,6 +31,7 @@ from cluster.worker.world import World
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.loader import TrainLoader
+from pipeline.online.decoding_trial import Decoding, choose_decoding
 from pipeline.online.synthetic_loader import SyntheticLoader
 
 _LINE_INTERVAL = 20
@@ -97,6 +99,7 @@ class Trainer:
         total_steps = self.progress.total_steps
         self.learner = Learner(config, dataset.num_classes, total_steps, world, exchange)
         self._keeps_rank_states = exchange.keeps_state
+        self._decoding: Decoding | None = None  # chosen by a trial
         with contextlib.ExitStack() as resources:
             # Only the first worker writes.
             self._log = RunLog(run.metrics_path, lock_seconds) if world.is_first else None
@@ -161,6 +164,8 @@ class Trainer:
         if self._writer is None and not self._keeps_rank_states:
             return
         state = self.learner.state_dict() | self.progress.state_dict()
+        if self._decoding is not None:
+            state["decoding"] = dataclasses.asdict(self._decoding)
         if self._writer is not None:
             self._writer.save(state, self.progress.step, is_best)
             if self._config.checkpoint_interval == 1:  # it must be complete before the next step
@@ -216,7 +221,14 @@ class Trainer:
             return SyntheticLoader(
                 num_samples=num_samples, num_classes=dataset.num_classes, crop_size=crop_size, **share
             )
-        return TrainLoader(dataset, augmentation=config.augmentation, streams=config.streams, **share)
+        loader = TrainLoader(dataset, augmentation=config.augmentation, streams=config.streams, **share)
+        if config.decode == "auto" and world.device.type == "cuda" and dataset.member != "npy":
+            self._decoding = self._decoding or choose_decoding(
+                lambda ways: world.sum(torch.tensor(loader.decoding_rates(ways))).tolist()
+            )
+            loader.decode_by(self._decoding)
+            self._write(DecodingChosen(**dataclasses.asdict(self._decoding)))
+        return loader
 
     def _restore(self) -> None:
         """Restore the newest complete checkpoint, chosen by the first worker, since others may see an older folder."""
@@ -232,6 +244,7 @@ class Trainer:
         if state is not None:
             messages += filter(None, [self.learner.load_state_dict(state)])
             self.progress.load_state_dict(state)
+            self._decoding = Decoding(**state["decoding"]) if "decoding" in state else None
         if not self._world.is_first:
             return
         self._run.checkpoints.remove_leftovers(step)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -58,7 +58,7 @@ class World:
 
     def loader_config(
         self,
-        decode: Decode | None,
+        decode: Decode | Literal["auto"] | None,
         on_bad_sample: OnBadSample = "error",
         group_size: int = 1,
         options: WorkerOptions | None = None,
@@ -75,7 +75,7 @@ class World:
             raise InputError("--cache is `gpu`, but a worker has no GPU; train with --cache host, or none")
         return LoaderConfig(
             device="gpu" if self.device.type == "cuda" else "cpu",
-            decode=decode,
+            decode=None if decode == "auto" else decode,
             device_id=self.device.index or 0,
             num_threads=self.num_threads,
             layout="NHWC",

@@ -8,6 +8,7 @@ import pytest
 
 from cluster.run.run_log import (
     Changed,
+    DecodingChosen,
     Evaluated,
     Finished,
     Launched,
@@ -42,6 +43,10 @@ STEPS = Steps(
 )
 METRICS: list[tuple[Line, str]] = [
     (Started(step=0, world_size=2), '{"kind": "start", "step": 0, "world_size": 2, "time": '),
+    (
+        DecodingChosen(decode="split", gpu_share=0.25, hw_decoder_load=1.0),
+        '{"kind": "decoding", "decode": "split", "gpu_share": 0.25, "hw_decoder_load": 1.0, "time": ',
+    ),
     (
         STEPS,
         '{"kind": "step", "step": 2, "samples_seen": 24, "epoch": 0.5, "loss": 1.5, "top1": 0.25, '
