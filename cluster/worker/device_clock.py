@@ -50,14 +50,21 @@ class CpuClock:
 
 
 class CudaClock:
-    """The clock of a GPU's current stream."""
+    """The clock of a GPU's current stream.
+
+    Args:
+        device: The GPU, which need not be the current one.
+    """
 
     lags = True
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
 
     def mark(self) -> Moment:
         """See `DeviceClock`."""
         event = torch.cuda.Event(enable_timing=True, blocking=True)  # blocking: a thread that waits takes no core
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event
 
     def wait(self, moment: Moment) -> None:
@@ -73,4 +80,4 @@ class CudaClock:
 
 def clock_of(device: torch.device) -> DeviceClock:
     """Return the clock of a worker's device."""
-    return CudaClock() if device.type == "cuda" else CpuClock()
+    return CudaClock(device) if device.type == "cuda" else CpuClock()

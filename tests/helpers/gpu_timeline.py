@@ -15,6 +15,7 @@ class Timeline:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self._free, self.num_waits = 0.0, 0.0, 0
         monkeypatch.setattr(torch.cuda, "Event", lambda **options: _Event(self))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: device)
 
     def work(self, seconds: float) -> None:
         """Give the GPU work; it begins when it is free."""
@@ -29,7 +30,8 @@ class _Event:
     def __init__(self, timeline: Timeline) -> None:
         self._timeline = timeline
 
-    def record(self) -> None:
+    def record(self, stream: torch.device) -> None:
+        assert stream.type == "cuda"
         self.reached = self._timeline.reach()
 
     def synchronize(self) -> None:

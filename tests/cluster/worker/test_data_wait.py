@@ -9,6 +9,8 @@ from gpu_timeline import Timeline
 from cluster.worker.data_wait import DataWait
 from cluster.worker.device_clock import CpuClock, CudaClock, clock_of
 
+GPU = torch.device("cuda", 0)
+
 
 class Loader:
     """Hands out batches that become ready at given times."""
@@ -41,13 +43,13 @@ def _waits(monkeypatch, ready: list[float], clock, step_seconds: float = 1.0) ->
 
 def test_a_process_that_waits_ahead_of_its_gpu_holds_up_nothing(monkeypatch):
     # Batches come as fast as steps are made: the process waits all the time, the GPU for the first batch alone.
-    device, process = _waits(monkeypatch, [0.5, 1.0, 2.0, 3.0, 4.0], CudaClock())
+    device, process = _waits(monkeypatch, [0.5, 1.0, 2.0, 3.0, 4.0], CudaClock(GPU))
     assert (device, process) == (pytest.approx(0.5), pytest.approx(4.0))
 
 
 def test_a_gpu_waits_for_what_comes_after_its_work_was_done(monkeypatch):
     # Steps end at 1, 3 (begun at 2) and 5.5 (begun at 4.5): the batches of 2 and 4.5 came 1 and 1.5 seconds late.
-    device, _ = _waits(monkeypatch, [0.0, 2.0, 4.5], CudaClock())
+    device, _ = _waits(monkeypatch, [0.0, 2.0, 4.5], CudaClock(GPU))
     assert device == pytest.approx(1 + 1.5)
 
 
@@ -66,13 +68,13 @@ def test_waits_are_taken_once(monkeypatch):
 
 
 def test_a_gpu_has_a_clock_of_events():
-    assert isinstance(clock_of(torch.device("cuda", 0)), CudaClock)
+    assert isinstance(clock_of(GPU), CudaClock)
     assert isinstance(clock_of(torch.device("cpu")), CpuClock)
 
 
 @pytest.mark.gpu
 def test_a_gpu_waits_only_when_it_has_no_work():
-    clock = CudaClock()
+    clock = CudaClock(GPU)
 
     def batches():
         yield 0

@@ -1,8 +1,10 @@
 """Lines of a worker whose device lags are those of one whose device does not, written a line later."""
 
 import dataclasses
+import json
 
 import pytest
+import torch
 from gpu_timeline import Timeline
 from runs import ALONE, CONFIG, entries, losses
 
@@ -26,7 +28,7 @@ def timeline(monkeypatch) -> Timeline:
         return step(*arguments)
 
     monkeypatch.setattr(Learner, "step", slow_step)
-    monkeypatch.setattr("cluster.worker.training.clock_of", lambda device: CudaClock())
+    monkeypatch.setattr("cluster.worker.training.clock_of", lambda device: CudaClock(torch.device("cuda", 1)))
     return timeline
 
 
@@ -47,17 +49,17 @@ def _told(run: RunFolder) -> list[dict]:
 
 
 def test_the_lines_are_those_of_a_device_that_does_not_lag(raw_dataset, tmp_path, request):
-    straight = _trained(raw_dataset, tmp_path / "straight")
+    config = dataclasses.replace(CONFIG, checkpoint_interval=1000)  # and at each evaluation that is the best so far
+    straight = _trained(raw_dataset, tmp_path / "straight", config)
     request.getfixturevalue("timeline")
-    run = _trained(raw_dataset, tmp_path / "lagging")
+    run = _trained(raw_dataset, tmp_path / "lagging", config)
     assert _told(run) == _told(straight) and run.result == straight.result
-    assert [(line["kind"], line.get("step")) for line in _all(run) if line["kind"] != "step"] == [
-        (line["kind"], line.get("step")) for line in _all(straight) if line["kind"] != "step"
-    ]
+    assert _order(run) == _order(straight)
 
 
-def _all(run: RunFolder) -> list[dict]:
-    return [line for kind in ("start", "evaluation", "stop") for line in entries(run, kind)]
+def _order(run: RunFolder) -> list[tuple[str, int]]:
+    lines = [json.loads(line) for line in run.metrics_path.read_text().splitlines()]
+    return [(line["kind"], line["step"]) for line in lines]
 
 
 def test_a_line_is_written_when_the_next_one_is_due_and_by_its_times_on_the_device(raw_dataset, tmp_path, timeline):

@@ -133,3 +133,16 @@ def test_workers_with_fewer_batches_are_asked_as_often(world_size, straight, raw
             assert world_size > 1 and "were not evaluated exactly once" in str(error)
         counts.add(never.num_asked)
     assert counts == {math.ceil(math.ceil(41 / world_size) / 2)}
+
+
+def test_fast_steps_before_do_not_delay_the_questions_of_an_evaluation(straight, raw_dataset, monkeypatch):
+    monkeypatch.setattr("cluster.worker.stopping.ASK_SECONDS", 1e9)
+    wants_to_stop = AfterQuestions(10**9)
+    world = dataclasses.replace(ALONE, wants_to_stop=wants_to_stop)
+    stop = StopAgreement(world)
+    for _ in range(100):
+        stop.ask()
+        assert not stop.is_reached()
+    wants_to_stop.number = wants_to_stop.num_asked + 1
+    model, _ = load_model(straight, ALONE.device)
+    assert evaluate(model, raw_dataset, "val", world, straight, stop=stop) is None
