@@ -2,11 +2,13 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from pipeline import bench
+from pipeline.bench_stages import CPU_DECODE, FULL, JPEG_LIBRARY, MEMORY_COPY, PCIE_COPY, STAGES
 from pipeline.command import InputError
 from pipeline.loader import LoaderConfig, TrainLoader
 from pipeline.online.augmentation import AugmentationConfig, draw_parameters
@@ -14,7 +16,7 @@ from pipeline.online.shard_reader import ShardReader
 from pipeline.online.stage_graphs import build_augment_graph, build_decode_graph
 from pipeline.system.processor import this_processor
 
-ALL = [*bench.STAGES, bench.FULL, bench.JPEG_LIBRARY, bench.MEMORY_COPY]
+ALL = [*STAGES, FULL, JPEG_LIBRARY, MEMORY_COPY]
 FIXTURES = ["raw_dataset", "jpeg_dataset", "original_dataset"]
 QUICK = ["--batch-size", "8", "--threads", "1", "--seconds", "0.01"]
 
@@ -26,7 +28,7 @@ def test_every_stage_is_measured_and_the_document_has_the_tables_figures(fixture
     assert bench.main([str(dataset.path), *QUICK, "--json", str(tmp_path / "out" / "figures.json")]) == 0
     shown = capsys.readouterr()
     document = json.loads((tmp_path / "out" / "figures.json").read_text())
-    expected = [stage for stage in ALL if stage != bench.JPEG_LIBRARY or dataset.member == "jpg"]
+    expected = [stage for stage in ALL if stage != JPEG_LIBRARY or dataset.member == "jpg"]
     assert list(document["stages"]) == expected
     assert all(measured["images_per_second"] > 0 for measured in document["stages"].values())
     assert shown.out == bench.table(document) and shown.out.startswith(f"{this_processor()}\n")
@@ -37,9 +39,9 @@ def test_every_stage_is_measured_and_the_document_has_the_tables_figures(fixture
     assert document["full_of_binding_stage"] == rates["full"] / rates[document["binding_stage"]]
 
 
-@pytest.mark.parametrize("slowest", bench.STAGES)
+@pytest.mark.parametrize("slowest", STAGES)
 def test_the_slowest_stage_binds_whatever_the_whole_and_the_ceilings_reach(slowest):
-    rates = dict.fromkeys(ALL, 5.0) | dict.fromkeys(bench.STAGES, 20.0) | {slowest: 10.0}
+    rates = dict.fromkeys(ALL, 5.0) | dict.fromkeys(STAGES, 20.0) | {slowest: 10.0}
     assert bench.binding_stage(rates) == slowest
 
 
@@ -49,15 +51,17 @@ def test_the_table_divides_by_cores_and_is_aligned():
         "stages": {
             "read": {"images_per_second": 123456.0, "cores": 1},
             "decode": {"images_per_second": 3000.0, "cores": 4},
+            "augment": {"images_per_second": 90000.0, "cores": 0},
         },
         "binding_stage": "decode",
         "full_of_binding_stage": 0.5,
     }
     assert bench.table(document).splitlines() == [
         "AMD EPYC (AVX2, no bfloat16)",
-        "        images/s  cores  per core",
-        "read     123,456      1   123,456",
-        "decode     3,000      4       750",
+        "         images/s  cores  per core",
+        "read      123,456      1   123,456",
+        "decode      3,000      4       750",
+        "augment    90,000      -         -",
         "decode binds: alone it reaches 3,000 images/s, the full loader 50% of that",
     ]
 
@@ -101,6 +105,60 @@ def test_a_folder_is_no_file_for_the_figures(raw_dataset, tmp_path, capsys):
     assert capsys.readouterr().err == ""  # before anything was measured
 
 
+def test_a_changed_picture_ends_the_measurement(raw_dataset, tmp_path):
+    copy = tmp_path / "dataset"
+    shutil.copytree(raw_dataset.path, copy)
+    for shard in copy.glob("train-*.tar"):
+        content = bytearray(shard.read_bytes())
+        content[1000] ^= 1  # in the pixels of its first picture
+        shard.write_bytes(content)
+    with pytest.raises(InputError, match="a picture has changed since it was written"):
+        bench.main([str(copy), *QUICK])
+
+
 def test_no_dataset_is_refused(tmp_path):
     with pytest.raises(InputError, match="not a finished dataset"):
         bench.main([str(tmp_path), *QUICK])
+
+
+def test_without_a_gpu_nothing_is_measured_for_one(raw_dataset, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match=r"--device gpu: this machine has no GPU that can be used; leave it out"):
+        bench.main([str(raw_dataset.path), *QUICK, "--device", "gpu"])
+    assert capsys.readouterr().err == ""
+
+
+def test_the_cores_of_a_gpus_stages_are_those_of_the_host(raw_dataset, monkeypatch):
+    monkeypatch.setattr(bench, "_gpu_name", lambda: "NVIDIA H100")
+    arguments = bench.Arguments(dataset=raw_dataset.path, device="gpu", threads=1)
+    document = bench.figures(raw_dataset, arguments, dict.fromkeys([*STAGES, FULL, CPU_DECODE, PCIE_COPY], 2.0))
+    cores = {stage: measured["cores"] for stage, measured in document["stages"].items()}
+    assert cores == {"read": 1, "parameters": 1, "decode": 1, "augment": 0, FULL: 1, CPU_DECODE: 1, PCIE_COPY: 0}
+    assert document["processor"] == f"NVIDIA H100, {this_processor()}"
+
+
+def test_queued_work_is_waited_for_within_the_measurement(monkeypatch):
+    now, queued = 0.0, 0
+
+    def step():
+        nonlocal now, queued
+        now, queued = now + 1, queued + 1
+
+    def wait():
+        nonlocal now, queued
+        now, queued = now + 9 * queued, 0  # the GPU takes nine seconds for each
+
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: now)
+    assert bench._images_per_second(step, batch_size=20, seconds=5, wait=wait) == 20 / 10
+    assert bench._images_per_second(step, batch_size=20, seconds=5) == 20 / 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fixture", FIXTURES)
+def test_a_gpu_is_measured(fixture, request, tmp_path):
+    dataset = request.getfixturevalue(fixture)
+    figures = tmp_path / "figures.json"
+    assert bench.main([str(dataset.path), *QUICK, "--device", "gpu", "--json", str(figures)]) == 0
+    stages = json.loads(figures.read_text())["stages"]
+    expected = [*STAGES, FULL, *([CPU_DECODE] if dataset.member == "jpg" else []), PCIE_COPY]
+    assert list(stages) == expected and all(measured["images_per_second"] > 0 for measured in stages.values())
