@@ -291,6 +291,18 @@ class EvalLoader(_Loader):
         """Return the next batch of the pass."""
         return self._next()
 
+    def rewind(self) -> None:
+        """Begin another pass. After a whole pass the graph, its threads and their memory are used again."""
+        if self._thread is None or self._feed is None:
+            return
+        try:
+            self._thread.next()
+        except StopIteration:
+            self._feed.begin_again(self._plan()[0])
+            self._thread.begin_again()
+        else:
+            self.close()
+
     def _plan(self) -> tuple[Iterator[np.ndarray], Identify, Draw]:
         first, end = self._positions
         size = self._graph_config.max_batch_size

@@ -83,6 +83,7 @@ def evaluate(
     run: RunFolder,
     crops: Crops = "centre",
     stop: StopAgreement | None = None,
+    loader: EvalLoader | None = None,
 ) -> Evaluation | None:
     """Evaluate a model on a split; every worker calls this and gets the same result.
 
@@ -94,6 +95,8 @@ def evaluate(
         run: Run of the model, which gives the crop, normalisation, precision and the training set's colours.
         crops: `ten` averages the softmax over the ten crops of the 2012 paper (section 4.1).
         stop: Agreement of the workers to stop; None: the evaluation is not interrupted.
+        loader: Loader from `open_eval_loader` with the same arguments, which is rewound and kept open; None: one is
+            opened, and closed at the end.
 
     Returns:
         The evaluation, or None if the workers were asked to stop before its end.
@@ -101,37 +104,43 @@ def evaluate(
     Raises:
         RuntimeError: A sample of the manifest was not evaluated exactly once.
     """
-    config, batch_size = run.config, BATCH_SIZE // NUM_CROPS[crops]
-    loader = _open_loader(dataset, split, batch_size, world, run, crops)
+    config = run.config
+    batches = loader or open_eval_loader(dataset, split, world, run, crops)
+    batches.rewind()
     rows = empty_rows(dataset.num_samples(split), world.device)
     was_training = model.training
     model.eval()
     # A worker may have one sample, and so one batch, less than another, but all workers must ask equally often.
-    num_batches = math.ceil(math.ceil(dataset.num_samples(split) / world.world_size) / batch_size)
+    num_batches = math.ceil(math.ceil(dataset.num_samples(split) / world.world_size) / batch_size_of(crops))
     is_stopped = False
     if stop is not None:
         stop.renew()
     for _ in range(num_batches):
         if stop is not None:
             stop.ask()
-        if (batch := next(loader, None)) is not None:
+        if (batch := next(batches, None)) is not None:
             fill(rows, batch, log_probabilities(model, batch.images, config, world.device))
         if is_stopped := stop is not None and stop.is_reached():
             break
-    loader.close()
+    if loader is None:
+        batches.close()
     model.train(was_training)
     if is_stopped:
         return None
     return Evaluation.of_rows(split, world.sum(rows).cpu())
 
 
-def _open_loader(
-    dataset: Dataset, split: str, batch_size: int, world: World, run: RunFolder, crops: Crops
-) -> EvalLoader:
+def batch_size_of(crops: Crops) -> int:
+    """Return the number of pictures in a batch."""
+    return BATCH_SIZE // NUM_CROPS[crops]
+
+
+def open_eval_loader(dataset: Dataset, split: str, world: World, run: RunFolder, crops: Crops = "centre") -> EvalLoader:
+    """Open this worker's part of a split; the arguments are those of `evaluate`."""
     return EvalLoader(
         dataset,
         split,
-        batch_size=batch_size,
+        batch_size=batch_size_of(crops),
         rank=world.rank,
         world_size=world.world_size,
         augmentation=run.config.augmentation,

@@ -20,7 +20,7 @@ from cluster.run.run_log import DecodingChosen, Evaluated, Line, Resumed, RunLog
 from cluster.worker.checkpoint_schedule import CheckpointSchedule
 from cluster.worker.data_wait import DataWait
 from cluster.worker.device_clock import clock_of
-from cluster.worker.evaluation import evaluate
+from cluster.worker.evaluation import evaluate, open_eval_loader
 from cluster.worker.learner import Learner
 from cluster.worker.options import WorkerOptions
 from cluster.worker.progress import Progress
@@ -30,7 +30,7 @@ from cluster.worker.stopping import StopAgreement
 from cluster.worker.world import World
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
-from pipeline.loader import TrainLoader
+from pipeline.loader import EvalLoader, TrainLoader
 from pipeline.online.decoding_trial import Decoding, choose_decoding
 from pipeline.online.synthetic_loader import SyntheticLoader
 
@@ -100,6 +100,7 @@ class Trainer:
         self.learner = Learner(config, dataset.num_classes, total_steps, world, exchange)
         self._keeps_rank_states = exchange.keeps_state
         self._decoding: Decoding | None = None  # chosen by a trial
+        self._eval_loader: EvalLoader | None = None
         with contextlib.ExitStack() as resources:
             # Only the first worker writes.
             self._log = RunLog(run.metrics_path, lock_seconds) if world.is_first else None
@@ -192,7 +193,13 @@ class Trainer:
         If the workers are asked to stop meanwhile, nothing is recorded and the evaluation stays due.
         """
         began = self._clock.mark()
-        evaluation = evaluate(self.learner.model, self._dataset, "val", self._world, self._run, stop=self._stop)
+        if self._eval_loader is None and self._world.device.type == "cuda":
+            # Kept open: to build its graph again would take longer than many an evaluation.
+            self._eval_loader = open_eval_loader(self._dataset, "val", self._world, self._run)
+            self._resources.callback(self._eval_loader.close)
+        evaluation = evaluate(
+            self.learner.model, self._dataset, "val", self._world, self._run, stop=self._stop, loader=self._eval_loader
+        )
         self._steps.leave_out(began, self._clock.mark())
         self._stop.renew()  # for the steps that follow
         self._steps.write_open_line()

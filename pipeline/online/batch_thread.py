@@ -9,8 +9,9 @@ marks their arrival. Whoever takes the batch lets its own stream wait for the ev
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -102,18 +103,28 @@ def joined(batches: Sequence[Batch]) -> Batch:
     return Batch(**{name: torch.cat([getattr(batch, name) for batch in batches]) for name in vars(batches[0])})
 
 
+class Batches(Protocol):
+    """Makes batches."""
+
+    def __next__(self) -> FinishedBatch:
+        """Return the next batch; raises StopIteration after the last."""
+
+    def begin_again(self) -> None:
+        """Continue with the batches that there are after the last one."""
+
+
 class BatchThread:
     """Makes batches in a thread, a few ahead.
 
     Args:
-        start: Function that the thread calls first; it returns the batches.
+        start: Function that the thread calls first; it returns what makes the batches.
         device: Device of the batches.
         num_ahead: Number of finished batches in the queue.
     """
 
-    def __init__(self, start: Callable[[], Iterator[FinishedBatch]], device: torch.device, num_ahead: int) -> None:
+    def __init__(self, start: Callable[[], Batches], device: torch.device, num_ahead: int) -> None:
         self._queue: queue.Queue[FinishedBatch | BaseException] = queue.Queue(num_ahead)
-        self._stopping = threading.Event()
+        self._stopping, self._begins_again = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, args=(start, device), name="loader", daemon=True)
         self._thread.start()
 
@@ -130,6 +141,11 @@ class BatchThread:
             raise result
         return result
 
+    def begin_again(self) -> None:
+        """Continue with the batches that there are after the last one, which `next` has found."""
+        self._queue.get()
+        self._begins_again.set()
+
     def stop(self) -> None:
         """End the thread and release what makes the batches."""
         self._stopping.set()
@@ -140,13 +156,20 @@ class BatchThread:
             except queue.Empty:
                 self._thread.join(_POLL_SECONDS / 10)
 
-    def _run(self, start: Callable[[], Iterator[FinishedBatch]], device: torch.device) -> None:
+    def _run(self, start: Callable[[], Batches], device: torch.device) -> None:
         try:
             if device.type == "cuda":
                 torch.cuda.set_device(device)  # a new thread begins on the first GPU, whichever others use
             batches = start()
             while not self._stopping.is_set():
-                self._put(next(batches))
+                try:
+                    self._put(next(batches))
+                except StopIteration as end:
+                    self._put(end)
+                    while not self._begins_again.wait(_POLL_SECONDS) and not self._stopping.is_set():
+                        pass
+                    self._begins_again.clear()
+                    batches.begin_again()
         except BaseException as error:
             self._put(error)
 

@@ -32,6 +32,10 @@ class FedGraph:
         output = _run(self._pipeline)
         return self._under_way.popleft(), output
 
+    def begin_again(self) -> None:
+        """Run the batches that the feed has after the last one."""
+        self._pipeline.reset()
+
     def _take(self) -> tuple[Any, ...]:
         fed = next(self._feed)
         self._under_way.append(fed)

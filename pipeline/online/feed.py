@@ -69,6 +69,10 @@ class Feed(Iterator[FedBatch]):
         self.num_replaced = 0
         self._ahead: deque[tuple[np.ndarray, np.ndarray]] = deque()
 
+    def begin_again(self, positions: Iterator[np.ndarray]) -> None:
+        """Continue with other positions after the last batch."""
+        self._positions = positions
+
     def __next__(self) -> FedBatch:
         """Return the next batch; raises StopIteration after the last."""
         while len(self._ahead) <= _LOOKAHEAD and (positions := next(self._positions, None)) is not None:

@@ -7,7 +7,7 @@ CachedImages   feed -> cache of decoded pixels (`pixel_cache.py`) -> kernel -> i
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -37,6 +37,9 @@ class Images(Protocol):
             upload: Copies what the function needs to the device.
         """
 
+    def begin_again(self) -> None:
+        """Continue with the batches that the feed has after the last one."""
+
 
 class GraphImages:
     """DALI does all the work.
@@ -53,6 +56,10 @@ class GraphImages:
         """See `Images`."""
         fed, images = self._graph.run()
         return fed, lambda: images
+
+    def begin_again(self) -> None:
+        """See `Images`."""
+        self._graph.begin_again()
 
 
 class KernelImages:
@@ -71,6 +78,10 @@ class KernelImages:
         """See `Images`."""
         fed, pixels = self._graph.run()
         return fed, _by_kernel(self._crop, pixels, None, fed, self._config, upload)
+
+    def begin_again(self) -> None:
+        """See `Images`."""
+        self._graph.begin_again()
 
 
 class CachedImages:
@@ -95,6 +106,9 @@ class CachedImages:
             pixels, rows = self._cache.pixels_MHWC, upload(fed.sample_ids)
         return fed, _by_kernel(self._crop, pixels, rows, fed, self._config, upload)
 
+    def begin_again(self) -> None:
+        """See `Images`; nothing else is at its end."""
+
 
 def _by_kernel(
     crop: Crop, pixels: torch.Tensor, rows: torch.Tensor | None, fed: FedBatch, config: GraphConfig, upload: Upload
@@ -108,9 +122,35 @@ def _by_kernel(
     return lambda: crop(pixels, rows, placement, mean_N3)[:, 0]
 
 
+class FinishedBatches:
+    """The batches of a thread with their labels on the device; on a GPU, the thread works on a stream of its own.
+
+    Args:
+        images: Maker of the images.
+        class_indices: Class of each sample, by sample id; int64.
+        device: Device of the loader.
+    """
+
+    def __init__(self, images: Images, class_indices: np.ndarray, device: torch.device) -> None:
+        self._images, self._class_indices, self._device = images, class_indices, device
+        if device.type == "cuda":
+            torch.cuda.set_stream(torch.cuda.Stream(device))
+
+    def __next__(self) -> FinishedBatch:
+        """Return the next batch; raises StopIteration after the last."""
+        upload = Upload(self._device)
+        fed, make_images = self._images.next(upload)
+        labels, positions = upload(self._class_indices[fed.sample_ids]), upload(fed.positions)
+        return FinishedBatch(make_images, labels, positions, fed.sample_ids, fed.positions, upload.arrival())
+
+    def begin_again(self) -> None:
+        """Continue with the batches that the feed has after the last one."""
+        self._images.begin_again()
+
+
 def start_images(
     feed: Feed, reader: ShardReader, config: GraphConfig, device: torch.device, kept_on: torch.device | None
-) -> Iterator[FinishedBatch]:
+) -> FinishedBatches:
     """Build what makes the images of a feed, and return its batches; the loader's thread calls this.
 
     Args:
@@ -123,7 +163,7 @@ def start_images(
     Raises:
         InputError: Triton can't be used, and the cache needs it.
     """
-    return _finished(_image_maker(feed, reader, config, device, kept_on), reader.class_indices, device)
+    return FinishedBatches(_image_maker(feed, reader, config, device, kept_on), reader.class_indices, device)
 
 
 def _image_maker(
@@ -151,17 +191,3 @@ def _crop_kernel(config: GraphConfig, device: torch.device) -> Crop | None:
     return crop_triton.CropKernel(
         config.crop_size, config.divisor_3, config.mean_image_HWC, config.output_type, config.layout, device
     )
-
-
-def _finished(images: Images, class_indices: np.ndarray, device: torch.device) -> Iterator[FinishedBatch]:
-    """Yield batches with their labels on the device; on a GPU, the thread works on a stream of its own."""
-    if device.type == "cuda":
-        torch.cuda.set_stream(torch.cuda.Stream(device))
-    while True:
-        upload = Upload(device)
-        try:
-            fed, make_images = images.next(upload)
-        except StopIteration:
-            return
-        labels, positions = upload(class_indices[fed.sample_ids]), upload(fed.positions)
-        yield FinishedBatch(make_images, labels, positions, fed.sample_ids, fed.positions, upload.arrival())

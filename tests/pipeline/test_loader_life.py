@@ -14,7 +14,8 @@ import torch
 
 from pipeline import loader
 from pipeline.command import InputError
-from pipeline.loader import LoaderConfig, TrainLoader
+from pipeline.loader import EvalLoader, LoaderConfig, TrainLoader
+from pipeline.online import fed_graph
 
 
 def test_a_loader_that_nobody_holds_ends_its_thread(raw_dataset):
@@ -106,3 +107,27 @@ def test_the_thread_works_on_the_loaders_gpu(raw_dataset, monkeypatch, device, c
     with pytest.raises(InputError, match="enough"):
         next(batches)
     assert calls == chosen
+
+
+@pytest.mark.parametrize("is_gpus_way", [False, True])
+def test_a_pass_that_begins_again_uses_the_same_graph(raw_dataset, monkeypatch, is_gpus_way):
+    built, build_graph = [], fed_graph.build_graph
+    monkeypatch.setattr(fed_graph, "build_graph", lambda *arguments: built.append(0) or build_graph(*arguments))
+    batches = EvalLoader(raw_dataset, "val", batch_size=4, config=LoaderConfig(cache="host" if is_gpus_way else "none"))
+    first = [batch.images.clone() for batch in batches]
+    num_built = len(built)
+    for _ in range(2):
+        with pytest.raises(StopIteration):
+            next(batches)
+        batches.rewind()
+        assert all(torch.equal(a, b.images) for a, b in zip(first, batches, strict=True))
+    assert len(built) == num_built
+    batches.rewind()
+    next(batches)
+    batches.rewind()  # in the middle: everything is built anew
+    assert all(torch.equal(a, b.images) for a, b in zip(first, batches, strict=True))
+    assert len(built) == 2 * num_built
+    batches.close()
+    batches.rewind()
+    assert len(list(batches)) == 3
+    batches.close()

@@ -13,7 +13,7 @@ from pipeline.loader import EvalLoader, LoaderConfig, TrainLoader
 from pipeline.online import pixel_cache
 from pipeline.online.augmentation import AugmentationConfig, AugmentationParameters
 from pipeline.online.feed import Feed
-from pipeline.online.image_makers import CachedImages, KernelImages, _finished
+from pipeline.online.image_makers import CachedImages, FinishedBatches, KernelImages
 from pipeline.online.pixel_cache import PixelCache, cache_device
 from pipeline.online.reference import augment
 
@@ -63,7 +63,8 @@ def _makers(loader, kind):
         if kind == "cache on the GPU":
             cache.device = GPU  # it is asked for row numbers
         images = CachedImages(feed, cache, config, _reference_kernel(config))
-    return (batch.take("NCHW") for batch in _finished(images, loader._reader.class_indices, torch.device("cpu")))
+    batches = FinishedBatches(images, loader._reader.class_indices, torch.device("cpu"))
+    return (batch.take("NCHW") for batch in iter(lambda: next(batches, None), None))
 
 
 def _assert_equal(batch, expected):
