@@ -174,7 +174,7 @@ def dropout_step(case: Case) -> Callable[[], object]:
             output = layer(activations, positions)
             output.backward(output.detach())
 
-    return step
+    return _captured(step) if case.cuda_graph else step
 
 
 if __name__ == "__main__":

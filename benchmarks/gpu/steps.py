@@ -21,7 +21,8 @@ _ALTERNATIVES = {  # measured in interleaved rounds
     aims.STEP: _2012,
     aims.STEP_WITHOUT_LRN: _WITHOUT_LRN,
     aims.STEP_TORCH_LRN: replace(_2012, torch_lrn=True),
-    aims.DROPOUT: replace(_2012, dropout_alone=True),
+    aims.DROPOUT: replace(_2012, dropout_alone=True, cuda_graph=True),
+    aims.DROPOUT_LAUNCHED: replace(_2012, dropout_alone=True),
     aims.OWT_STEP: _OWT,
     aims.TORCHVISION_STEP: _TORCHVISION,
 }
@@ -48,8 +49,8 @@ _CASES = {  # measured once, the most valuable first
 _WITH_CUDNN_BENCHMARK = {"2012 256": _2012, "owt 256": _OWT, "owt 1024": _CASES["owt 1024"]}
 _COMPILED = {name: _CASES[name] for name in ("owt 1024", "2012 1024")}
 _PROFILED = {"2012 256": _2012, "owt 256": _OWT}
-_OF_A_DRY_RUN = ("owt 256, torch's dropout", "bn 1024")
-_DRY_BATCH_SIZES = {"alexnet_bn": 32}  # one whole group
+_OF_A_DRY_RUN = ("owt 256, torch's dropout",)
+_DRY_BATCH_SIZE = 4
 _SECONDS_OF_A_CASE = 4
 _NUM_PROFILED_STEPS, _NUM_LONGEST = 3, 6
 
@@ -110,8 +111,8 @@ def check_profile(trial: Trial) -> None:
 
 
 def _case(trial: Trial, case: Case) -> Case:
-    batch_size = _DRY_BATCH_SIZES.get(case.model, 4) if trial.is_dry else case.batch_size
-    return replace(case, device=str(trial.device), batch_size=batch_size)
+    case = replace(case, device=str(trial.device))
+    return replace(case, batch_size=_DRY_BATCH_SIZE, cuda_graph=False) if trial.is_dry else case
 
 
 def _prepared(trial: Trial, case: Case) -> Measure:

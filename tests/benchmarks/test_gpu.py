@@ -34,7 +34,7 @@ FIGURES = {
         "bfloat16 matrix product TFLOP/s",
         "microseconds per kernel launch",
     ),
-    "step": (*steps._ALTERNATIVES, "owt 256, torch's dropout", "bn 1024"),
+    "step": (*steps._ALTERNATIVES, "owt 256, torch's dropout"),
     "lrn": (
         "bfloat16, TF32 off: relative error forward, backward",
         "(2, 96, 9, 9) ours: milliseconds forward and backward",
