@@ -54,20 +54,24 @@ def test_alternatives_are_prepared_once_and_measured_in_turn(tmp_path):
     assert trial.figures == {"A": {"count": 5}, "B": {"count": 6}, "rounds": values}
 
 
-def test_an_alternative_that_fails_is_noted_and_the_others_go_on(tmp_path):
-    measured = iter([1.0, 2.0])
+def test_an_alternative_that_fails_is_noted_and_left_out_and_the_others_go_on(tmp_path):
+    outcomes = iter([1.0, "broken", 3.0])
 
-    def once_more():
-        return {"seconds": next(measured)}
+    def breaks_in_its_second_round():
+        return {"seconds": float(next(outcomes))}
 
     def unprepared():
         raise ModuleNotFoundError("No module named 'torchvision'")
 
     trial = _trial(tmp_path)
-    trial.note_rounds({"peer": unprepared, "ours": lambda: lambda: {"seconds": 4}, "breaks": lambda: once_more})
+    values = trial.note_rounds(
+        {"peer": unprepared, "ours": lambda: lambda: {"seconds": 4}, "breaks": lambda: breaks_in_its_second_round}
+    )
+    assert values == {"ours": {"seconds": [4, 4, 4]}, "breaks": {"seconds": [1]}}
     assert trial.figures["peer"] == "ModuleNotFoundError: No module named 'torchvision'"
     assert trial.figures["ours"] == {"seconds": 4}
-    assert trial.figures["breaks"] == {"seconds": 1.5, "error": "StopIteration: "}
+    error = "ValueError: could not convert string to float: 'broken'"
+    assert trial.figures["breaks"] == {"seconds": 1, "error": error}
     with pytest.raises(Failed, match="nothing succeeded: peer: ModuleNotFoundError"):
         _trial(tmp_path).note_rounds({"peer": unprepared})
 
