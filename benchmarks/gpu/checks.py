@@ -71,7 +71,7 @@ CHECKS = {
         _check("layers", "dropout", "compute", 6),
         _check("decoding", "dali", "dali", 8),
         _check("decoding", "parity", "dali", 18, needs_data=True),
-        _check("end_to_end", "end_to_end", "dali", 60, needs_data=True),
+        _check("end_to_end", "end_to_end", "dali", 62, needs_data=True),
         _check("soaks", "soak", "dali", 10, needs_data=True),
         _check("soaks", "cache", "dali", 10, needs_data=True),
         _check("loaders", "loader", "dali", 40, needs_data=True),

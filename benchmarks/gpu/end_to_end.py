@@ -1,8 +1,12 @@
 """Check of the whole: training from JPEG beside its step alone and its loader alone, in interleaved rounds."""
 
+import contextlib
+import dataclasses
 import functools
 import math
 import time
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 from benchmarks.gpu import aims
 from benchmarks.gpu.threads import ThreadClock
@@ -11,28 +15,37 @@ from benchmarks.gpu.trainers import ENDLESS, Enough, make_run, open_trainer, tra
 from benchmarks.gpu.trial import Measure, Trial
 from benchmarks.record import Values
 from benchmarks.step_process import Case, training_step
+from cluster.worker.training import Trainer
 from pipeline.loader import TrainLoader
-from pipeline.online.batch import Cache
+from pipeline.online.batch import Cache, LoaderConfig
+from pipeline.online.decoding_trial import Decoding, choose_decoding
 
-_RECIPE, _MODEL, _OPTIMIZER = "krizhevsky_2012", "alexnet_2012", "sgd_paper"
+Choose = Callable[[], Decoding | None]
+_RECIPE = "krizhevsky_2012"
+_STEP = Case(model="alexnet_2012", optimizer="sgd_paper")
 _NUM_EPOCHS_BEFORE = 2  # in the first one a cache is filled
 _NUM_STEPS_BEFORE = 8
 _DRY_BATCH_SIZE = 4
+_SECONDS_OF_A_TRAINING = 5
 ON_NOISE = "training on noise"
 
 
 def check_end_to_end(trial: Trial) -> None:
     """Note images/s of training, of its step alone and of its loader alone, and the busy cores by thread."""
+    choose = functools.cache(functools.partial(_chosen_decoding, trial))
     values = trial.note_rounds(
         {
             aims.COMPUTING: functools.partial(_step, trial),
-            aims.LOADING: functools.partial(_loader, trial),
-            aims.TRAINING: functools.partial(_training, trial, aims.TRAINING),
-            aims.TRAINING_CACHED: functools.partial(_training, trial, aims.TRAINING_CACHED, _gpu_cache(trial)),
-            ON_NOISE: functools.partial(_training, trial, ON_NOISE, synthetic_data=True),
+            aims.LOADING: functools.partial(_loader, trial, choose),
+            aims.TRAINING: functools.partial(_training, trial, aims.TRAINING, choose),
+            aims.TRAINING_CACHED: functools.partial(
+                _training, trial, aims.TRAINING_CACHED, cache="host" if trial.is_dry else "gpu"
+            ),
         }
     )
     trial.add_rounds(slower_of(values, aims.COMPUTING, aims.LOADING))
+    noise = _training(trial, ON_NOISE, synthetic_data=True)
+    trial.note_cases({ON_NOISE: noise}, _SECONDS_OF_A_TRAINING)
 
 
 def slower_of(values: Values, *alternatives: str) -> Values:
@@ -48,40 +61,46 @@ def _batch_size(trial: Trial) -> int:
 
 
 def _step(trial: Trial) -> Measure:
-    case = Case(model=_MODEL, optimizer=_OPTIMIZER, batch_size=_batch_size(trial), device=str(trial.device))
+    case = dataclasses.replace(_STEP, batch_size=_batch_size(trial), device=str(trial.device))
     step = training_step(case)
     return lambda: {aims.IMAGES: case.batch_size / seconds_per_step(step, 0.6 * trial.seconds)}
 
 
-def _loader(trial: Trial) -> Measure:
+def _chosen_decoding(trial: Trial) -> Decoding | None:
+    """Let a trial choose who decodes, as `--decode auto` does; on a CPU there is nothing to choose."""
+    if trial.is_dry:
+        return None
+    config = LoaderConfig(device="gpu", layout="NHWC")
+    with contextlib.closing(
+        TrainLoader(trial.dataset("jpeg"), global_batch_size=_batch_size(trial), config=config)
+    ) as loader:
+        chosen = choose_decoding(loader.decoding_rates)
+    trial.note("decode auto", dataclasses.asdict(chosen))
+    return chosen
+
+
+def _loader(trial: Trial, choose: Choose) -> Measure:
     """Prepare the loader that the training uses, without the training."""
-    dataset = trial.dataset("jpeg")
-    run = make_run(trial, dataset, _RECIPE, global_batch_size=_batch_size(trial), **ENDLESS)
+    decoding = choose()
 
     def measure() -> dict[str, float]:
-        with open_trainer(trial, dataset, run) as trainer:
-            loader = trainer.loader
-            assert isinstance(loader, TrainLoader)
-            seconds = seconds_per_step(lambda: next(loader), trial.seconds, _num_steps_before(trial))
+        with _trainer(trial, decoding=decoding) as trainer:
+            step = functools.partial(next, cast(TrainLoader, trainer.loader))
+            seconds = seconds_per_step(step, trial.seconds, _num_steps_before(trial))
         return {aims.IMAGES: _batch_size(trial) / seconds}
 
     return measure
 
 
-def _gpu_cache(trial: Trial) -> Cache:
-    return "host" if trial.is_dry else "gpu"
-
-
-def _training(trial: Trial, name: str, cache: Cache = "none", synthetic_data: bool = False) -> Measure:
+def _training(
+    trial: Trial, name: str, choose: Choose = lambda: None, cache: Cache = "none", synthetic_data: bool = False
+) -> Measure:
     """Prepare training by the recipe; each round is a new run of some seconds."""
-    dataset = trial.dataset("jpeg")
+    decoding = choose()
 
     def measure() -> dict[str, float]:
-        run = make_run(
-            trial, dataset, _RECIPE, global_batch_size=_batch_size(trial), synthetic_data=synthetic_data, **ENDLESS
-        )
-        with open_trainer(trial, dataset, run, cache=cache) as trainer:
-            window = _Window(_num_steps_before(trial), 1.5 * trial.seconds)
+        window = _Window(_num_steps_before(trial), 1.5 * trial.seconds)
+        with _trainer(trial, cache, decoding, synthetic_data=synthetic_data) as trainer:
             train_until(trainer, window.watch)
         trial.note(f"{name}: cores by thread", window.usage.cores)
         return {
@@ -91,6 +110,19 @@ def _training(trial: Trial, name: str, cache: Cache = "none", synthetic_data: bo
         }
 
     return measure
+
+
+@contextlib.contextmanager
+def _trainer(
+    trial: Trial, cache: Cache = "none", decoding: Decoding | None = None, **changes: Any
+) -> Iterator[Trainer]:
+    """Open a trainer of a new run of the recipe."""
+    dataset = trial.dataset("jpeg")
+    run = make_run(trial, dataset, _RECIPE, global_batch_size=_batch_size(trial), **ENDLESS, **changes)
+    with open_trainer(trial, dataset, run, cache=cache) as trainer:
+        if decoding is not None:
+            cast(TrainLoader, trainer.loader).decode_by(decoding)
+        yield trainer
 
 
 def _num_steps_before(trial: Trial) -> int:

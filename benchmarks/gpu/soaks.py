@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+from dataclasses import replace
 
 import torch
 
@@ -36,10 +37,10 @@ def check_cache(trial: Trial) -> None:
     """Compare cached pictures with uncached ones over two epochs, while the device has other work; bits must agree."""
     wrong = []
     for encoding, cache in itertools.product(("raw", "jpeg"), caches(trial)):
-        fields = {"layout": "NHWC", "device": "cpu" if trial.is_dry else "gpu", "decode": "cpu"}
+        uncached = LoaderConfig(layout="NHWC", device="cpu" if trial.is_dry else "gpu", decode="cpu")
         num_batches = _NUM_EPOCHS * -(-trial.dataset(encoding).num_samples("train") // _batch_size(trial))
-        expected = _weighted_sums(trial, encoding, LoaderConfig(**fields), num_batches, num_products=0)
-        cached = LoaderConfig(**fields, cache=cache)
+        expected = _weighted_sums(trial, encoding, uncached, num_batches, num_products=0)
+        cached = replace(uncached, cache=cache)
         found = _weighted_sums(trial, encoding, cached, num_batches, num_products=_NUM_PRODUCTS)
         different = [number for number, pair in enumerate(zip(found, expected, strict=True)) if not torch.equal(*pair)]
         trial.note(f"{encoding}, cache {cache}", {"batches": num_batches, "different": len(different)})

@@ -3,7 +3,6 @@
 import os
 import threading
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,14 +41,14 @@ class ThreadClock:
 
     def usage(self) -> Usage:
         """Return the CPU time used since the clock was made."""
-        elapsed, names = time.perf_counter() - self._began, {}
-        for thread in threading.enumerate():
-            names[thread.native_id] = thread.name
-        cores: Counter[str] = Counter()
+        elapsed = time.perf_counter() - self._began
+        names = {thread.native_id: thread.name for thread in threading.enumerate()}
+        cores: dict[str, float] = {}
         for thread_id, (comm, seconds) in _cpu_seconds().items():
             role = DALI if comm.startswith(_DALI_NAME) else names.get(thread_id, OTHERS)
-            cores[role] += (seconds - self._first.get(thread_id, (comm, 0.0))[1]) / elapsed
-        return Usage(dict(cores))
+            spent = seconds - self._first.get(thread_id, (comm, 0.0))[1]
+            cores[role] = cores.get(role, 0.0) + spent / elapsed
+        return Usage(cores)
 
 
 def parsed_stat(line: str) -> tuple[str, float]:
