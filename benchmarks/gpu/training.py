@@ -29,9 +29,14 @@ from pipeline.paths import CHECKOUT
 
 # name -> recipe, encoding, batch size, further options; the most valuable first
 _JOBS: dict[str, tuple[str, str, int, list[str]]] = {
-    "2012 256, jpeg": ("krizhevsky_2012", "jpeg", 256, []),
-    "owt 1024, raw": ("torchvision_owt", "raw", 1024, []),
-    "owt 1024, jpeg": ("torchvision_owt", "jpeg", 1024, []),
+    "2012 256, jpeg, decode auto, no cache": (
+        "krizhevsky_2012",
+        "jpeg",
+        256,
+        ["--decode", "auto", "--cache", "none"],
+    ),
+    "2012 256, jpeg, defaults": ("krizhevsky_2012", "jpeg", 256, []),
+    "owt 1024, raw, no cache": ("torchvision_owt", "raw", 1024, ["--cache", "none"]),
 }
 _DRY_JOBS = {"small 8, jpeg": ("small_demo", "jpeg", 8, ["--augmentation.crop-size", "32"])}
 _SECONDS_OF_A_JOB, _SECONDS_TO_STOP = 14, 20
