@@ -44,10 +44,12 @@ FIGURES = {
     "parity": tuple(f"{encoding} NHWC float32, operator, decoded by the CPU" for encoding in datasets.ENCODINGS),
     "soak": ("batches", "largest difference of a weighted sum"),
     "end_to_end": (aims.COMPUTING, aims.LOADING, aims.SLOWER, aims.TRAINING, aims.TRAINING_CACHED, end_to_end.ON_NOISE),
+    "cache": ("raw, cache host", "jpeg, cache host"),
     "loader": (
         "loader, JPEG",
+        "loader, JPEG, cache host",
         "DALI's own reader, raw",
-        "raw, 256",
+        "raw, 1024",
         "original decoded by the CPU, 256",
         "jpeg: images/s of each stage on the CPU",
     ),
