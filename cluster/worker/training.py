@@ -144,7 +144,7 @@ class Trainer:
             self._write(Stopped(step=progress.step))
 
     def close(self) -> None:
-        """Release the loader, the checkpoint writer and the log."""
+        """Release the loader, the writer and the log."""
         self._resources.close()
 
     def make_step(self) -> None:
