@@ -37,7 +37,7 @@ class GhostBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_channels))
         self.register_buffer("running_mean", torch.zeros(num_channels))
         self.register_buffer("running_variance", torch.ones(num_channels))
-        # The means, the variances and a one for each group since the last update. This is not a buffer, since
+        # Sums of the means, of the variances and of the number of groups since the last update. Not a buffer, since
         # DistributedDataParallel would overwrite a buffer with the first worker's.
         self.pending: list[Tensor] = []
 
@@ -59,6 +59,30 @@ class GhostBatchNorm(nn.Module):
             return functional.batch_norm(
                 activations, self.running_mean, self.running_variance, self.weight, self.bias, eps=_EPSILON
             )
+        if activations.device.type == "cuda":
+            return self._normalise_at_once(activations)
+        return self._normalise_one_by_one(activations)
+
+    def _normalise_at_once(self, activations: Tensor) -> Tensor:
+        """Normalise all whole groups by one operator, which takes the channels of each group as channels of its own."""
+        num_groups, num_others = divmod(len(activations), self.group_size)
+        if not num_groups:
+            return self._normalise_one_by_one(activations)
+        whole, others = activations.split([num_groups * self.group_size, num_others])
+        # (groups, group_size, C, H, W) -> (group_size, groups * C, H, W), channels last.
+        stacked = whole.unflatten(0, (num_groups, -1)).permute(1, 3, 4, 0, 2).flatten(3).permute(0, 3, 1, 2)
+        mean, variance = (buffer.new_zeros(stacked.shape[1]) for buffer in (self.running_mean, self.running_variance))
+        weight, bias = self.weight.repeat(num_groups), self.bias.repeat(num_groups)
+        stacked = functional.batch_norm(
+            stacked, mean, variance, weight, bias, training=True, momentum=1.0, eps=_EPSILON
+        )
+        sums = [values.view(num_groups, -1).sum(dim=0) for values in (mean, variance)]
+        self.pending.append(torch.cat([*sums, mean.new_full((1,), num_groups)]))
+        whole = stacked.permute(0, 2, 3, 1).unflatten(3, (num_groups, -1)).permute(3, 0, 1, 2, 4).flatten(0, 1)
+        whole = whole.permute(0, 3, 1, 2)
+        return torch.cat([whole, self._normalise_one_by_one(others)]) if num_others else whole
+
+    def _normalise_one_by_one(self, activations: Tensor) -> Tensor:
         outputs = []
         for group in activations.split(self.group_size):
             # With momentum 1 the "running" statistics become this group's; their old values are multiplied by 0.

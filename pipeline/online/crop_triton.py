@@ -101,7 +101,7 @@ def works_on(device_id: int) -> bool:
 
 
 @triton.jit
-def _crop(  # type: ignore[no-untyped-def]
+def _crop(
     images,
     pixels,
     rows,
