@@ -5,6 +5,7 @@ The parameters of a sample are a pure function of (seed, epoch, sample id): the 
 `graph.py` and `reference.py` only apply them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar, get_args
 
@@ -108,14 +109,16 @@ def draw_parameters(
     sample_ids_N: np.ndarray,
 ) -> AugmentationParameters[np.ndarray]:
     """Return the training parameters of each (epoch, sample id); shapes in `AugmentationParameters`."""
-    words_N4 = _words(seed, epochs_N, sample_ids_N, CounterStream.GEOMETRY)
+    has_noise = config.color_noise_sigma > 0
+    streams = [CounterStream.GEOMETRY, *([CounterStream.COLOR] if has_noise else [])]
+    words_N4, *color_words = _words(seed, epochs_N, sample_ids_N, streams)
     num_offsets = np.uint64(stored_size - config.crop_of(stored_size) + 1)
     # The upper half of a word times the number of offsets is uniform to within num_offsets / 2**32.
     offsets_N2 = (words_N4[:, :2] * num_offsets >> np.uint64(32)).astype(np.int32)
     mirror_N1 = (words_N4[:, 2:3] >> np.uint64(31)).astype(np.int32) * np.int32(config.flip)
     noise_N3 = np.zeros((len(sample_ids_N), 3))
-    if config.color_noise_sigma > 0:
-        alpha_N3 = _normals(_words(seed, epochs_N, sample_ids_N, CounterStream.COLOR)) * config.color_noise_sigma
+    if has_noise:
+        alpha_N3 = _normals(color_words[0]) * config.color_noise_sigma
         # Transcendental functions differ by an ulp between processors. Rounding makes the coefficients the same
         # everywhere.
         alpha_N3 = np.round(alpha_N3 * _ALPHA_RESOLUTION) / _ALPHA_RESOLUTION
@@ -147,11 +150,14 @@ def _mean(config: AugmentationConfig, basis: ColorBasis) -> np.ndarray:
     return basis.mean_3 * basis.pixel_scale if config.subtract == "mean" else np.zeros(3)
 
 
-def _words(seed: int, epochs_N: np.ndarray, sample_ids_N: np.ndarray, stream: CounterStream) -> np.ndarray:
-    low_N, high_N = split_words(sample_ids_N)
-    epochs_low_N, _ = split_words(epochs_N)
-    counters_N4 = np.stack([low_N, high_N, epochs_low_N, np.full_like(low_N, stream)], axis=1)
-    return philox4x32(counters_N4, seed_key(seed)).astype(np.uint64)
+def _words(seed: int, epochs_N: np.ndarray, sample_ids_N: np.ndarray, streams: Sequence[CounterStream]) -> np.ndarray:
+    """Return four words for each sample in each stream: uint64 (streams, N, 4)."""
+    counters_SN4 = np.empty((len(streams), len(sample_ids_N), 4), dtype=np.uint32)
+    counters_SN4[..., 0], counters_SN4[..., 1] = split_words(sample_ids_N)
+    counters_SN4[..., 2], _ = split_words(epochs_N)
+    counters_SN4[..., 3] = np.array(streams, dtype=np.uint32)[:, None]
+    words = philox4x32(counters_SN4.reshape(-1, 4), seed_key(seed))
+    return words.astype(np.uint64).reshape(counters_SN4.shape)
 
 
 def _normals(words_N4: np.ndarray) -> np.ndarray:
