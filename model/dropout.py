@@ -8,18 +8,12 @@ key, and its 128-bit counter is
     (block of 8 units, layer, position's low 32 bits, position's high 32 bits).
 
 One block of output is 128 bits: 16 for each of 8 units. Probabilities are therefore multiples of 2^-16.
-
-On a GPU, a kernel makes the mask where it is used (`model/dropout_triton.py`); the bits are the same.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from model.layer_specs import DropoutScaling
-from model.triton_support import has_kernels
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -69,39 +63,6 @@ def keep_mask(positions: Tensor, num_units: int, *, probability: float, seed: in
     )
     halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
     return torch.stack(halves, dim=-1).flatten(1)[:, :num_units] >= int(probability * 2**16)
-
-
-class _Drop(torch.autograd.Function):
-    """Dropout by a kernel; for the arguments, see `model.dropout_triton.drop`."""
-
-    @staticmethod
-    def forward(ctx: Any, activations: Tensor, positions: Tensor, *settings: Any) -> Tensor:
-        from model.dropout_triton import drop
-
-        ctx.save_for_backward(positions)
-        ctx.settings = settings
-        return drop(activations, positions, *settings)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        from model.dropout_triton import drop
-
-        (positions,) = ctx.saved_tensors
-        return drop(gradient.contiguous(), positions, *ctx.settings), *(None for _ in range(1 + len(ctx.settings)))
-
-
-def _fits_kernel(activations: Tensor) -> bool:
-    if not has_kernels(activations.device):
-        return False
-    from model.dropout_triton import DTYPES
-
-    return activations.dtype in DTYPES and activations.is_contiguous()
-
-
-def _signed(seed: int) -> int:
-    """Return the signed 64-bit integer with the same low 64 bits."""
-    return (seed + 2**63) % 2**64 - 2**63
 
 
 class CountedDropout(nn.Module):
@@ -154,10 +115,6 @@ class CountedDropout(nn.Module):
             raise ValueError(
                 f"positions: {positions.dtype} {tuple(positions.shape)}; must be int64 ({len(activations)},)"
             )
-        if _fits_kernel(activations):
-            factor = torch.ones((), dtype=activations.dtype).mul_(scale / survival).item()
-            threshold = int(self.probability * 2**16)
-            return _Drop.apply(activations, positions, threshold, factor, _signed(self.seed), self.layer)
         kept = keep_mask(
             positions,
             activations[0].numel(),

@@ -9,9 +9,8 @@ and, for g = dL/db (the window is symmetric, so backward uses the same sum):
     dL/da_i = g_i / d_i^beta - 2 alpha beta a_i * sum_{|j - i| <= n/2} g_j b_j / d_j
 
 Only the input is kept for backward, which computes d again: this saves memory for a little more arithmetic.
-Channels-last activations use fused kernels: on a CPU those of `model/lrn_kernel.py`, on a GPU those of
-`model/lrn_triton.py`. Elsewhere, with torch's own operators, the windowed sum is a 1x1 convolution with a banded matrix
-of ones.
+Channels-last activations on a CPU use the fused kernels of `model/lrn_kernel.py`. Elsewhere, with torch's own
+operators, the windowed sum is a 1x1 convolution with a banded matrix of ones.
 """
 
 from collections.abc import Iterator
@@ -24,7 +23,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from model.lrn_conventions import CONVENTIONS, Convention
-from model.triton_support import has_kernels
 
 _CPU_BLOCK_BYTES = 4 << 20  # temporaries of this size stay in a core's share of the cache
 
@@ -92,16 +90,12 @@ class _Normalize(torch.autograd.Function):
 
 
 def _kernel(activations: Tensor) -> ModuleType | None:
-    """Return the fused kernels if they apply; imported here, since only these variants need Numba or Triton."""
-    if activations.device.type == "cpu":
-        from model import lrn_kernel
+    """Return the fused kernels if they apply; imported here, since only these variants need Numba."""
+    if activations.device.type != "cpu":
+        return None
+    from model import lrn_kernel
 
-        return lrn_kernel if lrn_kernel.supports(activations) else None
-    if has_kernels(activations.device):
-        from model import lrn_triton
-
-        return lrn_triton if lrn_triton.supports(activations) else None
-    return None
+    return lrn_kernel if lrn_kernel.supports(activations) else None
 
 
 def _blocks(activations: Tensor) -> Iterator[slice]:
