@@ -7,13 +7,15 @@ key, and its 128-bit counter is
 
     (block of 8 units, layer, position's low 32 bits, position's high 32 bits).
 
-One block of output is 128 bits: 16 for each of 8 units. Probabilities are therefore multiples of 2^-16.
+One block of output is 128 bits: 16 for each of 8 units. Probabilities are therefore multiples of 2^-16. On a GPU one
+kernel, `model/dropout_triton.py`, computes the same bits and applies them.
 """
 
 import torch
 from torch import Tensor, nn
 
 from model.layer_specs import DropoutScaling
+from model.triton_support import triton_runs_on
 
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -105,7 +107,8 @@ class CountedDropout(nn.Module):
         Raises:
             ValueError: `positions` does not have one int64 per sample.
         """
-        survival = 1 - int(self.probability * 2**16) / 2**16
+        threshold = int(self.probability * 2**16)
+        survival = 1 - threshold / 2**16
         scale = survival if self.scaling == "test" else 1.0  # relative to inverted dropout
         if not self.training or self.probability == 0:
             return activations if scale == 1 else activations * scale
@@ -115,6 +118,13 @@ class CountedDropout(nn.Module):
             raise ValueError(
                 f"positions: {positions.dtype} {tuple(positions.shape)}; must be int64 ({len(activations)},)"
             )
+        if triton_runs_on(activations.device):
+            from model import dropout_triton  # here, since only a GPU needs Triton
+
+            if dropout_triton.supports(activations):
+                return dropout_triton.drop(
+                    activations, positions, scale / survival, threshold, _signed(self.seed), self.layer
+                )
         kept = keep_mask(
             positions,
             activations[0].numel(),
@@ -127,3 +137,8 @@ class CountedDropout(nn.Module):
     def extra_repr(self) -> str:
         """Show the settings in the model's printed form."""
         return f"{self.probability}, seed={self.seed}, layer={self.layer}, scaling={self.scaling!r}"
+
+
+def _signed(seed: int) -> int:
+    """Return the low 64 bits of a seed as a signed number, the only kind an operator takes."""
+    return (seed + 2**63) % 2**64 - 2**63

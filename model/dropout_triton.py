@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.triton_eights import join_eight
+from model.triton_vectors import join_columns
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _NUM_WARPS = 4
@@ -90,7 +90,7 @@ def _multiply(
     words = tl.philox(seed, eight, layer.to(tl.int32), position.to(tl.int32), (position >> 32).to(tl.int32))
     dtype = input_ptr.dtype.element_ty
     survivor = tl.cast(factor, dtype).to(tl.float32)
-    factors = ()
+    factors: tl.tuple = ()
     for place in tl.static_range(8):
         half = (words[place // 2] >> (16 * (place % 2))) & 0xFFFF
         factors += (tl.where(half >= threshold, survivor, 0.0),)
@@ -98,5 +98,5 @@ def _multiply(
     place_in_memory = sample * num_units + unit
     values = tl.load(input_ptr + place_in_memory, mask=unit < num_units)
     tl.store(
-        output_ptr + place_in_memory, (values.to(tl.float32) * join_eight(factors)).to(dtype), mask=unit < num_units
+        output_ptr + place_in_memory, (values.to(tl.float32) * join_columns(factors)).to(dtype), mask=unit < num_units
     )

@@ -9,8 +9,9 @@ and, for g = dL/db (the window is symmetric, so backward uses the same sum):
     dL/da_i = g_i / d_i^beta - 2 alpha beta a_i * sum_{|j - i| <= n/2} g_j b_j / d_j
 
 Only the input is kept for backward, which computes d again: this saves memory for a little more arithmetic.
-Channels-last activations on a CPU use the fused kernels of `model/lrn_kernel.py`. Elsewhere, with torch's own
-operators, the windowed sum is a 1x1 convolution with a banded matrix of ones.
+Channels-last activations use fused kernels: on a CPU those of `model/lrn_kernel.py`, on a GPU those of
+`model/lrn_triton.py`. Elsewhere, with torch's own operators, the windowed sum is a 1x1 convolution with a banded matrix
+of ones.
 """
 
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from model.lrn_conventions import CONVENTIONS, Convention
+from model.triton_support import triton_runs_on
 
 _CPU_BLOCK_BYTES = 4 << 20  # temporaries of this size stay in a core's share of the cache
 
@@ -59,7 +61,7 @@ class _Normalize(torch.autograd.Function):
     def forward(ctx: Any, activations: Tensor, convention: Convention) -> Tensor:
         ctx.save_for_backward(activations)
         ctx.convention = convention
-        kernel = _kernel(activations)
+        kernel = _kernel(activations, convention)
         if kernel is not None:
             return kernel.normalize(activations, **asdict(convention))
         output = torch.empty_like(activations)
@@ -74,7 +76,7 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (activations,) = ctx.saved_tensors
         convention: Convention = ctx.convention
-        kernel = _kernel(activations)
+        kernel = _kernel(activations, convention)
         if kernel is not None:
             gradient = gradient.to(activations.dtype).contiguous(memory_format=torch.channels_last)
             return kernel.differentiate(activations, gradient, **asdict(convention)), None
@@ -89,13 +91,17 @@ class _Normalize(torch.autograd.Function):
         return output, None
 
 
-def _kernel(activations: Tensor) -> ModuleType | None:
-    """Return the fused kernels if they apply; imported here, since only these variants need Numba."""
-    if activations.device.type != "cpu":
-        return None
-    from model import lrn_kernel
+def _kernel(activations: Tensor, convention: Convention) -> ModuleType | None:
+    """Return the fused kernels if they apply; imported here, since only these variants need Numba or Triton."""
+    if triton_runs_on(activations.device):
+        from model import lrn_triton
 
-    return lrn_kernel if lrn_kernel.supports(activations) else None
+        return lrn_triton if lrn_triton.supports(activations, convention.beta) else None
+    if activations.device.type == "cpu":
+        from model import lrn_kernel
+
+        return lrn_kernel if lrn_kernel.supports(activations) else None
+    return None
 
 
 def _blocks(activations: Tensor) -> Iterator[slice]:

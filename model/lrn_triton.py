@@ -1,10 +1,10 @@
 """Local response normalisation in one pass over memory, for channels-last activations on a GPU.
 
-Triton compiles it on the machine where it runs. A thread takes eight neighbouring channels of a pixel, reads also the
-eights beside them, which other threads of the same warp load at the same time, and computes in registers: forward reads
-the activations once from memory and writes the result once, and backward reads activations and gradient and writes
-once, computing the sums of squares again. The formula and its derivative are in `model/lrn.py`; all arithmetic is in
-float32, and the result is rounded once, to the nearest even.
+Triton compiles it on the machine where it runs. A thread takes one vector of 16 bytes, neighbouring channels of a
+pixel. It also reads the vectors beside it, which other threads of the same warp load at the same time, and computes in
+registers. Forward reads the activations once from memory and writes the result once; backward reads activations and
+gradient, computes the sums of squares again, and writes once. The formula and its derivative are in `model/lrn.py`. All
+arithmetic is in float32, and the result is rounded once, to the nearest even.
 """
 
 import torch
@@ -12,20 +12,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from model.triton_eights import join_eight, split_eight
+from model.triton_vectors import join_columns, split_columns
 
-_BETAS = (0.5, 0.75)  # other exponents would need a power, which is less exact
+_BETAS = (0.5, 0.75)  # these need only square roots
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_VECTOR_BYTES = 16
 _NUM_WARPS = 8
-_EIGHTS_PER_PROGRAM = 32 * _NUM_WARPS  # one per thread
+_VECTORS_PER_PROGRAM = 32 * _NUM_WARPS  # one per thread
 
 
 def supports(activations: Tensor, beta: float) -> bool:
     """Return whether the kernels support the exponent, and the dtype and layout of activations (N, C, H, W)."""
     return (
-        beta in _BETAS
-        and activations.dtype in _DTYPES
-        and activations.is_contiguous(memory_format=torch.channels_last)
+        beta in _BETAS and activations.dtype in _DTYPES and activations.is_contiguous(memory_format=torch.channels_last)
     )
 
 
@@ -50,18 +49,19 @@ for _operator in (normalize, differentiate):
 
 
 def _launch(kernel: triton.JITFunction, tensors: tuple[Tensor, ...], size: int, *constants: float) -> None:
-    num_channels = tensors[0].shape[1]
-    num_rows = tensors[0].numel() // max(num_channels, 1)
-    if not num_rows:
+    """Run a kernel over all pixels, several whole ones per program."""
+    activations = tensors[0]
+    if not activations.numel():
         return
-    eights_per_row = -(-num_channels // 8)
-    block = max(_EIGHTS_PER_PROGRAM, triton.next_power_of_2(eights_per_row))
-    rows_per_program = block // eights_per_row
-    grid = (-(-num_rows // rows_per_program),)
-    with torch.cuda.device_of(tensors[0]):
-        kernel[grid](
-            *tensors, num_rows, num_channels, size // 2, *constants, rows_per_program, block, num_warps=_NUM_WARPS
-        )
+    num_channels = activations.shape[1]
+    num_rows = activations.numel() // num_channels
+    width = _VECTOR_BYTES // activations.element_size()
+    vectors_per_row = triton.cdiv(num_channels, width)
+    block = max(_VECTORS_PER_PROGRAM, triton.next_power_of_2(vectors_per_row))
+    rows_per_program = block // vectors_per_row
+    shape = (num_channels, size // 2, *constants, rows_per_program, block, width)
+    with torch.cuda.device_of(activations):
+        kernel[(triton.cdiv(num_rows, rows_per_program),)](*tensors, num_rows, *shape, num_warps=_NUM_WARPS)
 
 
 @triton.jit
@@ -76,15 +76,16 @@ def _forward(
     K: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
 ) -> None:
-    REACH: tl.constexpr = (RADIUS + 7) // 8
-    start, row, group, is_row = _place(num_rows, CHANNELS, ROWS, BLOCK)
-    values = _read(input_ptr + start, row, group, is_row, CHANNELS, REACH)
-    results = ()
-    for place in tl.static_range(8 * REACH, 8 * REACH + 8):
-        root, power = _roots(values, place, RADIUS, ALPHA, BETA, K)
+    REACH: tl.constexpr = (RADIUS + WIDTH - 1) // WIDTH
+    start, row, vector, is_row = _place(num_rows, CHANNELS, ROWS, BLOCK, WIDTH)
+    values = _read(input_ptr + start, row, vector, is_row, CHANNELS, REACH, WIDTH)
+    results: tl.tuple = ()
+    for place in tl.static_range(WIDTH * REACH, WIDTH * REACH + WIDTH):
+        _, power = _roots(values, place, RADIUS, ALPHA, BETA, K)
         results += (values[place] * power,)
-    _write(output_ptr + start, results, row, group, is_row, CHANNELS)
+    _write(output_ptr + start, results, row, vector, is_row, CHANNELS)
 
 
 @triton.jit
@@ -100,75 +101,87 @@ def _backward(
     K: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
 ) -> None:
-    # The sums of the neighbours are needed too, so twice the radius is read of the activations.
-    WIDE: tl.constexpr = (2 * RADIUS + 7) // 8
-    NARROW: tl.constexpr = (RADIUS + 7) // 8
-    start, row, group, is_row = _place(num_rows, CHANNELS, ROWS, BLOCK)
-    values = _read(input_ptr + start, row, group, is_row, CHANNELS, WIDE)
-    gradients = _read(gradient_ptr + start, row, group, is_row, CHANNELS, NARROW)
-    direct = ()
-    summands = ()
-    for place in tl.static_range(-RADIUS, 8 + RADIUS):
-        root, power = _roots(values, 8 * WIDE + place, RADIUS, ALPHA, BETA, K)
-        scaled = gradients[8 * NARROW + place] * power
+    # The sums of squares of the neighbours are needed too, so activations are read twice the radius away.
+    FAR: tl.constexpr = (2 * RADIUS + WIDTH - 1) // WIDTH
+    NEAR: tl.constexpr = (RADIUS + WIDTH - 1) // WIDTH
+    start, row, vector, is_row = _place(num_rows, CHANNELS, ROWS, BLOCK, WIDTH)
+    values = _read(input_ptr + start, row, vector, is_row, CHANNELS, FAR, WIDTH)
+    gradients = _read(gradient_ptr + start, row, vector, is_row, CHANNELS, NEAR, WIDTH)
+    direct: tl.tuple = ()
+    summands: tl.tuple = ()
+    for place in tl.static_range(-RADIUS, WIDTH + RADIUS):
+        value = values[FAR * WIDTH + place]
+        root, power = _roots(values, FAR * WIDTH + place, RADIUS, ALPHA, BETA, K)
+        scaled = gradients[NEAR * WIDTH + place] * power
         direct += (scaled,)
-        summands += (scaled * values[8 * WIDE + place] * (root * root),)
-    results = ()
-    for place in tl.static_range(8):
-        shared = summands[place]
+        summands += (scaled * value * (root * root),)
+    results: tl.tuple = ()
+    for place in tl.static_range(WIDTH):
+        shared: tl.tensor = summands[place]
         for shift in tl.static_range(1, 2 * RADIUS + 1):
             shared += summands[place + shift]
-        results += (direct[RADIUS + place] - (2 * ALPHA * BETA) * values[8 * WIDE + place] * shared,)
-    _write(output_ptr + start, results, row, group, is_row, CHANNELS)
+        results += (direct[RADIUS + place] - (2 * ALPHA * BETA) * values[FAR * WIDTH + place] * shared,)
+    _write(output_ptr + start, results, row, vector, is_row, CHANNELS)
 
 
 @triton.jit
-def _place(num_rows: tl.tensor, CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr) -> tl.tuple:
-    """Return the program's offset in memory, and for each eight its row, its place in the row, and if it exists."""
-    GROUPS: tl.constexpr = (CHANNELS + 7) // 8
+def _place(
+    num_rows: tl.tensor, CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr
+) -> tl.tuple:
+    """Return the program's offset in memory, and for each thread its row, its vector, and whether the row exists."""
+    VECTORS: tl.constexpr = (CHANNELS + WIDTH - 1) // WIDTH
     first_row = tl.program_id(0).to(tl.int64) * ROWS  # times the channels, this may exceed 31 bits
-    eight = tl.arange(0, BLOCK)
-    row = eight // GROUPS
-    return first_row * CHANNELS, row, eight % GROUPS, (row < ROWS) & (row < num_rows - first_row)
+    thread = tl.arange(0, BLOCK)
+    row = thread // VECTORS
+    return first_row * CHANNELS, row, thread % VECTORS, (row < ROWS) & (row < num_rows - first_row)
 
 
 @triton.jit
 def _read(
     start_ptr: tl.tensor,
     row: tl.tensor,
-    group: tl.tensor,
+    vector: tl.tensor,
     is_row: tl.tensor,
     CHANNELS: tl.constexpr,
     REACH: tl.constexpr,
+    WIDTH: tl.constexpr,
 ) -> tl.tuple:
-    """Return the channels of an eight and of REACH eights on either side, in float32; 0 outside the row."""
-    GROUPS: tl.constexpr = (CHANNELS + 7) // 8
-    values = ()
+    """Return the channels of a vector and of REACH vectors on either side, in float32; 0 outside the row."""
+    VECTORS: tl.constexpr = (CHANNELS + WIDTH - 1) // WIDTH
+    values: tl.tuple = ()
     for step in tl.static_range(-REACH, REACH + 1):
-        is_group = is_row
+        is_vector = is_row
         if step < 0:
-            is_group = is_row & (group >= -step)
+            is_vector = is_row & (vector >= -step)
         if step > 0:
-            is_group = is_row & (group < GROUPS - step)
-        offsets, mask = _cells(row, group + step, is_group, CHANNELS)
-        values += split_eight(tl.load(start_ptr + offsets, mask=mask, other=0.0).to(tl.float32))
+            is_vector = is_row & (vector < VECTORS - step)
+        offsets, mask = _cells(row, vector + step, is_vector, CHANNELS, WIDTH)
+        values += split_columns(tl.load(start_ptr + offsets, mask=mask, other=0.0).to(tl.float32))
     return values
 
 
 @triton.jit
 def _write(
-    start_ptr: tl.tensor, results: tl.tuple, row: tl.tensor, group: tl.tensor, is_row: tl.tensor, CHANNELS: tl.constexpr
+    start_ptr: tl.tensor,
+    results: tl.tuple,
+    row: tl.tensor,
+    vector: tl.tensor,
+    is_row: tl.tensor,
+    CHANNELS: tl.constexpr,
 ) -> None:
-    offsets, mask = _cells(row, group, is_row, CHANNELS)
-    tl.store(start_ptr + offsets, join_eight(results).to(start_ptr.dtype.element_ty), mask=mask)
+    offsets, mask = _cells(row, vector, is_row, CHANNELS, len(results))
+    tl.store(start_ptr + offsets, join_columns(results).to(start_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _cells(row: tl.tensor, group: tl.tensor, is_group: tl.tensor, CHANNELS: tl.constexpr) -> tl.tuple:
-    """Return the offsets (BLOCK, 8) of eights, and which of them exist."""
-    channel = group[:, None] * 8 + tl.arange(0, 8)[None, :]
-    mask = is_group[:, None] & (channel < CHANNELS) if CHANNELS % 8 else is_group[:, None]
+def _cells(
+    row: tl.tensor, vector: tl.tensor, is_vector: tl.tensor, CHANNELS: tl.constexpr, WIDTH: tl.constexpr
+) -> tl.tuple:
+    """Return the offsets (BLOCK, WIDTH) of vectors in memory, and which of the values exist."""
+    channel = vector[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    mask = is_vector[:, None] & (channel < CHANNELS) if CHANNELS % WIDTH else is_vector[:, None]
     return row[:, None] * CHANNELS + channel, mask
 
 
@@ -181,7 +194,7 @@ def _roots(
     BETA: tl.constexpr,
     K: tl.constexpr,
 ) -> tl.tuple:
-    """Return d^-1/2 and d^-beta of a channel, for the sum of squares d of `model/lrn.py`."""
+    """Return d^-1/2 and d^-beta of a channel, where d is that of `model/lrn.py`."""
     energy = values[place] * values[place]
     for shift in tl.static_range(1, RADIUS + 1):
         energy += values[place - shift] * values[place - shift]
