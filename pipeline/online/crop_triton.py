@@ -102,20 +102,20 @@ def works_on(device_id: int) -> bool:
 
 @triton.jit
 def _crop(
-    images,
-    pixels,
-    rows,
-    placements,
-    means,
-    reciprocals,
-    mean_image,
-    num_crops,
-    height,
-    width,
+    images: tl.tensor,
+    pixels: tl.tensor,
+    rows: tl.tensor,
+    placements: tl.tensor,
+    means: tl.tensor,
+    reciprocals: tl.tensor,
+    mean_image: tl.tensor,
+    num_crops: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
     SIZE: tl.constexpr,  # fixed at compile time, like what follows, since divisions by it are then multiplications
     CHANNELS_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+) -> None:
     image = tl.program_id(0)
     sample = image // num_crops
     value = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

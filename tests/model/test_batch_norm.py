@@ -148,3 +148,28 @@ def test_several_workers_train_the_same_run(raw_dataset: Dataset, tmp_path: Path
     for name, tensor in alone.items():
         torch.testing.assert_close(together[name], tensor, rtol=1e-6, atol=1e-9)
     assert alone["features.1.running_mean"].abs().max() > 1e-4  # no longer where it began
+
+
+@pytest.mark.parametrize("num_samples", [3, 8, 12, 15])
+def test_groups_are_normalised_at_once_as_one_by_one(num_samples: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    values = 2 + 3 * torch.randn(num_samples, 5, 4, 3, generator=generator)
+    values, upstream = (
+        values.contiguous(memory_format=torch.channels_last),
+        torch.randn(values.shape, generator=generator),
+    )
+    found = []
+    for method in (GhostBatchNorm._normalise_one_by_one, GhostBatchNorm._normalise_at_once):
+        layer, leaf = GhostBatchNorm(5, 4), values.clone().requires_grad_()
+        with torch.no_grad():
+            layer.weight.copy_(torch.linspace(0.5, 1.5, 5))
+            layer.bias.copy_(torch.linspace(-1, 1, 5))
+        result = method(layer, leaf)
+        result.backward(upstream)
+        assert result.is_contiguous(memory_format=torch.channels_last)
+        update_running_statistics(layer, lambda total: total)
+        assert not layer.pending
+        gradients = [leaf.grad, layer.weight.grad, layer.bias.grad]
+        found.append([result.detach(), *gradients, layer.running_mean, layer.running_variance])
+    for expected, tensor in zip(*found, strict=True):
+        torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-5)
