@@ -47,6 +47,8 @@ def place(model: nn.Module, precision: Precision, device: torch.device) -> nn.Mo
     Returns:
         The model, with weights in `input_dtype`, channels last.
     """
+    # The older form of the same settings, which torch's compiler reads, must agree with the newer.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]  # its stubs lack it
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     # Two calls: one that changes dtype and memory format keeps the format of tensors that are on the device already.

@@ -157,19 +157,26 @@ def test_a_precision_that_is_not_resolved_reaches_neither_a_run_nor_a_model(raw_
         precision.forward_context("auto", ALONE.device)
 
 
+def _allow_tf32(is_allowed: bool) -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = is_allowed
+
+
 @pytest.fixture
 def _tf32_allowed():
     """Let cuDNN and cuBLAS take TF32, as cuDNN does by default for convolutions."""
     backends = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     before = [backend.fp32_precision for backend in backends]
+    _allow_tf32(True)
     for backend in backends:
         backend.fp32_precision = "tf32"
     yield
+    _allow_tf32(False)
     for backend, precision_before in zip(backends, before, strict=True):
         backend.fp32_precision = precision_before
 
 
 def _float32_precisions() -> tuple[str, str]:
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32  # noqa: B018  # the compiler must be able to
     return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
 
 
