@@ -97,3 +97,15 @@ def test_other_layouts_and_dtypes_use_torchs_operators(calls: list[int]) -> None
 def test_an_empty_batch_stays_empty(calls: list[int]) -> None:
     output = CountedDropout(0.5, seed=3, layer=2)(torch.empty(0, 8, device=DEVICE), POSITIONS[:0].to(DEVICE))
     assert output.shape == (0, 8)
+
+
+def test_torch_compile_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dropout, "triton_runs_on", lambda device: True)
+    layer = CountedDropout(0.5, seed=3, layer=2)
+    values = torch.randn(len(POSITIONS), 20).bfloat16()
+    leaf = values.to(DEVICE).requires_grad_()
+    output = torch.compile(layer, backend="aot_eager", fullgraph=True)(leaf, POSITIONS.to(DEVICE))
+    output.backward(output.detach())
+    expected = by_torchs_operators(layer, values, output.detach())
+    assert_same_bits(output, expected[0])
+    assert_same_bits(leaf.grad, expected[1])

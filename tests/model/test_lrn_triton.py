@@ -92,8 +92,9 @@ def test_what_is_no_number_spreads_as_on_the_cpu(convention: str, odd: float) ->
             torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
-def test_an_empty_batch_stays_empty() -> None:
-    empty = channels_last(torch.empty(0, 8, 3, 3, device=DEVICE))
+@pytest.mark.parametrize("shape", [(0, 8, 3, 3), (2, 0, 3, 3)], ids=str)
+def test_without_values_nothing_happens(shape: tuple[int, ...]) -> None:
+    empty = channels_last(torch.empty(shape, device=DEVICE))
     constants = asdict(CONVENTIONS["printed"])
     assert lrn_triton.normalize(empty, **constants).shape == empty.shape
     assert lrn_triton.differentiate(empty, empty, **constants).shape == empty.shape
@@ -142,3 +143,16 @@ def test_other_layouts_dtypes_and_exponents_use_torchs_operators(
         torch.testing.assert_close(output.double().cpu(), exact, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(leaf.grad.double().cpu(), exact_gradient, rtol=1e-5, atol=1e-5)
     assert not calls
+
+
+def test_torch_compile_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lrn, "triton_runs_on", lambda device: True)
+    activations, gradient = activations_and_gradient((2, 32, 5, 3), torch.bfloat16)
+    layer = LocalResponseNorm()
+    results = []
+    for function in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
+        leaf = activations.clone().requires_grad_()
+        output = function(leaf)
+        output.backward(gradient)
+        results.append((output.detach(), leaf.grad))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
