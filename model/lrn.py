@@ -10,8 +10,8 @@ and, for g = dL/db (the window is symmetric, so backward uses the same sum):
 
 Only the input is kept for backward, which computes d again: this saves memory for a little more arithmetic.
 Channels-last activations use fused kernels: on a CPU those of `model/lrn_kernel.py`, on a GPU those of
-`model/lrn_triton.py`. Elsewhere, with torch's own operators, the windowed sum is a 1x1 convolution with a banded matrix
-of ones.
+`model/lrn_triton.py`. Elsewhere torch's own operators are used: on a CPU the windowed sum is a 1x1 convolution with a
+banded matrix of ones, and on a GPU a pooling, since a convolution might use TF32, which has the precision of float16.
 """
 
 from collections.abc import Iterator
@@ -65,10 +65,10 @@ class _Normalize(torch.autograd.Function):
         if kernel is not None:
             return kernel.normalize(activations, **asdict(convention))
         output = torch.empty_like(activations)
-        band = _band(activations, convention.size)
+        dtype = _arithmetic_dtype(activations)
         for rows in _blocks(activations):
-            block = activations[rows].to(band.dtype)
-            output[rows] = _inverse_power(_energy(block, band, convention), convention.beta).mul_(block)
+            block = activations[rows].to(dtype)
+            output[rows] = _inverse_power(_energy(block, convention), convention.beta).mul_(block)
         return output
 
     @staticmethod
@@ -81,12 +81,12 @@ class _Normalize(torch.autograd.Function):
             gradient = gradient.to(activations.dtype).contiguous(memory_format=torch.channels_last)
             return kernel.differentiate(activations, gradient, **asdict(convention)), None
         output = torch.empty_like(activations)
-        band = _band(activations, convention.size)
+        dtype = _arithmetic_dtype(activations)
         for rows in _blocks(activations):
-            block, upstream = activations[rows].to(band.dtype), gradient[rows].to(band.dtype)
-            energy = _energy(block, band, convention)
+            block, upstream = activations[rows].to(dtype), gradient[rows].to(dtype)
+            energy = _energy(block, convention)
             direct = _inverse_power(energy, convention.beta).mul_(upstream)
-            shared = _sum_neighbours((direct * block).div_(energy), band)
+            shared = _sum_neighbours((direct * block).div_(energy), convention.size)
             output[rows] = direct.addcmul_(shared, block, value=-2 * convention.alpha * convention.beta)
         return output, None
 
@@ -114,24 +114,29 @@ def _blocks(activations: Tensor) -> Iterator[slice]:
         yield slice(start, start + max(size, 1))
 
 
-def _band(activations: Tensor, size: int) -> Tensor:
-    """Build the (C, C, 1, 1) matrix of ones where two channels are neighbours, in the dtype of the arithmetic."""
-    channel = torch.arange(activations.shape[1], device=activations.device)
-    neighbours = (channel[:, None] - channel).abs() <= size // 2
-    return neighbours[:, :, None, None].to(torch.promote_types(activations.dtype, torch.float32))
+def _arithmetic_dtype(activations: Tensor) -> torch.dtype:
+    return torch.promote_types(activations.dtype, torch.float32)
 
 
-def _sum_neighbours(values: Tensor, band: Tensor) -> Tensor:
-    """Sum each channel's window."""
-    if not torch.amp.is_autocast_available(values.device.type):
-        return nn.functional.conv2d(values, band)
-    with torch.autocast(values.device.type, enabled=False):  # autocast would round the squares to bfloat16
-        return nn.functional.conv2d(values, band)
-
-
-def _energy(block: Tensor, band: Tensor, convention: Convention) -> Tensor:
+def _energy(block: Tensor, convention: Convention) -> Tensor:
     """Compute d = k + alpha * windowed sum of squares."""
-    return _sum_neighbours(block.square(), band).mul_(convention.alpha).add_(convention.k)
+    return _sum_neighbours(block.square(), convention.size).mul_(convention.alpha).add_(convention.k)
+
+
+def _sum_neighbours(values: Tensor, size: int) -> Tensor:
+    """Sum each channel's window."""
+    if values.device.type != "cpu":
+        return _pool_neighbours(values, size)
+    channel = torch.arange(values.shape[1], device=values.device)
+    band = (channel[:, None] - channel).abs() <= size // 2
+    with torch.autocast(values.device.type, enabled=False):  # autocast would round the squares to bfloat16
+        return nn.functional.conv2d(values, band[:, :, None, None].to(values.dtype))
+
+
+def _pool_neighbours(values: Tensor, size: int) -> Tensor:
+    """Sum each channel's window without a product, so no rounding but that of the sum."""
+    padded = nn.functional.pad(values, (0, 0, 0, 0, size // 2, size // 2))
+    return nn.functional.avg_pool3d(padded[:, None], (size, 1, 1), stride=1, divisor_override=1)[:, 0]
 
 
 def _inverse_power(energy: Tensor, beta: float) -> Tensor:

@@ -142,6 +142,16 @@ def test_without_a_folder_for_what_is_compiled_it_is_compiled_anew(monkeypatch: 
     assert lrn_kernel._compiled(lambda number: number + 1)(2) == 3
 
 
+@pytest.mark.parametrize("num_channels", [1, 4, 16])
+@pytest.mark.parametrize("size", [3, 5, 11])
+def test_pooling_sums_the_windows_too(size: int, num_channels: int) -> None:
+    values = random_activations(2, num_channels, 3, 4)
+    expected = lrn._sum_neighbours(values, size)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        found = lrn._pool_neighbours(values.to(memory_format=layout), size)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_an_empty_batch_stays_empty() -> None:
     activations = torch.empty(0, 8, 3, 3).to(memory_format=torch.channels_last).requires_grad_()
     output = LocalResponseNorm()(activations)
