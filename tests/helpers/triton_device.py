@@ -1,7 +1,7 @@
 """Where Triton's kernels run in a test: on the GPU, or on the CPU by Triton's interpreter.
 
 The interpreter must be chosen before Triton is imported. So these tests are marked `gpu`, and
-`tests/model/test_triton_interpreted.py` runs them once more, in a process with TRITON_INTERPRET=1.
+`tests/project/test_triton_interpreted.py` runs them once more, in a process with TRITON_INTERPRET=1.
 """
 
 import os

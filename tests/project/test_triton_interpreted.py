@@ -9,8 +9,8 @@ import pytest
 from pipeline.paths import CHECKOUT
 
 
-@pytest.mark.parametrize("name", ["lrn", "dropout"])
-def test_kernels_in_the_interpreter(name: str) -> None:
+@pytest.mark.parametrize("path", ["model/test_lrn", "model/test_dropout", "pipeline/online/test_crop"])
+def test_kernels_in_the_interpreter(path: str) -> None:
     pytest.importorskip("triton")
     command = [
         sys.executable,
@@ -20,7 +20,7 @@ def test_kernels_in_the_interpreter(name: str) -> None:
         "gpu",
         "-p",
         "no:cacheprovider",
-        f"tests/model/test_{name}_triton.py",
+        f"tests/{path}_triton.py",
     ]
     answer = subprocess.run(
         command,
