@@ -1,7 +1,6 @@
 """The checks for a GPU: their dry run, and that none of them affects the others."""
 
 import contextlib
-import itertools
 import json
 import math
 import os
@@ -272,7 +271,21 @@ def test_cached_pictures_that_differ_in_one_bit_are_found(data, monkeypatch):
 
 
 def test_dropout_counts_the_units_that_differ(tmp_path, monkeypatch):
-    masks = itertools.cycle([torch.ones(5, 4097), torch.ones(5, 4097).index_fill(1, torch.tensor([3]), 0)])
-    monkeypatch.setattr(layers, "keep_mask", lambda *_, **options: next(masks))
+    mask = layers.keep_mask
+    flipped = torch.arange(4097) == 3  # one unit of each sample
+    monkeypatch.setattr(layers, "keep_mask", lambda *a, **options: mask(*a, **options) ^ flipped)
     with pytest.raises(Failed, match="the masks of 5 units differ from the CPU's"):
         layers.check_dropout(_trial(tmp_path, is_dry=True, seconds=0.0))
+
+
+@pytest.mark.parametrize("check", [layers.check_lrn, layers.check_dropout])
+def test_the_layers_fail_where_their_kernels_do_not_run(tmp_path, monkeypatch, check):
+    monkeypatch.setattr(layers, "triton_runs_on", lambda device: False)
+    with pytest.raises(Failed, match="Triton's kernels do not run on this GPU"):
+        check(_trial(tmp_path, is_dry=False))
+
+
+def test_lrn_that_is_wrong_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(layers._TOLERANCES, torch.bfloat16, 1e-9)  # below one rounding
+    with pytest.raises(Failed, match=r"^bfloat16, channels_last: relative error forward, backward .*, not below 1e-09"):
+        layers.check_lrn(_trial(tmp_path, is_dry=True, seconds=0.0))
