@@ -1,6 +1,5 @@
 """Checks of training: the speed of the whole job, what makes the CPU wait for the GPU, and evaluation."""
 
-import dataclasses
 import functools
 import shutil
 import statistics
@@ -22,8 +21,9 @@ from benchmarks.gpu.trainers import ENDLESS, Enough, make_run, open_trainer, tra
 from benchmarks.gpu.trial import Failed, Trial
 from cluster.run.run_log import METRICS_JSONL, Steps, only, read_metrics
 from cluster.worker.evaluation import Crops, Evaluation, evaluate
+from cluster.worker.precision import place
 from cluster.worker.world import World
-from model.alexnet import build_model
+from model.registry import build_network
 from pipeline.dataset import Dataset
 from pipeline.paths import CHECKOUT
 
@@ -161,8 +161,8 @@ def check_evaluate(trial: Trial) -> None:
 
 def _evaluate(trial: Trial, dataset: Dataset, device: torch.device, precision: str, crops: Crops) -> Evaluation:
     run = make_run(trial, dataset, "krizhevsky_2012", precision=precision, decode="cpu")
-    model = build_model(**dataclasses.asdict(run.config.model), num_classes=dataset.num_classes, seed=0)
-    model.to(device).to(memory_format=torch.channels_last)
+    network = build_network(run.config.model, num_classes=dataset.num_classes, seed=0)
+    model = place(network, run.config.precision, device)
     began = time.perf_counter()
     result = evaluate(model, dataset, "val", World(0, 1, device), run, crops)
     assert result is not None  # it was not asked to stop
