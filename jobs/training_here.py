@@ -29,6 +29,8 @@ def train_here(arguments: "Arguments", config: TrainingConfig, launcher: Literal
         launcher: `torch` if torchrun started this process.
     """
     with local_world(launcher) as (world, signals):
+        # Refused before anything begins, if this worker's device can't do it.
+        world.loader_config(config.decode, options=arguments.worker_options)
         emulations = emulations_of_all(world) if config.may_be_bfloat16 else []
         if world.is_first:
             _lead(arguments, config, world, signals, emulations)

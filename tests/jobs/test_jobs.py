@@ -79,6 +79,14 @@ def test_evaluate_reads_the_split_it_is_told(trained, raw_dataset, capsys):
         (["--data", "{data}", "--run", "{tmp}/r", "--recipe", "krizhevsky_2012"], "crop_size is 224"),
         (["--data", "{data}", "--run", "{tmp}/r", "--seed", "-1"], "seed=-1"),
         (["--data", "{data}", "--run", "{run}"], "holds a run of another recipe"),
+        (
+            ["--data", "{data}", "--run", "{tmp}/r", *"--launcher alone --cache gpu".split()],
+            "cache is `gpu`, but a worker",
+        ),
+        (
+            ["--data", "{data}", "--run", "{tmp}/r", *"--launcher alone --decode mixed".split()],
+            "is `mixed`, but a worker",
+        ),
     ],
 )
 def test_train_refuses(arguments, message, raw_dataset, trained, tmp_path):
