@@ -36,7 +36,7 @@ from pipeline.online.feed import Draw, Feed, Identify
 from pipeline.online.graph import GraphConfig
 from pipeline.online.image_makers import start_images
 from pipeline.online.order import RankShare, SampleOrder
-from pipeline.online.pixel_cache import cache_device
+from pipeline.online.reference import TEN_CROPS
 from pipeline.online.shard_reader import ShardReader
 from pipeline.online.stream_order import StreamConfig, StreamOrder
 
@@ -87,7 +87,7 @@ class _Loader(Iterator[Batch]):
             normalizer="kernel",
             device_id=config.device_id,
             num_threads=config.num_threads or len(os.sched_getaffinity(0)) + 1,
-            prefetch_batches=_depth(config, max_batch_size * (10 if ten_crops else 1) * self.crop_size**2),
+            prefetch_batches=_depth(config, max_batch_size, self._stored_size, self.crop_size, ten_crops),
         )
         self._feed: Feed | None = None
         self._thread: BatchThread | None = None
@@ -113,10 +113,10 @@ class _Loader(Iterator[Batch]):
         return batch.take(self._config.layout)
 
     def _start(self) -> BatchThread:
-        num_bytes = self._reader.num_samples * self._stored_size**2 * 3
-        kept_on = cache_device(self._config.cache, num_bytes, self._device)
         self._feed = Feed(self._reader, *self._plan())
-        start = functools.partial(start_images, self._feed, self._reader, self._graph_config, self._device, kept_on)
+        start = functools.partial(
+            start_images, self._feed, self._reader, self._graph_config, self._device, self._config.cache
+        )
         self._thread = BatchThread(start, self._device, self._graph_config.prefetch_batches)
         self._stop_thread = weakref.finalize(self, self._thread.stop)  # also when the interpreter exits
         return self._thread
@@ -314,9 +314,11 @@ class EvalLoader(_Loader):
         )
 
 
-def _depth(config: LoaderConfig, pixels_per_batch: int) -> int:
+def _depth(config: LoaderConfig, batch_size: int, stored_size: int, crop_size: int, ten_crops: bool) -> int:
     """Return how many batches are finished, and how many in work, within `prefetch_bytes`."""
-    num_bytes = pixels_per_batch * 3 * (4 if config.output_type == "float32" else 2)
+    num_values = 3 * crop_size**2 * (len(TEN_CROPS) if ten_crops else 1)
+    image_bytes = num_values * (4 if config.output_type == "float32" else 2)
+    num_bytes = batch_size * max(image_bytes, 3 * stored_size**2)  # on a GPU, decoded pixels may wait instead
     return max(1, min(config.prefetch_batches, config.prefetch_bytes // (2 * num_bytes)))
 
 

@@ -25,7 +25,6 @@ from pipeline.online.batch import Cache, Device, LoaderConfig
 from pipeline.online.shard_reader import ShardReader
 
 _MIXED, _FROM_CPU, _SPLIT = ({"decode": decode} for decode in ("mixed", "cpu", "split"))
-_HINTS = {"preallocate_width_hint": 256, "preallocate_height_hint": 256}
 # name -> encoding, batch size, fields of the loader, flags of DALI's decoder; the most valuable first
 _CASES: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
     "jpeg decoded by the CPU, 256": ("jpeg", 256, _FROM_CPU, {}),
@@ -36,7 +35,6 @@ _CASES: dict[str, tuple[str, int, dict[str, Any], dict[str, Any]]] = {
     "jpeg mixed, JPEG engines 90 %, 256": ("jpeg", 256, _MIXED | {"hw_decoder_load": 0.9}, {}),
     "jpeg mixed, 1024": ("jpeg", 1024, _MIXED, {}),
     "raw, 1024": ("raw", 1024, {}, {}),
-    "jpeg mixed, size hints, 1024": ("jpeg", 1024, _MIXED, _HINTS),
     "jpeg mixed, plain upsampling, 1024": ("jpeg", 1024, _MIXED, {"jpeg_fancy_upsampling": False}),
     "original mixed, 256": ("original", 256, _MIXED, {}),
     "original decoded by the CPU, 256": ("original", 256, _FROM_CPU, {}),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 DALI, OTHERS = "DALI", "others"
 _TASKS = Path("/proc/self/task")
-_DALI_NAME = "[DALI]"  # begins the name of each thread that DALI starts
+_DALI_NAMES = ("[DALI]", "[NVIMGCODEC]")  # begin the names of the threads that DALI and its decoders start
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -45,7 +45,7 @@ class ThreadClock:
         names = {thread.native_id: thread.name for thread in threading.enumerate()}
         cores: dict[str, float] = {}
         for thread_id, (comm, seconds) in _cpu_seconds().items():
-            role = DALI if comm.startswith(_DALI_NAME) else names.get(thread_id, OTHERS)
+            role = DALI if comm.startswith(_DALI_NAMES) else names.get(thread_id, OTHERS)
             spent = seconds - self._first.get(thread_id, (comm, 0.0))[1]
             cores[role] = cores.get(role, 0.0) + spent / elapsed
         return Usage(cores)

@@ -17,12 +17,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from cluster.worker.emulation import Emulation
 from pipeline.command import InputError
 from pipeline.online.shard_maps import max_open_files
 from pipeline.paths import CHECKOUT, lies_inside
+from pipeline.system.memory import available_memory_bytes
 
 _DISTRIBUTIONS = {
     "torch": ("torch",),
@@ -180,7 +179,7 @@ def inspect_node(node: Node, requirements: Requirements, probe: Probe, temp_fold
         free_shared_memory_bytes=_free_bytes(Path("/dev/shm")),
         free_temp_bytes=None if temp_folder is None else _free_bytes(temp_folder),
         num_cpus=len(os.sched_getaffinity(0)),
-        available_memory_bytes=_available_memory_bytes(),
+        available_memory_bytes=available_memory_bytes(),
         max_open_files=max_open_files(),
     )
 
@@ -256,12 +255,3 @@ def _code_digest(root: Path = CHECKOUT) -> str:
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root)} {len(content)}\n".encode() + content)
     return digest.hexdigest()
-
-
-def _available_memory_bytes() -> int:
-    available = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # no limit (`max`), or no control groups of version 2
-        limit = int((group / "memory.max").read_text())
-        available = min(available, limit - int((group / "memory.current").read_text()))
-    return available

@@ -8,6 +8,7 @@ workers (`cluster/exchange/`), and `step_log.py` records it.
 import contextlib
 import dataclasses
 import warnings
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from cluster.run.run_folder import RunFolder
 from cluster.run.run_log import DecodingChosen, Evaluated, Line, Resumed, RunLog, Stalled, Started, Stopped, Warned
 from cluster.worker.checkpoint_schedule import CheckpointSchedule
 from cluster.worker.data_wait import DataWait
-from cluster.worker.device_clock import clock_of
+from cluster.worker.device_clock import Moment, clock_of
 from cluster.worker.evaluation import evaluate, open_eval_loader
 from cluster.worker.learner import Learner
 from cluster.worker.options import WorkerOptions
@@ -36,6 +37,7 @@ from pipeline.online.synthetic_loader import SyntheticLoader
 
 _LINE_INTERVAL = 20
 _FIRST_LINES = (1, 2, 5, 10)  # steps after a start that are logged, so that a person soon sees progress
+_MOST_UNFINISHED_STEPS = 4  # by which the process runs ahead of a GPU: more than it ever needs to be given work
 _LOCK_SECONDS = 120.0  # time for the previous launch's workers to end; the lock of a lost NFS client lasts 90 s
 
 
@@ -101,6 +103,7 @@ class Trainer:
         self._keeps_rank_states = exchange.keeps_state
         self._decoding: Decoding | None = None  # chosen by a trial
         self._eval_loader: EvalLoader | None = None
+        self._finished: deque[Moment] = deque()  # ends of the latest steps
         with contextlib.ExitStack() as resources:
             # Only the first worker writes.
             self._log = RunLog(run.metrics_path, lock_seconds) if world.is_first else None
@@ -150,8 +153,12 @@ class Trainer:
     def make_step(self) -> None:
         """Make the next step, and keep its results for the log."""
         samples_seen = self.progress.samples_seen
+        # Batches that the GPU has not finished hold memory, which nothing else bounds.
+        if len(self._finished) == _MOST_UNFINISHED_STEPS:
+            self._clock.wait(self._finished.popleft())
         batches = self._steps.watch(self._data_wait.watch(self.loader.micro_batches()), samples_seen)
         self._steps.add(self.learner.step(batches, samples_seen, self.progress.plateau.num_reductions))
+        self._finished.append(self._clock.mark())
         self.progress.step += 1
 
     def write_line(self) -> None:

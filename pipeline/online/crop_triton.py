@@ -16,7 +16,6 @@ import triton.language as tl
 from pipeline.online.batch import Layout, OutputType
 
 _BLOCK = 1024  # values of the output that a program makes
-_TYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 class CropKernel:
@@ -40,7 +39,7 @@ class CropKernel:
         layout: Layout,
         device: torch.device,
     ) -> None:
-        self._size, self._dtype, self._channels_last = crop_size, _TYPES[output_type], layout == "NHWC"
+        self._size, self._dtype, self._channels_last = crop_size, getattr(torch, output_type), layout == "NHWC"
         self._reciprocal_3 = torch.from_numpy(np.float32(1) / divisor_3).to(device)
         self._mean_image_HWC = None if mean_image_HWC is None else torch.from_numpy(mean_image_HWC).to(device)
 
@@ -96,7 +95,11 @@ def works_on(device_id: int) -> bool:
         return kernel(pixels, None, zeros[torch.int32], zeros[torch.float32][0]).flatten().tolist() == [7.0] * 3
     except Exception as error:  # Triton needs a C compiler and a recent card, and raises what they raise
         message = str(error).strip().partition("\n")[0]
-        warnings.warn(f"Triton can't be used ({type(error).__name__}: {message}); DALI normalises", stacklevel=2)
+        warnings.warn(
+            f"Triton can't be used ({type(error).__name__}: {message}), so DALI normalises: it needs a C compiler such "
+            "as gcc, and may not support older GPUs",
+            stacklevel=2,
+        )
         return False
 
 

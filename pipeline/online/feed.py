@@ -22,6 +22,9 @@ class Source(Protocol):
     def read_batch(self, sample_ids_N: np.ndarray) -> list[Any]:
         """Return the pictures; None if a sample has changed since it was written."""
 
+    def prefetch(self, sample_ids_N: np.ndarray) -> None:
+        """Prepare to read these samples soon; returns at once."""
+
 
 @dataclass(frozen=True)
 class FedBatch:
@@ -77,7 +80,7 @@ class Feed(Iterator[FedBatch]):
         """Return the next batch; raises StopIteration after the last."""
         while len(self._ahead) <= _LOOKAHEAD and (positions := next(self._positions, None)) is not None:
             sample_ids = self._identify(positions)
-            self._reader.prefetch(sample_ids)
+            self.source.prefetch(sample_ids)
             self._ahead.append((positions, sample_ids))
         if not self._ahead:
             raise StopIteration

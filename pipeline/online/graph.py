@@ -24,7 +24,7 @@ from pipeline.online.reference import TEN_CROPS, ten_placements
 
 try:
     from nvidia.dali import fn, math, pipeline_def, types
-    from nvidia.dali.pipeline import Pipeline
+    from nvidia.dali.pipeline import Pipeline, do_not_convert
 
     from pipeline.online.dali_quirks import compiled_function, takes_compiled_functions, tensor_list
 except TypeError as error:  # DALI adds to docstrings
@@ -167,6 +167,7 @@ def fed(feed: Feed, config: GraphConfig, is_decoded: bool) -> tuple[Any, Augment
     return content, Augmentation(*nodes) if has_parameters else None, by_gpu
 
 
+@do_not_convert
 def _with_tensor_lists(feed: Feed, layout: str, num_alive: int) -> Callable[[], tuple[Any, ...]]:
     """Make one list of tensors of the pictures of a batch; DALI itself would hold Python's lock twice as long."""
     take = feed if callable(feed) else feed.__next__
@@ -174,7 +175,8 @@ def _with_tensor_lists(feed: Feed, layout: str, num_alive: int) -> Callable[[], 
 
     def take_batch() -> tuple[Any, ...]:
         pictures, *others = take()
-        alive.append((pictures, others, batch := tensor_list(pictures, layout)))
+        batch = tensor_list(pictures, layout)
+        alive.append((pictures, others, batch))
         return batch, *others
 
     return take_batch

@@ -7,6 +7,7 @@ CachedImages   feed -> cache of decoded pixels (`pixel_cache.py`) -> kernel -> i
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Protocol
 
@@ -14,11 +15,12 @@ import numpy as np
 import torch
 
 from pipeline.command import InputError
+from pipeline.online.batch import Cache
 from pipeline.online.batch_thread import FinishedBatch, Upload
 from pipeline.online.fed_graph import FedGraph
 from pipeline.online.feed import FedBatch, Feed
 from pipeline.online.graph import GraphConfig
-from pipeline.online.pixel_cache import PixelCache
+from pipeline.online.pixel_cache import PixelCache, cache_device
 from pipeline.online.reference import ten_placements
 from pipeline.online.shard_reader import ShardReader
 
@@ -123,7 +125,7 @@ def _by_kernel(
 
 
 class FinishedBatches:
-    """The batches of a thread with their labels on the device; on a GPU, the thread works on a stream of its own.
+    """The batches of a thread with their labels on the device.
 
     Args:
         images: Maker of the images.
@@ -133,8 +135,6 @@ class FinishedBatches:
 
     def __init__(self, images: Images, class_indices: np.ndarray, device: torch.device) -> None:
         self._images, self._class_indices, self._device = images, class_indices, device
-        if device.type == "cuda":
-            torch.cuda.set_stream(torch.cuda.Stream(device))
 
     def __next__(self) -> FinishedBatch:
         """Return the next batch; raises StopIteration after the last."""
@@ -149,7 +149,7 @@ class FinishedBatches:
 
 
 def start_images(
-    feed: Feed, reader: ShardReader, config: GraphConfig, device: torch.device, kept_on: torch.device | None
+    feed: Feed, reader: ShardReader, config: GraphConfig, device: torch.device, cache: Cache
 ) -> FinishedBatches:
     """Build what makes the images of a feed, and return its batches; the loader's thread calls this.
 
@@ -158,34 +158,40 @@ def start_images(
         reader: Reader of the split.
         config: Settings of the graph; for a GPU, the normalizer is chosen here.
         device: Device of the loader.
-        kept_on: Device of the cache of decoded pictures; None: there is no cache.
+        cache: Where decoded pictures are kept; see `LoaderConfig`.
 
     Raises:
-        InputError: Triton can't be used, and the cache needs it.
+        InputError: The cache does not fit, or it needs Triton, which can't be used.
     """
-    return FinishedBatches(_image_maker(feed, reader, config, device, kept_on), reader.class_indices, device)
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream(device))  # of this thread
+    return FinishedBatches(_image_maker(feed, reader, config, device, cache), reader.class_indices, device)
 
 
-def _image_maker(
-    feed: Feed, reader: ShardReader, config: GraphConfig, device: torch.device, kept_on: torch.device | None
-) -> Images:
+def _image_maker(feed: Feed, reader: ShardReader, config: GraphConfig, device: torch.device, cache: Cache) -> Images:
     crop = None
     if device.type == "cuda":
         crop = _crop_kernel(config, device)
         config = dataclasses.replace(config, normalizer="operator" if crop is None else "none")
+        if crop is None and cache == "gpu":
+            raise InputError("--cache gpu needs Triton, see the warning; use --cache host or none")
+        if crop is None and cache == "auto":
+            cache = "none"
+    kept_on = cache_device(cache, reader.num_samples * config.stored_size**2 * 3, device)
     if kept_on is None:
         return GraphImages(feed, config) if crop is None else KernelImages(feed, config, crop)
-    if kept_on.type == "cuda" and crop is None:
-        raise InputError("a cache on the GPU needs Triton, see the warning; use --cache host or none")
-    feed.source = cache = PixelCache(reader, config, kept_on)
+    feed.source = kept = PixelCache(reader, config, kept_on)
     if crop is not None:
-        return CachedImages(feed, cache, config, crop)
+        return CachedImages(feed, kept, config, crop)
     return GraphImages(feed, dataclasses.replace(config, raw=True, whole=False))
 
 
 def _crop_kernel(config: GraphConfig, device: torch.device) -> Crop | None:
-    from pipeline.online import crop_triton  # imported here: it takes a second, and only GPUs need it
-
+    try:
+        from pipeline.online import crop_triton  # imported here: it takes a second, and only GPUs need it
+    except ModuleNotFoundError:
+        warnings.warn("Triton is not installed, so DALI normalises: install triton as torch needs it", stacklevel=2)
+        return None
     if not crop_triton.works_on(config.device_id):
         return None
     return crop_triton.CropKernel(

@@ -8,16 +8,19 @@ every sample to every worker.
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from pipeline.command import InputError
 from pipeline.online.batch import Cache
+from pipeline.online.batch_thread import Upload
 from pipeline.online.fed_graph import Decoder
 from pipeline.online.graph import GraphConfig
 from pipeline.online.shard_reader import ShardReader
+from pipeline.system.memory import available_memory_bytes
 
-_AUTO_SHARE = 0.5  # of the GPU's free memory; the rest is for activations and for batches made ahead
+# Of the free memory: what `auto` may take of a GPU's, since activations and batches made ahead come on top, and what a
+# person may ask for.
+_AUTO_SHARE, _LARGEST_SHARE = 0.5, 0.9
 _CHANNELS = 3
 
 
@@ -56,11 +59,18 @@ class PixelCache:
             for sample_id, is_there in zip(sample_ids_N.tolist(), is_there_N, strict=True)
         ]
 
+    def prefetch(self, sample_ids_N: np.ndarray) -> None:
+        """Ask the kernel to read the bytes of samples that are not there yet; returns at once."""
+        if self._decoder is not None:
+            self._reader.prefetch(sample_ids_N[~self._is_there[sample_ids_N]])
+
     def gather(self, sample_ids_N: np.ndarray) -> torch.Tensor:
         """Return a copy of pictures that are there, uint8 (N, H, W, 3), in pinned memory; for a cache on the CPU."""
         shape = (len(sample_ids_N), *self.pixels_MHWC.shape[1:])
         gathered = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-        return torch.index_select(self.pixels_MHWC, 0, torch.from_numpy(sample_ids_N), out=gathered)
+        # NumPy copies with this thread alone: torch's threads would wait for cores that DALI uses.
+        np.take(self.pixels_MHWC.numpy(), sample_ids_N, axis=0, out=gathered.numpy(), mode="clip")
+        return gathered
 
     def _fill(self, sample_ids_N: np.ndarray) -> None:
         """Decode the samples that are not there; those that have changed stay missing."""
@@ -74,8 +84,10 @@ class PixelCache:
         if not len(found):
             return
         pixels = self._decoder.decode(found, [picture for picture in pictures if picture is not None])
-        place = self.pixels_MHWC.device
-        self.pixels_MHWC[torch.from_numpy(found).to(place)] = pixels.to(place)
+        if self.pixels_MHWC.device.type == "cpu":
+            self.pixels_MHWC.numpy()[found] = pixels.cpu().numpy()
+        else:
+            self.pixels_MHWC[Upload(self.device)(found)] = pixels
         self._is_there[found] = True
         self._num_missing -= len(found)
         if not self._num_missing:
@@ -96,14 +108,14 @@ def cache_device(cache: Cache, num_bytes: int, device: torch.device) -> torch.de
     if cache == "none" or (cache == "auto" and device.type == "cpu"):
         return None
     if cache == "host":
-        free, place, device = psutil.virtual_memory().available, "this machine", torch.device("cpu")
+        free, place, device = available_memory_bytes(), "this machine", torch.device("cpu")
     else:
         free, place = torch.cuda.mem_get_info(device)[0], "the GPU"
         if cache == "auto":
             return device if num_bytes <= _AUTO_SHARE * free else None
-    if num_bytes > free:
+    if num_bytes > _LARGEST_SHARE * free:
         raise InputError(
             f"--cache {cache} keeps {num_bytes / 1e9:.1f} GB of pixels per worker, and {place} has {free / 1e9:.1f} GB "
-            "free; use --cache none"
+            f"free, of which {_LARGEST_SHARE:.0%} may be used; use --cache none"
         )
     return device

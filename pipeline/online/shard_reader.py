@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
@@ -73,19 +74,42 @@ class ShardReader:
     def read_batch(self, sample_ids_N: np.ndarray) -> list[np.ndarray | None]:
         """Return pictures: uint8, the bytes of a JPEG (num_bytes,) or pixels (H, W, 3); None if it has changed.
 
-        They are views into the mapped shards, or copies if a shard may be unmapped soon (`shard_maps.py`). Their hashes
-        are computed without Python's lock.
+        They are views into the mapped shards, and their hashes are computed without Python's lock. If a shard may be
+        unmapped soon (`shard_maps.py`), they are copies, read one by one: to hold the shards of a whole batch would
+        exceed the limits.
 
         Raises:
             InputError: A shard can't be read, or its length has changed.
         """
-        return [picture for part in self._parts(sample_ids_N) for picture in self._read_part(part)]
+        if SHARD_MAPS.gives_way:
+            pictures = [self._copy_of(sample_id) for sample_id in sample_ids_N.tolist()]
+        else:
+            shards, addresses_N, firsts_N, lengths_N = self._ranges(sample_ids_N)
+            is_whole_N = hash_ranges(addresses_N, lengths_N) == self._hashes[sample_ids_N]
+            pictures = [
+                shard.content[first:end] if is_whole else None
+                for shard, first, end, is_whole in zip(
+                    shards, firsts_N.tolist(), (firsts_N + lengths_N).tolist(), is_whole_N.tolist(), strict=True
+                )
+            ]
+        if not self._raw:
+            return pictures
+        return [
+            None if picture is None else picture[NPY_HEADER_BYTES:].reshape(shape)
+            for picture, shape in zip(pictures, self._shapes_N3[sample_ids_N].tolist(), strict=True)
+        ]
 
     def prefetch(self, sample_ids_N: np.ndarray) -> None:
         """Ask the kernel to read the bytes of these samples ahead; returns at once."""
-        for part in self._parts(sample_ids_N):
-            _held, addresses_N, _, lengths_N = self._ranges(part)
+        if not SHARD_MAPS.gives_way:
+            _held, addresses_N, _, lengths_N = self._ranges(sample_ids_N)
             read_ahead(addresses_N, lengths_N)
+            return
+        for sample_id in sample_ids_N.tolist():
+            shard, first, end = self._range_of(sample_id)
+            start = first // mmap.PAGESIZE * mmap.PAGESIZE
+            if shard.mapped is not None and 0 <= start < end <= len(shard.content):
+                shard.mapped.madvise(mmap.MADV_WILLNEED, start, end - start)
 
     def num_samples_gone(self, sample_id: int) -> int:
         """Return how many samples to skip at one that can't be read: 1, or the rest of its shard if that is gone."""
@@ -112,27 +136,15 @@ class ShardReader:
         """Return the path of a shard in the dataset, as messages show it."""
         return self._dataset.path / self._shard_names[shard]
 
-    def _parts(self, sample_ids_N: np.ndarray) -> list[np.ndarray]:
-        """Cut a batch into parts whose shards may be held together: single samples if not all shards stay mapped."""
-        return list(sample_ids_N[:, None]) if SHARD_MAPS.gives_way else [sample_ids_N]
+    def _range_of(self, sample_id: int) -> tuple[MappedShard, int, int]:
+        """Return where a sample is: its shard, and its first byte and the one after its last."""
+        number, first = int(self._shard_indices[sample_id]), int(self._offsets[sample_id])
+        return self._maps.get(number) or self._map(number), first, first + int(self._lengths[sample_id])
 
-    def _read_part(self, sample_ids_N: np.ndarray) -> list[np.ndarray | None]:
-        shards, addresses_N, firsts_N, lengths_N = self._ranges(sample_ids_N)
-        is_whole_N = hash_ranges(addresses_N, lengths_N) == self._hashes[sample_ids_N]
-        pictures = [
-            shard.content[first:end] if is_whole else None
-            for shard, first, end, is_whole in zip(
-                shards, firsts_N.tolist(), (firsts_N + lengths_N).tolist(), is_whole_N.tolist(), strict=True
-            )
-        ]
-        if SHARD_MAPS.gives_way:
-            pictures = [None if picture is None else picture.copy() for picture in pictures]
-        if not self._raw:
-            return pictures
-        return [
-            None if picture is None else picture[NPY_HEADER_BYTES:].reshape(shape)
-            for picture, shape in zip(pictures, self._shapes_N3[sample_ids_N].tolist(), strict=True)
-        ]
+    def _copy_of(self, sample_id: int) -> np.ndarray | None:
+        shard, first, end = self._range_of(sample_id)
+        content = shard.content[first:end]
+        return content.copy() if xxhash.xxh3_64_intdigest(content.data) == int(self._hashes[sample_id]) else None
 
     def _ranges(self, sample_ids_N: np.ndarray) -> tuple[list[MappedShard], np.ndarray, np.ndarray, np.ndarray]:
         """Return where samples are: their shards, addresses, and offsets and lengths in bytes, cut at a shard's end.

@@ -11,8 +11,6 @@ from pipeline.online.batch import Batch, LoaderConfig
 from pipeline.online.batch_thread import joined
 from pipeline.online.order import RankShare
 
-_TYPES = {"float32": torch.float32, "float16": torch.float16}
-
 
 class SyntheticLoader(Iterator[Batch]):
     """An endless stream of batches that share one tensor of noise; otherwise it follows `TrainLoader`."""
@@ -52,7 +50,7 @@ class SyntheticLoader(Iterator[Batch]):
         largest = self._share.largest_piece(self._micro_batch_size)
         images = torch.randn(largest, 3, crop_size, crop_size, generator=generator)
         memory_format = torch.channels_last if config.layout == "NHWC" else torch.contiguous_format
-        self._images = images.to(device, _TYPES[config.output_type], memory_format=memory_format)
+        self._images = images.to(device, getattr(torch, config.output_type), memory_format=memory_format)
         self._num_samples, self._num_classes = num_samples, num_classes
         self._device = device
         self.crop_size, self.samples_seen, self.data_wait_seconds = crop_size, samples_seen, 0.0

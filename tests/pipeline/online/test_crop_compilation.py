@@ -35,7 +35,7 @@ def test_nothing_is_fused_that_the_reference_rounds(capability, tmp_path):
 
 def test_where_it_cannot_run_a_warning_says_so_once():
     crop_triton.works_on.cache_clear()
-    with pytest.warns(UserWarning, match=r"Triton can't be used \(.*\); DALI normalises"):
+    with pytest.warns(UserWarning, match=r"Triton can't be used \(.*\), so DALI normalises: it needs a C compiler"):
         assert not crop_triton.works_on(0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,11 +1,11 @@
 """Who decodes is chosen by a trial: the fastest of cores, GPU and both; a sample's decoder depends on its id alone."""
 
 import dataclasses
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from nvidia.dali import fn, types
 
 from pipeline.loader import LoaderConfig, TrainLoader
 from pipeline.online import fed_graph, graph
@@ -56,23 +56,26 @@ def test_a_sample_is_always_decoded_by_the_same_and_the_share_holds(share):
     assert abs(windows - share).max() < 0.05  # spread evenly, so batches take equally long
 
 
-def test_split_pictures_come_back_in_their_order(jpeg_dataset, monkeypatch):
-    """On a CPU both halves are decoded by the CPU, and those of the "GPU" are counted."""
-    reader, ids, counts = ShardReader(jpeg_dataset, "train"), np.arange(20), Counter()
-    pictures = reader.read_batch(ids)
+def test_split_pictures_come_back_in_their_order(jpeg_dataset, monkeypatch, caplog):
+    """On a CPU both halves are decoded by the CPU, and those of the "GPU" become negatives."""
+    ids = np.arange(20)
+    pictures = ShardReader(jpeg_dataset, "train").read_batch(ids)
     config = dataclasses.replace(BASE, stored_size=32, max_batch_size=20, normalizer="none")
     expected = Decoder(config).decode(ids, pictures)
     decode = graph._decoded_by
 
     def decoded_by(decoder, content, config):
-        counts[decoder] += 1
-        return decode("cpu", content, config)
+        pixels = decode("cpu", content, config)
+        return fn.cast(255 - pixels, dtype=types.UINT8) if decoder == "mixed" else pixels
 
     monkeypatch.setattr(graph, "_decoded_by", decoded_by)
-    for share in (0.0, 0.3, 1.0):
-        found = Decoder(dataclasses.replace(config, decode="split", gpu_share=share)).decode(ids, pictures)
-        assert torch.equal(found, expected)
-    assert counts == {"mixed": 3, "cpu": 3}
+    for share, num_by_gpu in ((0.0, 0), (0.3, 7), (1.0, 20)):
+        split = dataclasses.replace(config, decode="split", gpu_share=share)
+        (by_gpu,) = fed_graph._by_gpu(ids, split)
+        assert by_gpu.sum() == num_by_gpu
+        found = Decoder(split).decode(ids, pictures)
+        assert torch.equal(found, torch.where(torch.from_numpy(by_gpu)[:, None, None, None], 255 - expected, expected))
+    assert not caplog.records  # of what DALI could not convert
 
 
 def test_the_loader_takes_what_was_chosen():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -10,12 +11,13 @@ import torch
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.loader import EvalLoader, LoaderConfig, TrainLoader
-from pipeline.online import pixel_cache
+from pipeline.online import image_makers, pixel_cache
 from pipeline.online.augmentation import AugmentationConfig, AugmentationParameters
 from pipeline.online.feed import Feed
 from pipeline.online.image_makers import CachedImages, FinishedBatches, KernelImages
 from pipeline.online.pixel_cache import PixelCache, cache_device
 from pipeline.online.reference import augment
+from pipeline.online.shard_reader import ShardReader
 
 CONFIG = AugmentationConfig(crop_size=28)
 ENCODINGS = ["raw", "jpeg", "original"]
@@ -129,14 +131,58 @@ def test_a_changed_sample_is_replaced_and_the_others_are_cached(raw_dataset, tmp
     plain.close()
 
 
+def test_nothing_is_read_once_all_is_there(jpeg_dataset, monkeypatch):
+    asked, prefetch = [], ShardReader.prefetch
+
+    def recorded(self, sample_ids):
+        asked.extend(sample_ids.tolist())
+        return prefetch(self, sample_ids)
+
+    monkeypatch.setattr(ShardReader, "prefetch", recorded)
+    cached = _loader(jpeg_dataset, cache="host")
+    for _ in range(8):
+        next(cached)
+    num_asked = len(asked)
+    assert set(asked) == set(range(41))
+    monkeypatch.setattr(ShardReader, "read_batch", None)
+    for _ in range(8):
+        next(cached)
+    assert len(asked) == num_asked
+    cached.close()
+
+
+@pytest.mark.parametrize(("cache", "is_refused"), [("auto", False), ("gpu", True), ("none", False)])
+def test_a_gpu_without_triton_has_no_cache(raw_dataset, monkeypatch, cache, is_refused):
+    """The graph is not built here: without a GPU, what would be built is looked at."""
+    built = []
+    monkeypatch.setattr(image_makers, "_crop_kernel", lambda config, device: None)
+    monkeypatch.setattr(image_makers, "GraphImages", lambda feed, config: built.append(config))
+    loader = _loader(raw_dataset)
+    arguments = Feed(loader._reader, *loader._plan()), loader._reader, loader._graph_config, GPU, cache
+    if is_refused:
+        with pytest.raises(InputError, match="--cache gpu needs Triton"):
+            image_makers._image_maker(*arguments)
+    else:
+        image_makers._image_maker(*arguments)
+        assert [config.normalizer for config in built] == ["operator"]
+
+
+def test_without_the_package_triton_a_warning_says_so(raw_dataset, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "pipeline.online.crop_triton", raising=False)
+    monkeypatch.delattr("pipeline.online.crop_triton", raising=False)
+    with pytest.warns(UserWarning, match="Triton is not installed, so DALI normalises"):
+        assert image_makers._crop_kernel(_loader(raw_dataset)._graph_config, GPU) is None
+
+
 def test_where_pixels_are_kept(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
     cpu = torch.device("cpu")
-    assert cache_device("auto", 500, GPU) == cache_device("gpu", 1000, GPU) == GPU
+    assert cache_device("auto", 500, GPU) == cache_device("gpu", 900, GPU) == GPU
     assert cache_device("auto", 501, GPU) is cache_device("auto", 1, cpu) is cache_device("none", 1, GPU) is None
     assert cache_device("host", 1, GPU) == cache_device("host", 1, cpu) == cpu
     with pytest.raises(InputError, match=r"--cache gpu keeps 0\.0 GB of pixels per worker, and the GPU has"):
-        cache_device("gpu", 1001, GPU)
+        cache_device("gpu", 901, GPU)
     with pytest.raises(
         InputError, match=r"--cache host keeps 1000000\.0 GB of pixels per worker, and this machine has"
     ):
