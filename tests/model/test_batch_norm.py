@@ -91,6 +91,14 @@ def test_without_batch_norm_nothing_is_exchanged() -> None:
     update_running_statistics(nn.Linear(2, 2), refuse)
 
 
+def test_one_worker_updates_the_statistics_without_looking_at_a_value() -> None:
+    """A GPU computes on while the CPU does not wait for it; tensors on the meta device have no values at all."""
+    layer = GhostBatchNorm(5, 4).to("meta")
+    layer.pending = [torch.empty(11, device="meta")]
+    update_running_statistics(layer, lambda total: total)
+    assert not layer.pending
+
+
 def test_autocast_keeps_the_statistics_in_float32() -> None:
     layer = GhostBatchNorm(5, 4)
     activations = random_activations(8).bfloat16().to(memory_format=torch.channels_last)
