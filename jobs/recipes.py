@@ -57,7 +57,7 @@ def krizhevsky_2012() -> TrainingConfig:
     Source: Krizhevsky, Sutskever, Hinton: ImageNet classification with deep convolutional neural networks, 2012.
     Error: one net, ten crops, ILSVRC-2012's validation set: top-1 40.7 %, top-5 18.2 %. In the paper the rate was
     reduced three times in about 90 epochs; the patience of 5 evaluations is ours.
-    Cost: 90 x 1,281,167 samples, 5.5e17 operations.
+    Cost: 90 x 1,281,167 samples, 5.0e17 operations.
     """
     return TrainingConfig(
         name="krizhevsky_2012",
@@ -76,7 +76,7 @@ def caffe_alexnet() -> TrainingConfig:
     Source: Caffe's model zoo, 2014: initial bias 0.1 (with the paper's 1 the loss stayed flat), normalisation with
     alpha / n and k = 1, no colour noise. Pictures: `pipeline.shard --crop squash`.
     Error: centre crop, validation set: top-1 42.9 %, top-5 19.8 %.
-    Cost: 90 x 1,281,167 samples, 5.5e17 operations.
+    Cost: 90 x 1,281,167 samples, 5.0e17 operations.
     """
     return TrainingConfig(
         name="caffe_alexnet",
@@ -182,7 +182,7 @@ def mnist_tutorial() -> TrainingConfig:
     Source: AlexNet for MNIST as in TensorFlow's tutorials: the last 2,000 training pictures are the validation set
     (`pipeline.shard --val-last 2000`). The rate, its schedule and the four epochs are ours. Error: for Fashion-MNIST
     see docs/results.md; MNIST was not available.
-    Cost: 4 x 58,000 samples, 2.7e14 operations.
+    Cost: 4 x 58,000 samples, 2.2e14 operations.
     """
     return TrainingConfig(
         name="mnist_tutorial",
@@ -202,7 +202,7 @@ def cifar_tutorial() -> TrainingConfig:
     initial weights and three normalisations in a row, SGD needs epochs to improve on the loss of guessing. One file in
     CIFAR-10's binary format has 10,000 pictures.
     Error: see docs/results.md for the datasets that were available; CIFAR-10 was not.
-    Cost: 10 x 10,000 samples, 7.2e14 operations.
+    Cost: 10 x 10,000 samples, 6.8e14 operations.
     """
     return TrainingConfig(
         name="cifar_tutorial",
