@@ -35,7 +35,7 @@ FIGURES = {
     ),
     "step": (*steps._ALTERNATIVES, "owt 256, torch's dropout"),
     "lrn": (
-        "bfloat16, TF32 off: relative error forward, backward",
+        "bfloat16, channels_last: relative error forward, backward",
         "(2, 96, 9, 9) ours: milliseconds forward and backward",
     ),
     "dropout": ("units whose mask differs from the CPU's", "batches of 4"),
