@@ -54,7 +54,7 @@ class LoaderConfig:
         micro_batch_size: Maximum number of samples that are made at a time, for `TrainLoader.micro_batches`; at least
             `group_size`. None: this rank's whole part of the global batch.
         cache: Where decoded pictures are kept, so that each is decoded once: in the memory of the `gpu`, of the `host`,
-            or nowhere (`none`). `auto`: in the GPU's if there is a GPU and the training set fits.
+            or nowhere (`none`). `auto`: in the GPU's if they take at most half of its free memory.
         output_type: Type of the images.
         layout: Layout of the images in memory. Their shape is always (N, 3, H, W): NHWC is torch's channels-last
             format.
