@@ -33,6 +33,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from cluster.exchange.names import StrategyChoice
 from cluster.launch.placement import Strategy, WorkerRange
 from cluster.run.config import TrainingConfig
 from cluster.worker.options import WorkerOptions
@@ -69,13 +70,17 @@ class Arguments:
     cache: Cache = "auto"
     """Where a worker keeps decoded training pictures, so that it decodes each once: in the memory of its GPU, in that
     of the host, or nowhere. `auto`: on the GPU if there is one and they take at most half of its free memory."""
+    exchange: StrategyChoice = "auto"
+    """How workers combine their gradients, without a change of the result: `allreduce`; `factors`, which sends a dense
+    layer's inputs and output gradients in place of its gradient; `hybrid`, which shares out the dense layers' weights.
+    `auto`: the one with the shortest predicted step on this link."""
     dry_run: bool = False
     """Check everything, including each node, print what would be done, and end without beginning a run."""
 
     @property
     def worker_options(self) -> WorkerOptions:
         """Options of each worker."""
-        return WorkerOptions(micro_batch_size=self.micro_batch_size, cache=self.cache)
+        return WorkerOptions(micro_batch_size=self.micro_batch_size, cache=self.cache, exchange=self.exchange)
 
 
 @dataclass(frozen=True, kw_only=True)

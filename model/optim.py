@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.sgd import sgd
 
+from model.lars import Lars, SquaredNorms, squared_norms
 from model.optim_config import OptimizerConfig
 
 
@@ -55,18 +56,20 @@ class PaperSGD(Optimizer):
             )
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+def build_optimizer(model: nn.Module, config: OptimizerConfig, norms: SquaredNorms = squared_norms) -> Optimizer:
     """Build the optimiser over two parameter groups, weights and biases.
 
     - `sgd`: v <- momentum v + gradient + weight_decay w;  w <- w - learning_rate v  (torch.optim.SGD).
     - `sgd_paper`: see `PaperSGD`; the two differ only while the learning rate changes.
     - `adam`: Kingma and Ba 2015, with the decay in the gradient (torch.optim.Adam).
-    - `lars`: You, Gitman and Ginsburg 2017, as timm writes it: the full gradient of a weight tensor, gradient +
-      weight_decay w, is scaled by trust_coefficient |w| / (|gradient| + weight_decay |w|) and goes into `sgd`'s
-      momentum. Departures from the paper: the learning rate is outside the momentum; 1e-8 is added to the denominator;
-      the scale is 1 where one of the norms is 0.
+    - `lars`: see `Lars`.
 
     Where torch has a `fused` kernel, an update is one pass over the weights, which are too large for any cache.
+
+    Args:
+        model: Model to train.
+        config: Settings.
+        norms: Function that computes the norms of whole tensors, for `lars`; by default, the model has them whole.
     """
     decay_biases = config.name != "lars" if config.decay_biases is None else config.decay_biases
     weights = {
@@ -82,12 +85,12 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     if config.name == "lars":
         weights["always_adapt"], biases["always_adapt"] = True, decay_biases
     groups = [group for group in (weights, biases) if group["params"]]
-    optimizer = _build(groups, config)
+    optimizer = _build(groups, config, norms)
     set_learning_rate(optimizer, config.learning_rate)
     return optimizer
 
 
-def _build(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
+def _build(groups: list[dict[str, Any]], config: OptimizerConfig, norms: SquaredNorms) -> Optimizer:
     rate, momentum, decay = config.learning_rate, config.momentum, config.weight_decay
     match config.name:
         case "sgd":
@@ -101,15 +104,14 @@ def _build(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
                 groups, lr=rate, betas=config.betas, eps=config.epsilon, weight_decay=decay, fused=True
             )
         case "lars":
-            from timm.optim.lars import Lars  # imported here: it takes seconds, and only LARS needs it
-
             return Lars(
                 groups,
                 lr=rate,
                 momentum=momentum,
                 weight_decay=decay,
                 nesterov=config.nesterov,
-                trust_coeff=config.trust_coefficient,
+                trust_coefficient=config.trust_coefficient,
+                norms=norms,
             )
 
 

@@ -9,12 +9,13 @@ backward pass; but 96 % of AlexNet's bytes belong to three dense layers, and the
 
 import contextlib
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cluster.exchange.base import Exchange
+from pipeline.online.order import RankShare
 
 # Buffers are the same on all workers by themselves (`model/batch_norm.py`); sending the first worker's would cost an
 # exchange before each forward pass. torch 2.14 warns of the option's old name, the only one that torch 2.9 knows.
@@ -25,8 +26,10 @@ _KEEP_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _IS_RENAMED else "bro
 class AllReduce(Exchange):
     """Exchange by DistributedDataParallel; with a single worker nothing is exchanged."""
 
-    def __init__(self, rank: int, world_size: int) -> None:
-        super().__init__(rank, world_size)
+    name: ClassVar[str] = "allreduce"
+
+    def __init__(self, share: RankShare) -> None:
+        super().__init__(share)
         self._parallel: DistributedDataParallel | None = None
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -36,9 +39,10 @@ class AllReduce(Exchange):
         self._parallel = DistributedDataParallel(model, gradient_as_bucket_view=True, **_KEEP_BUFFERS)
         return self._parallel
 
-    def loss_scale(self, global_batch_size: int) -> float:
-        """Return w / G: DistributedDataParallel divides the sum over w workers by w."""
-        return self.world_size / global_batch_size
+    @property
+    def loss_scale(self) -> float:
+        """Factor w / G: DistributedDataParallel divides the sum over w workers by w."""
+        return self.world_size / self.share.global_batch_size
 
     def accumulating(self) -> contextlib.AbstractContextManager[None]:
         """Return DistributedDataParallel's `no_sync`."""

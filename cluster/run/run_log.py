@@ -42,11 +42,13 @@ class Started(Line):
     Attributes:
         step: Step of the checkpoint they resume from, or 0.
         world_size: Number of workers.
+        exchange: Strategy by which they combine their gradients.
     """
 
     kind: ClassVar[str] = "start"
     step: int
     world_size: int
+    exchange: str = "allreduce"  # runs of older versions do not say
 
 
 @dataclass(frozen=True, kw_only=True)

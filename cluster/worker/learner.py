@@ -1,11 +1,12 @@
 """What a training step changes: the model, its optimiser and the exchange of gradients."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.optim import Optimizer
 
 from cluster.exchange.base import Exchange
 from cluster.run.config import TrainingConfig
@@ -24,8 +25,10 @@ class Learner:
 
     Attributes:
         model: Network, without the exchange's wrapper.
-        optimizer: Optimiser of the network.
+        optimizer: Optimiser of the network, from `connect` on.
     """
+
+    optimizer: Optimizer
 
     def __init__(
         self,
@@ -49,11 +52,32 @@ class Learner:
         network = build_network(config.model, num_classes=num_classes, seed=config.seed)
         self.model = place(network, config.precision, world.device)
         self._optimizer_config = config.optimizer.for_batch_size(config.global_batch_size)
-        self.optimizer = build_optimizer(self.model, self._optimizer_config)
+        self._restored: dict[str, Any] | None = None  # state of the optimiser
 
     def connect(self) -> None:
-        """Connect the exchange to the model, whose weights must now be the same on all workers."""
-        self._wrapped = self._exchange.wrap(self.model)
+        """Connect the exchange to the model, whose weights must now be the same on all workers; build the optimiser."""
+        exchange = self._exchange
+        self._wrapped = exchange.wrap(self.model)
+        self.optimizer = exchange.wrap_optimizer(
+            build_optimizer(self.model, self._optimizer_config, exchange.squared_norms)
+        )
+        if self._restored is not None:
+            self.optimizer.load_state_dict(_mapped(self._restored, self._trained_names(), exchange.part))
+            self._restored = None
+
+    @property
+    def has_equal_weights(self) -> bool:
+        """Whether all workers have the same weights now; see `Exchange`."""
+        return self._exchange.has_equal_weights
+
+    @property
+    def has_shared_state(self) -> bool:
+        """Whether every worker must call `state_dict`."""
+        return self._exchange.keeps_state or self._exchange.cuts_weights
+
+    def evaluating(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which `model`, in evaluation mode, works alone; every worker enters it."""
+        return self._exchange.evaluating()
 
     @property
     def learning_rate(self) -> float:
@@ -84,16 +108,27 @@ class Learner:
         return torch.stack(sums).sum(0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state to keep in a checkpoint; every worker must call this if the exchange keeps a state."""
-        state: dict[str, Any] = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        if self._exchange.keeps_state:
-            state["exchange"] = self._world.gather(self._exchange.state_dict())
+        """Return the state to keep in a checkpoint, whole on the first worker.
+
+        Every worker must call this if the exchange keeps a state or cuts weights.
+        """
+        exchange, names = self._exchange, self._trained_names()
+        state: dict[str, Any] = {
+            "model": {name: exchange.whole(name, value) for name, value in self.model.state_dict().items()},
+            "optimizer": _mapped(self.optimizer.state_dict(), names, exchange.whole),
+        }
+        if exchange.keeps_state:
+            state["exchange"] = self._world.gather(exchange.state_dict())
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> str | None:
-        """Restore the state that `state_dict` returned; return a warning if part of it could not be restored."""
+        """Restore the state that `state_dict` returned on the first worker, before `connect`.
+
+        Returns:
+            A warning if part of it could not be restored.
+        """
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._restored = state["optimizer"]
         if not self._exchange.keeps_state:
             return None
         states = state.get("exchange", [])
@@ -101,6 +136,11 @@ class Learner:
             return f"the exchange of gradients begins anew: the checkpoint has its state of {len(states)} workers"
         self._exchange.load_state_dict(states[self._world.rank])
         return None
+
+    def _trained_names(self) -> list[str]:
+        """Return the parameters' names in the order in which the optimiser numbers them."""
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        return [names[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _forward_backward(self, batch: Batch) -> torch.Tensor:
         """Add a batch's gradient; return its sum of losses and its number of correct samples, (2,)."""
@@ -110,9 +150,24 @@ class Learner:
             logits = self._wrapped(images, batch.device_positions)
         logits = logits if config.precision == "float64" else logits.float()
         loss_sum = functional.cross_entropy(logits, labels, reduction="sum")
-        (loss_sum * self._exchange.loss_scale(config.global_batch_size)).backward()
+        (loss_sum * self._exchange.loss_scale).backward()
         correct = count_correct(logits.detach(), labels, ks=(1,))[0]
         return torch.stack([loss_sum.detach().double(), correct.double()])
+
+
+def _mapped(
+    state: dict[str, Any], names: Sequence[str], function: Callable[[str, torch.Tensor], torch.Tensor]
+) -> dict[str, Any]:
+    """Return an optimiser's state with a function (name, tensor) applied to each tensor of a parameter's form."""
+    of_parameters = {
+        index: {
+            # Others are counts of steps.
+            key: function(names[index], value) if isinstance(value, torch.Tensor) and value.ndim else value
+            for key, value in kept.items()
+        }
+        for index, kept in state["state"].items()
+    }
+    return state | {"state": of_parameters}
 
 
 def _with_last(batches: Iterable[Batch]) -> Iterator[tuple[Batch, bool]]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from cluster.exchange.names import StrategyChoice
 from pipeline.online.batch import Cache
 
 
@@ -12,7 +13,10 @@ class WorkerOptions:
     Attributes:
         micro_batch_size: Maximum number of samples per forward pass; None: the worker's whole slice.
         cache: Where decoded training pictures are kept; see `pipeline.online.batch.LoaderConfig`.
+        exchange: Strategy by which the workers combine their gradients; `auto`: the one with the shortest predicted
+            step (`cluster/exchange/cost.py`).
     """
 
     micro_batch_size: int | None = None
     cache: Cache = "auto"
+    exchange: StrategyChoice = "auto"

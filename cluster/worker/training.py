@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from cluster.exchange.allreduce import AllReduce
 from cluster.exchange.base import MakeExchange
 from cluster.run.run_folder import RunFolder
 from cluster.run.run_log import DecodingChosen, Evaluated, Line, Resumed, RunLog, Stalled, Started, Stopped, Warned
@@ -22,6 +21,7 @@ from cluster.worker.checkpoint_schedule import CheckpointSchedule
 from cluster.worker.data_wait import DataWait
 from cluster.worker.device_clock import Moment, clock_of
 from cluster.worker.evaluation import evaluate, open_eval_loader
+from cluster.worker.exchanges import exchange_for
 from cluster.worker.learner import Learner
 from cluster.worker.options import WorkerOptions
 from cluster.worker.progress import Progress
@@ -33,6 +33,7 @@ from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.loader import EvalLoader, TrainLoader
 from pipeline.online.decoding_trial import Decoding, choose_decoding
+from pipeline.online.order import RankShare
 from pipeline.online.synthetic_loader import SyntheticLoader
 
 _LINE_INTERVAL = 20
@@ -46,7 +47,7 @@ def train(
     run_path: Path,
     world: World,
     options: WorkerOptions | None = None,
-    make_exchange: MakeExchange = AllReduce,
+    make_exchange: MakeExchange | None = None,
 ) -> None:
     """Train the run in `run_path`, or continue to train it; every worker calls this.
 
@@ -57,7 +58,7 @@ def train(
         run_path: Path of the run folder, which contains `config.json`, on this worker.
         world: Place of this worker.
         options: Options of this launch; None: the defaults.
-        make_exchange: Function that makes the exchange of gradients.
+        make_exchange: Function that makes the exchange of gradients; None: the one that recipe and options name.
     """
     torch.set_num_threads(world.num_threads)
     run = RunFolder.open(run_path)
@@ -80,7 +81,7 @@ class Trainer:
         world: World,
         options: WorkerOptions | None = None,
         lock_seconds: float = 0.0,
-        make_exchange: MakeExchange = AllReduce,
+        make_exchange: MakeExchange | None = None,
     ) -> None:
         """Build model, optimiser and loader, and restore the latest checkpoint.
 
@@ -97,10 +98,8 @@ class Trainer:
         config, num_samples = self._config, dataset.num_samples("train")
         self._evaluation_interval = config.evaluation_interval(num_samples)
         self.progress = Progress(config, num_samples)
-        exchange = make_exchange(world.rank, world.world_size)
         total_steps = self.progress.total_steps
-        self.learner = Learner(config, dataset.num_classes, total_steps, world, exchange)
-        self._keeps_rank_states = exchange.keeps_state
+        share = RankShare(config.global_batch_size, world.rank, world.world_size, config.model.group_size)
         self._decoding: Decoding | None = None  # chosen by a trial
         self._eval_loader: EvalLoader | None = None
         self._finished: deque[Moment] = deque()  # ends of the latest steps
@@ -113,7 +112,9 @@ class Trainer:
             self._writer = RunWriter(run.checkpoints, run.ledger, self._clock) if world.is_first else None
             if self._writer is not None:
                 resources.callback(self._writer.close)
-            self._restore()
+            exchange = (make_exchange or exchange_for(config, self._options))(share)
+            self.learner = Learner(config, dataset.num_classes, total_steps, world, exchange)
+            self._restore(exchange.name)
             self._first_step = self.progress.step
             self.learner.connect()
             self.loader = self._open_loader()
@@ -127,9 +128,12 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the end, or until the workers are asked to stop; log, evaluate and write checkpoints."""
-        progress = self.progress
+        progress, is_stopped = self.progress, False
         while not progress.is_finished:
-            is_stopped = not progress.is_evaluation_due and self._advance()
+            if not progress.is_evaluation_due or not self.learner.has_equal_weights:
+                is_stopped = self._advance() or is_stopped
+            if not self.learner.has_equal_weights:  # whatever is due waits for it
+                continue
             is_best = False
             if progress.is_evaluation_due and not is_stopped:
                 is_best = self._evaluate()
@@ -169,7 +173,7 @@ class Trainer:
         """Let the first worker begin to write a checkpoint, once the steps before are logged."""
         self._schedule.begin(self.progress.step)
         self._steps.finish(self.progress.step, self.learner.learning_rate)
-        if self._writer is None and not self._keeps_rank_states:
+        if self._writer is None and not self.learner.has_shared_state:
             return
         state = self.learner.state_dict() | self.progress.state_dict()
         if self._decoding is not None:
@@ -188,7 +192,7 @@ class Trainer:
         if progress.is_last or num_since_start in _FIRST_LINES or progress.step % _LINE_INTERVAL == 0:
             self.write_line()
         if "val" in self._dataset.splits:
-            progress.is_evaluation_due = progress.is_last or progress.step % self._evaluation_interval == 0
+            progress.is_evaluation_due |= progress.is_last or progress.step % self._evaluation_interval == 0
         is_stopped = self._stop.is_reached()
         if self._stop.is_checkpoint_time:
             self._schedule.allow()
@@ -204,9 +208,11 @@ class Trainer:
             # Kept open: to build its graph again would take longer than many an evaluation.
             self._eval_loader = open_eval_loader(self._dataset, "val", self._world, self._run)
             self._resources.callback(self._eval_loader.close)
-        evaluation = evaluate(
-            self.learner.model, self._dataset, "val", self._world, self._run, stop=self._stop, loader=self._eval_loader
-        )
+        learner, world = self.learner, self._world
+        with learner.evaluating():
+            evaluation = evaluate(
+                learner.model, self._dataset, "val", world, self._run, stop=self._stop, loader=self._eval_loader
+            )
         self._steps.leave_out(began, self._clock.mark())
         self._stop.renew()  # for the steps that follow
         self._steps.write_open_line()
@@ -244,7 +250,7 @@ class Trainer:
             self._write(DecodingChosen(**dataclasses.asdict(self._decoding)))
         return loader
 
-    def _restore(self) -> None:
+    def _restore(self, exchange_name: str) -> None:
         """Restore the newest complete checkpoint, chosen by the first worker, since others may see an older folder."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -267,7 +273,7 @@ class Trainer:
         num_rolled_back = self._run.ledger.roll_back(step)
         if step or num_rolled_back:
             self._write(Resumed(step=step, num_rolled_back=num_rolled_back))
-        self._write(Started(step=step, world_size=self._world.world_size))
+        self._write(Started(step=step, world_size=self._world.world_size, exchange=exchange_name))
 
     def _write(self, line: Line) -> None:
         """Write a line to the log if this is the first worker."""

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import nn
 
 from cluster.exchange.base import Exchange
+from pipeline.online.order import RankShare
 
 
 class ByHand(Exchange):
@@ -14,16 +15,19 @@ class ByHand(Exchange):
 
     keeps_state = True
 
-    def __init__(self, rank: int, world_size: int) -> None:
-        super().__init__(rank, world_size)
+    name = "by hand"
+
+    def __init__(self, share: RankShare) -> None:
+        super().__init__(share)
         self._num_exchanges = 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
         self._model = model
         return model
 
-    def loss_scale(self, global_batch_size: int) -> float:
-        return 1 / global_batch_size
+    @property
+    def loss_scale(self) -> float:
+        return 1 / self.share.global_batch_size
 
     def accumulating(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()

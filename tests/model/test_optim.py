@@ -1,13 +1,13 @@
 """Update rules against their formulas in NumPy, parameter groups, resuming, and what a configuration refuses."""
 
+import copy
 import dataclasses
 import io
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+import timm.optim.lars
 import torch
 
 from model.optim import build_optimizer, set_learning_rate
@@ -213,12 +213,30 @@ def test_the_rate_follows_the_global_batch_where_a_reference_is_given() -> None:
     assert scaled.for_batch_size(96).learning_rate == pytest.approx(0.0075, rel=1e-15)
 
 
-def test_timm_is_loaded_by_lars_alone() -> None:
-    probe = (
-        "import sys, torch; from model.optim import build_optimizer; from model.optim_config import OptimizerConfig\n"
-        "model = torch.nn.Linear(2, 2)\n"
-        "loaded = [build_optimizer(model, OptimizerConfig(name=name)) and 'timm' in sys.modules for name in "
-        "('sgd', 'sgd_paper', 'adam', 'lars')]; sys.stdout.write(str(loaded))"
+@pytest.mark.parametrize("decay_biases", [None, True])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_lars_is_timms_and_reads_its_state(nesterov, decay_biases) -> None:
+    config = OptimizerConfig(name="lars", nesterov=nesterov, decay_biases=decay_biases, trust_coefficient=0.02)
+    ours, theirs = _model(), _model()
+    mine = build_optimizer(ours, config)
+    settings = {"momentum": config.momentum, "nesterov": nesterov, "trust_coeff": config.trust_coefficient}
+    other = timm.optim.lars.Lars(
+        [
+            {k: v for k, v in group.items() if k != "params"} | {"params": params}
+            for group, params in zip(
+                mine.param_groups,
+                ([p for p in theirs.parameters() if p.ndim > 1], [p for p in theirs.parameters() if p.ndim == 1]),
+                strict=True,
+            )
+        ],
+        lr=1.0,
+        **settings,
     )
-    answer = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    assert answer.stdout == "[False, False, False, True]"
+    gradients = _gradients(len(RATES), ours)
+    _train(ours, mine, RATES[:2], gradients[:2])
+    _train(theirs, other, RATES[:2], gradients[:2])
+    mine.load_state_dict(copy.deepcopy(other.state_dict()))  # as in checkpoints of older versions
+    _train(ours, mine, RATES[2:], gradients[2:])
+    _train(theirs, other, RATES[2:], gradients[2:])
+    for left, right in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-13, atol=1e-15)

@@ -13,6 +13,7 @@ from worker_process import run_workers
 from cluster.exchange.allreduce import AllReduce
 from cluster.run.run_folder import RunFolder
 from cluster.worker.training import Trainer
+from pipeline.online.order import RankShare
 
 UNEVEN = dataclasses.replace(CONFIG, global_batch_size=13, num_epochs=2)
 
@@ -52,7 +53,7 @@ def test_a_state_of_another_number_of_workers_is_begun_anew_and_that_is_told(raw
 def test_buffers_are_not_exchanged_in_a_forward_pass():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        wrapped = AllReduce(0, 2).wrap(nn.BatchNorm1d(3))
+        wrapped = AllReduce(RankShare(2, 0, 2)).wrap(nn.BatchNorm1d(3))
         assert not wrapped.will_sync_module_buffers()
     finally:
         dist.destroy_process_group()
