@@ -20,7 +20,7 @@ from pipeline.online.order import RankShare
 # Buffers are the same on all workers by themselves (`model/batch_norm.py`); sending the first worker's would cost an
 # exchange before each forward pass. torch 2.14 warns of the option's old name, the only one that torch 2.9 knows.
 _IS_RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-_KEEP_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _IS_RENAMED else "broadcast_buffers": False}
+KEEP_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _IS_RENAMED else "broadcast_buffers": False}
 
 
 class AllReduce(Exchange):
@@ -36,7 +36,7 @@ class AllReduce(Exchange):
         """Return the model inside DistributedDataParallel, or the model itself if there is a single worker."""
         if self.world_size == 1:
             return model
-        self._parallel = DistributedDataParallel(model, gradient_as_bucket_view=True, **_KEEP_BUFFERS)
+        self._parallel = DistributedDataParallel(model, gradient_as_bucket_view=True, **KEEP_BUFFERS)
         return self._parallel
 
     @property

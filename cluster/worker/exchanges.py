@@ -2,11 +2,12 @@
 
 from cluster.exchange.allreduce import AllReduce
 from cluster.exchange.base import Exchange, MakeExchange
+from cluster.exchange.factors import Factors
 from cluster.exchange.names import Strategy
 from cluster.run.config import TrainingConfig
 from cluster.worker.options import WorkerOptions
 
-EXACT: dict[Strategy, type[Exchange]] = {"allreduce": AllReduce}
+EXACT: dict[Strategy, type[Exchange]] = {"allreduce": AllReduce, "factors": Factors}
 
 
 def exchange_for(config: TrainingConfig, options: WorkerOptions) -> MakeExchange:

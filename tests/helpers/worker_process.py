@@ -1,7 +1,8 @@
 """Workers of torch.distributed, for tests: processes that train or evaluate a run together on this machine.
 
 Each is `python worker_process.py RANK WORLD_SIZE PORT TASK ARGUMENT...`, the task being
-`train`, `train-stopped`, the same with `-by-hand`, or `evaluate`.
+`train`, `train-stopped`, the same with `-by-hand`, or `evaluate`. The arguments of the first are dataset, run, and
+perhaps the micro-batch size (empty: none) and the name of the exchange.
 """
 
 import dataclasses
@@ -16,7 +17,6 @@ import torch
 import torch.distributed as dist
 from by_hand import ByHand
 
-from cluster.exchange.allreduce import AllReduce
 from cluster.worker import evaluation, stopping
 from cluster.worker.evaluation_files import evaluate_run
 from cluster.worker.options import WorkerOptions
@@ -50,8 +50,9 @@ def main() -> None:
         if rank == world_size - 1:
             world = dataclasses.replace(world, wants_to_stop=lambda: next(questions) > 4)
     if task.startswith("train"):
-        options = WorkerOptions(micro_batch_size=int(rest[0]) if rest else None)
-        make_exchange = ByHand if task.endswith("by-hand") else AllReduce
+        micro_batch_size, exchange, *_ = *rest, *("", "allreduce")[len(rest) :]
+        options = WorkerOptions(micro_batch_size=int(micro_batch_size) if micro_batch_size else None, exchange=exchange)
+        make_exchange = ByHand if task.endswith("by-hand") else None
         train(Path(dataset), Path(run), world, options, make_exchange)
     else:
         split, crops, out = rest
