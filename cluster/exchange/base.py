@@ -88,6 +88,10 @@ class Exchange(ABC):
         """Whether all workers have the same weights after the latest step; evaluations and checkpoints wait for it."""
         return True
 
+    def is_cut(self, name: str) -> bool:
+        """Return whether a worker has only a part of the parameter or buffer `name`."""
+        return False
+
     def whole(self, name: str, value: Tensor) -> Tensor:
         """Return a tensor of the form of the parameter or buffer `name` for a checkpoint: whole on the first worker.
 

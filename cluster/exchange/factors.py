@@ -11,8 +11,8 @@ on 2 workers and 28 MB on 8. In bfloat16 the gathered values take half.
 
 Trade-off: exact, and weights, optimiser and checkpoints stay as they are. But each worker computes the gradients of the
 dense weights for the whole global batch, 2.7 % of the operations of its step for each further worker, and holds X and D
-of all samples. Each worker's sums are its own, so unlike CPUs may round them differently: `cluster/exchange/replicas.py`
-compares the weights. Above B = 4,400, all-reduce sends less.
+of all samples. Each worker's sums are its own, so unlike CPUs may round them differently; see
+`cluster/exchange/replicas.py`. Above B = 4,400, all-reduce sends less.
 """
 
 import contextlib

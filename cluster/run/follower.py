@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-from cluster.run.run_log import Evaluated, Line, Resumed, Stalled, Steps, Stopped, Warned, parse_metrics_line
+from cluster.run.run_log import Aligned, Evaluated, Line, Resumed, Stalled, Steps, Stopped, Warned, parse_metrics_line
 
 _POLL_SECONDS = 0.2
 _LINES_BEFORE_ADVICE = 4  # lines of steps since a start: by then about ten steps have been made and the pace is known
@@ -33,6 +33,11 @@ def format_line(line: Line, total_steps: int) -> str | None:
             return f"{step}  the error on val no longer falls: {effect}"
         case Warned():
             return f"warning: {line.message}"
+        case Aligned():
+            return (
+                f"{step}  the workers' weights had drifted apart by rounding ({line.num_tensors} tensors, by up to "
+                f"{line.largest:.1e}): all took the first worker's"
+            )
         case Resumed():
             return f"{step}  resumed from a checkpoint"
         case Stopped():

@@ -163,6 +163,22 @@ class Resumed(Line):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Aligned(Line):
+    """The workers' weights differed by rounding, and all took the first worker's.
+
+    Attributes:
+        step: Step after which they were compared.
+        num_tensors: Number of tensors that differed.
+        largest: Largest deviation of a tensor, norm of the difference to norm.
+    """
+
+    kind: ClassVar[str] = "aligned"
+    step: int
+    num_tensors: int
+    largest: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stopped(Line):
     """The workers stopped at a checkpoint, as requested.
 
@@ -243,7 +259,9 @@ class Finished(Line):
 
 
 METRICS_JSONL, LAUNCHES_JSONL = "metrics.jsonl", "launches.jsonl"
-_METRICS: tuple[type[Line], ...] = (Started, DecodingChosen, Steps, Evaluated, Stalled, Warned, Resumed, Stopped)
+_METRICS: tuple[type[Line], ...] = (
+    Started, DecodingChosen, Steps, Evaluated, Stalled, Warned, Resumed, Aligned, Stopped
+)  # fmt: skip
 _LAUNCHES: tuple[type[Line], ...] = (Launched, Lost, Changed, Resizing, Stopping, Finished)
 LineT = TypeVar("LineT", bound=Line)
 

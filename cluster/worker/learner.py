@@ -9,6 +9,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from cluster.exchange.base import Exchange
+from cluster.exchange.replicas import Drift, align_replicas, copy_from_first
 from cluster.run.config import TrainingConfig
 from cluster.worker.precision import forward_context, input_dtype, place
 from cluster.worker.world import World
@@ -21,7 +22,7 @@ from pipeline.loader import Batch
 
 
 class Learner:
-    """One worker's copy of the model and its optimiser.
+    """One worker's copy of the model, and its optimiser; `connect` comes before all else.
 
     Attributes:
         model: Network, without the exchange's wrapper.
@@ -36,34 +37,41 @@ class Learner:
         num_classes: int,
         total_steps: int,
         world: World,
-        exchange: Exchange,
     ) -> None:
-        """Build the network with its initial weights, and the optimiser.
+        """Build the network with its initial weights.
 
         Args:
             config: Recipe of the run.
             num_classes: Number of classes.
             total_steps: Length of the run, which the learning rate depends on.
             world: Place of this worker.
-            exchange: Exchange that combines the workers' gradients.
         """
-        self._config, self._world, self._exchange = config, world, exchange
+        self._config, self._world = config, world
         self._total_samples = total_steps * config.global_batch_size
         network = build_network(config.model, num_classes=num_classes, seed=config.seed)
         self.model = place(network, config.precision, world.device)
         self._optimizer_config = config.optimizer.for_batch_size(config.global_batch_size)
-        self._restored: dict[str, Any] | None = None  # state of the optimiser
 
-    def connect(self) -> None:
-        """Connect the exchange to the model, whose weights must now be the same on all workers; build the optimiser."""
-        exchange = self._exchange
+    def connect(self, exchange: Exchange, state: dict[str, Any] | None = None) -> str | None:
+        """Restore a state, connect an exchange to the model, and build the optimiser; every worker calls this.
+
+        Args:
+            exchange: Exchange that combines the workers' gradients.
+            state: State from the first worker's `state_dict`, the same on all workers; None: the initial weights.
+
+        Returns:
+            A warning if part of the state could not be restored.
+        """
+        self._exchange = exchange
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+        warning = None if state is None or not exchange.keeps_state else self._restore_exchange(state)
         self._wrapped = exchange.wrap(self.model)
-        self.optimizer = exchange.wrap_optimizer(
-            build_optimizer(self.model, self._optimizer_config, exchange.squared_norms)
-        )
-        if self._restored is not None:
-            self.optimizer.load_state_dict(_mapped(self._restored, self._trained_names(), exchange.part))
-            self._restored = None
+        optimizer = build_optimizer(self.model, self._optimizer_config, exchange.squared_norms)
+        self.optimizer = exchange.wrap_optimizer(optimizer)
+        if state is not None:
+            self.optimizer.load_state_dict(_mapped(state["optimizer"], self._trained_names(), exchange.part))
+        return warning
 
     @property
     def has_equal_weights(self) -> bool:
@@ -121,16 +129,34 @@ class Learner:
             state["exchange"] = self._world.gather(exchange.state_dict())
         return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> str | None:
-        """Restore the state that `state_dict` returned on the first worker, before `connect`.
+    def align(self) -> Drift | None:
+        """Compare the workers' weights; where they differ by rounding, take the first worker's and its optimiser's.
+
+        Every worker calls this, when the weights should be equal.
 
         Returns:
-            A warning if part of it could not be restored.
+            What differed; None: nothing.
+
+        Raises:
+            ReplicasDiffer: The weights differ by more than rounding.
         """
-        self.model.load_state_dict(state["model"])
-        self._restored = state["optimizer"]
-        if not self._exchange.keeps_state:
+        if self._world.world_size == 1:
             return None
+        weights = {n: value for n, value in self.model.state_dict().items() if not self._exchange.is_cut(n)}
+        drift = align_replicas(weights)
+        if drift is not None:
+            names = self._trained_names()
+            kept = {
+                f"{names[index]} {key}": value
+                for index, values in self.optimizer.state_dict()["state"].items()
+                for key, value in values.items()
+                if isinstance(value, torch.Tensor) and value.ndim and names[index] in weights
+            }
+            copy_from_first(kept)
+        return drift
+
+    def _restore_exchange(self, state: dict[str, Any]) -> str | None:
+        """Restore this rank's state of the exchange; return a warning if there is none for as many workers."""
         states = state.get("exchange", [])
         if len(states) != self._world.world_size:
             return f"the exchange of gradients begins anew: the checkpoint has its state of {len(states)} workers"

@@ -14,9 +14,20 @@ from typing import Any
 
 import torch
 
-from cluster.exchange.base import MakeExchange
+from cluster.exchange.base import Exchange, MakeExchange
 from cluster.run.run_folder import RunFolder
-from cluster.run.run_log import DecodingChosen, Evaluated, Line, Resumed, RunLog, Stalled, Started, Stopped, Warned
+from cluster.run.run_log import (
+    Aligned,
+    DecodingChosen,
+    Evaluated,
+    Line,
+    Resumed,
+    RunLog,
+    Stalled,
+    Started,
+    Stopped,
+    Warned,
+)
 from cluster.worker.checkpoint_schedule import CheckpointSchedule
 from cluster.worker.data_wait import DataWait
 from cluster.worker.device_clock import Moment, clock_of
@@ -112,11 +123,9 @@ class Trainer:
             self._writer = RunWriter(run.checkpoints, run.ledger, self._clock) if world.is_first else None
             if self._writer is not None:
                 resources.callback(self._writer.close)
-            exchange = (make_exchange or exchange_for(config, self._options))(share)
-            self.learner = Learner(config, dataset.num_classes, total_steps, world, exchange)
-            self._restore(exchange.name)
+            self.learner = Learner(config, dataset.num_classes, total_steps, world)
+            self._start((make_exchange or exchange_for(config, self._options))(share))
             self._first_step = self.progress.step
-            self.learner.connect()
             self.loader = self._open_loader()
             resources.callback(self.loader.close)
             self._stop, self._schedule = StopAgreement(world), CheckpointSchedule(config, self._first_step)
@@ -173,6 +182,7 @@ class Trainer:
         """Let the first worker begin to write a checkpoint, once the steps before are logged."""
         self._schedule.begin(self.progress.step)
         self._steps.finish(self.progress.step, self.learner.learning_rate)
+        self._align()
         if self._writer is None and not self.learner.has_shared_state:
             return
         state = self.learner.state_dict() | self.progress.state_dict()
@@ -250,8 +260,29 @@ class Trainer:
             self._write(DecodingChosen(**dataclasses.asdict(self._decoding)))
         return loader
 
-    def _restore(self, exchange_name: str) -> None:
-        """Restore the newest complete checkpoint, chosen by the first worker, since others may see an older folder."""
+    def _start(self, exchange: Exchange) -> None:
+        """Restore the newest complete checkpoint if there is one, and connect the exchange to the model."""
+        state, messages = self._latest_state()
+        messages += filter(None, [self.learner.connect(exchange, state)])
+        if state is not None:
+            self.progress.load_state_dict(state)
+            self._decoding = Decoding(**state["decoding"]) if "decoding" in state else None
+        step = self.progress.step
+        if self._world.is_first:
+            self._run.checkpoints.remove_leftovers(step)
+            for message in messages:
+                self._write(Warned(message=message))
+            num_rolled_back = self._run.ledger.roll_back(step)
+            if step or num_rolled_back:
+                self._write(Resumed(step=step, num_rolled_back=num_rolled_back))
+            self._write(Started(step=step, world_size=self._world.world_size, exchange=exchange.name))
+        self._align()
+
+    def _latest_state(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """Return the newest complete checkpoint, or None, and warnings.
+
+        The first worker chooses it, since others may see an older folder.
+        """
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             state = self._run.checkpoints.load_latest() if self._world.is_first else None
@@ -260,20 +291,12 @@ class Trainer:
                 state = self._run.checkpoints.load(step)
         if step and state is None:
             raise InputError(f"a worker can't read the checkpoint of step {step} in {self._run.path}; share the folder")
-        messages = [str(warning.message) for warning in caught]
-        if state is not None:
-            messages += filter(None, [self.learner.load_state_dict(state)])
-            self.progress.load_state_dict(state)
-            self._decoding = Decoding(**state["decoding"]) if "decoding" in state else None
-        if not self._world.is_first:
-            return
-        self._run.checkpoints.remove_leftovers(step)
-        for message in messages:
-            self._write(Warned(message=message))
-        num_rolled_back = self._run.ledger.roll_back(step)
-        if step or num_rolled_back:
-            self._write(Resumed(step=step, num_rolled_back=num_rolled_back))
-        self._write(Started(step=step, world_size=self._world.world_size, exchange=exchange_name))
+        return state, [str(warning.message) for warning in caught]
+
+    def _align(self) -> None:
+        """Make sure that all workers have the same weights; every worker calls this."""
+        if drift := self.learner.align():
+            self._write(Aligned(step=self.progress.step, num_tensors=drift.num_tensors, largest=drift.largest))
 
     def _write(self, line: Line) -> None:
         """Write a line to the log if this is the first worker."""

@@ -42,7 +42,10 @@ STEPS = Steps(
     losses=[2.0, 1.0],
 )
 METRICS: list[tuple[Line, str]] = [
-    (Started(step=0, world_size=2), '{"kind": "start", "step": 0, "world_size": 2, "time": '),
+    (
+        Started(step=0, world_size=2, exchange="factors"),
+        '{"kind": "start", "step": 0, "world_size": 2, "exchange": "factors", "time": ',
+    ),
     (
         DecodingChosen(decode="split", gpu_share=0.25, hw_decoder_load=1.0),
         '{"kind": "decoding", "decode": "split", "gpu_share": 0.25, "hw_decoder_load": 1.0, "time": ',
