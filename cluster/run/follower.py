@@ -6,7 +6,18 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-from cluster.run.run_log import Aligned, Evaluated, Line, Resumed, Stalled, Steps, Stopped, Warned, parse_metrics_line
+from cluster.run.run_log import (
+    Aligned,
+    Evaluated,
+    ExchangeChosen,
+    Line,
+    Resumed,
+    Stalled,
+    Steps,
+    Stopped,
+    Warned,
+    parse_metrics_line,
+)
 
 _POLL_SECONDS = 0.2
 _LINES_BEFORE_ADVICE = 4  # lines of steps since a start: by then about ten steps have been made and the pace is known
@@ -22,6 +33,12 @@ def format_line(line: Line, total_steps: int) -> str | None:
             return (
                 f"{step}  epoch {line.epoch:.2f}  loss {line.loss:.4f}  top-1 {line.top1:6.2%}  "
                 f"{line.images_per_second:,.0f} img/s  data wait {line.data_wait_fraction:.0%}  ETA {eta}"
+            )
+        case ExchangeChosen():
+            others = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in line.step_seconds.items())
+            return (
+                f"gradients by {line.exchange}: predicted step {others}, on a link of "
+                f"{line.bytes_per_second * 8e-9:.3g} Gbit/s and {line.latency_seconds * 1e3:.2g} ms"
             )
         case Evaluated():
             return (

@@ -68,6 +68,28 @@ class DecodingChosen(Line):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExchangeChosen(Line):
+    """The strategy to combine gradients was chosen by a measurement (`--exchange auto`); it holds for this run.
+
+    Attributes:
+        exchange: Strategy with the shortest predicted step.
+        world_size: Number of workers that it was chosen for.
+        device: Type of their devices, `cpu` or `cuda`.
+        latency_seconds: Latency of the link between them.
+        bytes_per_second: Bandwidth of the link.
+        step_seconds: Predicted time of a step by strategy.
+    """
+
+    kind: ClassVar[str] = "exchange"
+    exchange: str
+    world_size: int
+    device: str
+    latency_seconds: float
+    bytes_per_second: float
+    step_seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Steps(Line):
     """The training steps since the last line.
 
@@ -260,7 +282,7 @@ class Finished(Line):
 
 METRICS_JSONL, LAUNCHES_JSONL = "metrics.jsonl", "launches.jsonl"
 _METRICS: tuple[type[Line], ...] = (
-    Started, DecodingChosen, Steps, Evaluated, Stalled, Warned, Resumed, Aligned, Stopped
+    Started, DecodingChosen, ExchangeChosen, Steps, Evaluated, Stalled, Warned, Resumed, Aligned, Stopped
 )  # fmt: skip
 _LAUNCHES: tuple[type[Line], ...] = (Launched, Lost, Changed, Resizing, Stopping, Finished)
 LineT = TypeVar("LineT", bound=Line)

@@ -27,12 +27,14 @@ from cluster.run.run_log import (
     Started,
     Stopped,
     Warned,
+    read_metrics,
 )
 from cluster.worker.checkpoint_schedule import CheckpointSchedule
 from cluster.worker.data_wait import DataWait
 from cluster.worker.device_clock import Moment, clock_of
 from cluster.worker.evaluation import evaluate, open_eval_loader
-from cluster.worker.exchanges import exchange_for
+from cluster.worker.exchange_choice import ExchangeChooser
+from cluster.worker.exchanges import EXACT
 from cluster.worker.learner import Learner
 from cluster.worker.options import WorkerOptions
 from cluster.worker.progress import Progress
@@ -124,7 +126,7 @@ class Trainer:
             if self._writer is not None:
                 resources.callback(self._writer.close)
             self.learner = Learner(config, dataset.num_classes, total_steps, world)
-            self._start((make_exchange or exchange_for(config, self._options))(share))
+            self._start(make_exchange(share) if make_exchange is not None else self._chosen_exchange(share))
             self._first_step = self.progress.step
             self.loader = self._open_loader()
             resources.callback(self.loader.close)
@@ -277,6 +279,23 @@ class Trainer:
                 self._write(Resumed(step=step, num_rolled_back=num_rolled_back))
             self._write(Started(step=step, world_size=self._world.world_size, exchange=exchange.name))
         self._align()
+
+    def _chosen_exchange(self, share: RankShare) -> Exchange:
+        """Make the exchange that this launch uses."""
+        chooser = ExchangeChooser(
+            config=self._config,
+            model=self.learner.model,
+            num_classes=self._dataset.num_classes,
+            image_size=self._config.augmentation.crop_of(self._dataset.stored_size),
+            world=self._world,
+            num_samples=share.largest,
+            can_cut="hybrid" in EXACT,
+        )
+        earlier = read_metrics(self._run.metrics_path) if self._world.is_first else []
+        strategy, line = chooser.choose(self._options.exchange, earlier)
+        if line is not None:
+            self._write(line)
+        return EXACT[strategy](share)
 
     def _latest_state(self) -> tuple[dict[str, Any] | None, list[str]]:
         """Return the newest complete checkpoint, or None, and warnings.
