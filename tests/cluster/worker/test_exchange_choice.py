@@ -1,0 +1,102 @@
+"""The choice of the exchange: as told, by a measurement, and the same again for as many workers."""
+
+import dataclasses
+
+import pytest
+import torch
+from runs import ALONE, CONFIG, entries
+from worker_process import run_workers
+
+from cluster.exchange.cost import Computation, Link
+from cluster.run.run_folder import RunFolder
+from cluster.run.run_log import ExchangeChosen, Warned
+from cluster.worker import exchange_choice
+from cluster.worker.exchange_choice import ExchangeChooser
+from cluster.worker.world import World
+from model.registry import ModelConfig, outline_network
+
+TWO = World(0, 2, torch.device("cpu"))
+SLOW, FAST = Link(1e-4, 1e5), Link(1e-6, 1e12)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Two workers of which the other answers as this one does, and a link to set."""
+    found = {"link": SLOW, "num_measured": 0, "are_alike": True}
+
+    def measure_link(device):
+        found["num_measured"] += 1
+        return found["link"]
+
+    monkeypatch.setattr(World, "sum", lambda self, values: values)
+    monkeypatch.setattr(World, "agrees", lambda self, value: found["are_alike"])
+    monkeypatch.setattr(exchange_choice, "measure_link", measure_link)
+    monkeypatch.setattr(ExchangeChooser, "_measure_computation", lambda self: Computation(0.1, 1e11))
+    return found
+
+
+def _chooser(world: World = TWO, **changes) -> ExchangeChooser:
+    config = dataclasses.replace(CONFIG, model=ModelConfig(name="alexnet_2012"), precision="float32")
+    model = outline_network(config.model, num_classes=10)
+    return ExchangeChooser(
+        config=config, model=model, num_classes=10, image_size=224, world=world, num_samples=6, **changes
+    )
+
+
+def test_a_measured_choice_is_said_and_holds_for_as_many_workers_on_such_devices(measured):
+    strategy, line = _chooser().choose("auto", [])
+    assert isinstance(line, ExchangeChosen) and strategy == line.exchange != "allreduce"
+    assert (line.world_size, line.device, line.bytes_per_second) == (2, "cpu", 1e5)
+    assert min(line.step_seconds, key=line.step_seconds.get) == strategy
+    measured["link"] = FAST
+    assert _chooser().choose("auto", [line]) == (strategy, None)
+    assert measured["num_measured"] == 1
+    others = [dataclasses.replace(line, world_size=3), dataclasses.replace(line, device="cuda")]
+    assert _chooser().choose("auto", others)[0] == "allreduce"
+    assert measured["num_measured"] == 2
+
+
+def test_unlike_processors_are_not_given_factors(measured):
+    measured["are_alike"] = False
+    assert "factors" not in _chooser().choose("auto", [])[1].step_seconds
+
+
+def test_micro_batches_that_cannot_be_cut_are_not_given_hybrid(measured):
+    assert "hybrid" not in _chooser(can_cut=False).choose("auto", [])[1].step_seconds
+
+
+@pytest.mark.parametrize("requested", ["allreduce", "factors", "hybrid"])
+def test_what_was_asked_for_is_taken_without_a_measurement(measured, requested):
+    assert _chooser().choose(requested, []) == (requested, None)
+    assert not measured["num_measured"]
+
+
+def test_one_worker_uses_allreduce_and_says_so_if_something_else_was_asked_for(measured):
+    assert _chooser(ALONE).choose("auto", []) == ("allreduce", None)
+    assert _chooser(ALONE).choose("hybrid", []) == (
+        "allreduce",
+        Warned(message="--exchange hybrid is allreduce here: a single worker exchanges nothing"),
+    )
+
+
+def test_a_model_without_dense_layers_uses_allreduce_and_says_so(measured):
+    chooser = dataclasses.replace(_chooser(), model=torch.nn.Conv2d(3, 4, 3))
+    strategy, line = chooser.choose("factors", [])
+    assert strategy == "allreduce" and "alexnet_2012 has no dense layers" in line.message
+
+
+def test_dense_layers_that_form_no_chain_cannot_be_cut(measured):
+    chooser = dataclasses.replace(_chooser(), model=torch.nn.ModuleDict({"fc": torch.nn.Linear(64, 10)}))
+    strategy, line = chooser.choose("hybrid", [])
+    assert strategy == "allreduce" and "can't be cut for 2 workers" in line.message
+
+
+def test_real_workers_measure_agree_and_do_the_same_again(raw_dataset, tmp_path):
+    run = RunFolder.create(tmp_path / "run", CONFIG, raw_dataset)
+    run_workers(2, "train-stopped", raw_dataset.path, run.path, "", "auto")
+    run_workers(2, "train", raw_dataset.path, run.path, "", "auto")
+    (chosen,) = entries(run, "exchange")
+    assert [start["exchange"] for start in entries(run, "start")] == [chosen["exchange"]] * 2
+    assert set(chosen["step_seconds"]) >= {"allreduce", "factors"}
+    assert chosen["bytes_per_second"] > 1e7 and 0 < chosen["latency_seconds"] < 1
+    assert run.result is not None
