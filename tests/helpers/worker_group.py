@@ -27,7 +27,7 @@ def run_group(world_size: int, file: str, function: str, *arguments: str | Path)
         for rank in range(world_size)
     ]
     processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for command in commands]
-    printed = [process.communicate(timeout=120)[0] for process in processes]
+    printed = [process.communicate(timeout=400)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * world_size
     return printed
 
