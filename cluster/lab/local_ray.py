@@ -6,7 +6,6 @@ processes: `ray stop` would end every Ray of the machine. It lets nobody in with
 """
 
 import contextlib
-import ctypes
 import http.client
 import os
 import shutil
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import psutil
 
+from cluster.lab.linux import ended_with_parent
 from pipeline.command import InputError
 from pipeline.system.ray_quirks import OWN_RAY_VARIABLES, QUICK_HEALTH_CHECK_VARIABLES
 from pipeline.system.ray_token import private_token
@@ -84,7 +84,7 @@ class Node:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for the block; Ray is stopped by it
-                preexec_fn=_end_with_parent,
+                preexec_fn=ended_with_parent(signal.SIGTERM),
             )
 
     @property
@@ -222,12 +222,6 @@ def is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def _end_with_parent() -> None:
-    """Ask the kernel (Linux) to send SIGTERM to this process when its parent dies, be it by SIGKILL."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _answers(url: str, token: str) -> bool:

@@ -1,0 +1,72 @@
+"""Workers of torch.distributed on the hosts of a lab, one per host."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cluster.lab.hosts import Hosts
+from pipeline.command import InputError
+from pipeline.paths import CHECKOUT
+
+_PORT = 29500  # the hosts' ports are theirs alone
+_POLL_SECONDS = 0.05
+
+
+def run_workers(
+    lab: Hosts, command: Sequence[str], variables: Mapping[str, str] | None = None, timeout: float = 600.0
+) -> str:
+    """Run one worker per host to its end, and return what the first prints.
+
+    Args:
+        lab: Hosts; the worker on the first one has rank 0. Each gets its share of the machine's cores.
+        command: Arguments of this Python interpreter, such as `["-m", MODULE]`. The workers find each other by the
+            default of `torch.distributed.init_process_group`.
+        variables: Further variables of their environment.
+        timeout: Seconds after which they are killed.
+
+    Raises:
+        InputError: A worker failed, or they did not end in time.
+    """
+    threads = max(1, len(os.sched_getaffinity(0)) // len(lab))
+    shared = {
+        "OMP_NUM_THREADS": str(threads),
+        "MASTER_ADDR": lab[0].address,
+        "MASTER_PORT": str(_PORT),
+        "WORLD_SIZE": str(len(lab)),
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # the hosts have no names, of which it would warn
+        **(variables or {}),
+    }
+    with tempfile.TemporaryFile("w+") as printed:
+        workers = [
+            host.popen(
+                [sys.executable, *command],
+                environment={**os.environ, **shared, "RANK": str(rank)},
+                cwd=CHECKOUT,
+                stdout=printed if rank == 0 else subprocess.DEVNULL,
+            )
+            for rank, host in enumerate(lab)
+        ]
+        _wait(workers, timeout)
+        printed.seek(0)
+        return printed.read()
+
+
+def _wait(workers: Sequence[subprocess.Popen[Any]], timeout: float) -> None:
+    """Wait until all workers have ended; kill those that still run when one has failed, or at the end of time."""
+    deadline = time.monotonic() + timeout
+    try:
+        while any(worker.poll() is None for worker in workers) and not any(worker.poll() for worker in workers):
+            if time.monotonic() > deadline:
+                raise InputError(f"workers on {len(workers)} hosts did not end within {timeout:.0f} s")
+            time.sleep(_POLL_SECONDS)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    failed = {rank: worker.returncode for rank, worker in enumerate(workers) if worker.returncode != 0}
+    if failed:
+        raise InputError(f"workers on hosts failed, by rank and exit status: {failed}; their messages are above")
