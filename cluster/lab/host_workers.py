@@ -1,4 +1,4 @@
-"""Workers of torch.distributed on the hosts of a lab, one per host."""
+"""Workers of torch.distributed on the hosts of a lab."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.lab.hosts import Hosts
+from cluster.lab.hosts import Host
 from pipeline.command import InputError
 from pipeline.paths import CHECKOUT
 
@@ -17,12 +17,13 @@ _POLL_SECONDS = 0.05
 
 
 def run_workers(
-    lab: Hosts, command: Sequence[str], variables: Mapping[str, str] | None = None, timeout: float = 600.0
+    lab: Sequence[Host], command: Sequence[str], variables: Mapping[str, str] | None = None, timeout: float = 600.0
 ) -> str:
-    """Run one worker per host to its end, and return what the first prints.
+    """Run workers on hosts to their end, and return what the first prints.
 
     Args:
-        lab: Hosts; the worker on the first one has rank 0. Each gets its share of the machine's cores.
+        lab: Host of each worker, by rank; the same one for several workers that are to exchange by its loopback
+            interface. Each worker gets its share of the machine's cores.
         command: Arguments of this Python interpreter, such as `["-m", MODULE]`. The workers find each other by the
             default of `torch.distributed.init_process_group`.
         variables: Further variables of their environment.
@@ -61,7 +62,7 @@ def _wait(workers: Sequence[subprocess.Popen[Any]], timeout: float) -> None:
     try:
         while any(worker.poll() is None for worker in workers) and not any(worker.poll() for worker in workers):
             if time.monotonic() > deadline:
-                raise InputError(f"workers on {len(workers)} hosts did not end within {timeout:.0f} s")
+                raise InputError(f"{len(workers)} workers on hosts did not end within {timeout:.0f} s")
             time.sleep(_POLL_SECONDS)
     finally:
         for worker in workers:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from cluster.exchange.cost import Link
 from cluster.lab.host_workers import run_workers
 from cluster.lab.hosts import Hosts
 from pipeline.command import InputError
@@ -34,23 +35,17 @@ class LinkFit:
     """A link by its model.
 
     Attributes:
-        latency_seconds: Time of an all-reduce of nothing.
-        bytes_per_second: Bandwidth.
+        link: Latency and bandwidth.
         largest_deviation: Of a predicted time from the measured one, relative, over all sizes.
     """
 
-    latency_seconds: float
-    bytes_per_second: float
+    link: Link
     largest_deviation: float
 
     @property
     def is_accepted(self) -> bool:
         """Whether the model fits well enough for measurements that rely on it."""
         return self.largest_deviation <= LARGEST_DEVIATION
-
-    def seconds(self, sent_bytes: float) -> float:
-        """Return the predicted time of an exchange in which each worker sends that many bytes."""
-        return self.latency_seconds + sent_bytes / self.bytes_per_second
 
 
 def fit_link(sent_bytes: Sequence[float], seconds: Sequence[float]) -> LinkFit:
@@ -66,7 +61,7 @@ def fit_link(sent_bytes: Sequence[float], seconds: Sequence[float]) -> LinkFit:
     if latency < 0:
         latency, slope = 0.0, terms_S2[:, 1].sum() / (terms_S2[:, 1] ** 2).sum()
     deviations_S = np.abs((latency + slope * sent_S) / seconds_S - 1)
-    return LinkFit(float(latency), 1 / float(slope), float(deviations_S.max()))
+    return LinkFit(Link(float(latency), 1 / float(slope)), float(deviations_S.max()))
 
 
 def measure_link(lab: Hosts) -> LinkFit:
