@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.exchange.names import Strategy
 from cluster.lab.drill_report import (
     Kind,
     Outage,
@@ -47,6 +48,8 @@ class DrillConfig:
     events: tuple[Kind, ...] = ("worker", "node", "driver", "raylet", "worker", "replaced-node")
     """What is killed, in this order. `node` is not replaced: the run goes on with one worker, until another node joins
     later; `replaced-node` and `raylet` are, at once."""
+    exchange: Strategy = "allreduce"
+    """How the workers of the run that is hit combine their gradients; a single worker has nothing to combine."""
     global_batch_size: int = 12
     """Samples of a step."""
     checkpoint_interval: int = 10
@@ -88,7 +91,8 @@ def run_drill(config: DrillConfig, dataset: Dataset, out: Path) -> list[str]:
     findings: list[str] = []
     with local_ray(num_cpus=0, working_directory=CHECKOUT) as cluster:
         recipe = _recipe(config, dataset, _MOST_STEPS)
-        command = ["python", str(_TRAIN), "--data", data, "--run", str(run_path), "--workers", "1:2", *recipe]
+        command = ["python", str(_TRAIN), "--data", data, "--run", str(run_path), "--workers", "1:2"]
+        command += ["--exchange", config.exchange, *recipe]
         run = DrilledRun(cluster, command, run_path, deadline, config.recovery_seconds)
         try:
             with run.submitted():
@@ -108,6 +112,7 @@ def run_drill(config: DrillConfig, dataset: Dataset, out: Path) -> list[str]:
     seconds = time.monotonic() - began
     report = {
         "seed": config.seed,
+        "exchange": config.exchange,
         "seconds": seconds,
         "events": [dataclasses.asdict(outage) for outage in outages],
         "proof": proof,

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from cluster.lab.drill import judge
 from cluster.lab.drill_report import Outage, format_table, judge_restarts, judge_weights, plan, weight_difference
 from cluster.lab.local_ray import environment
 from cluster.run.run_folder import RunFolder
-from cluster.run.run_log import Resumed, Started, Warned
+from cluster.run.run_log import Resumed, Started, Warned, only, read_metrics
+from cluster.worker.exchanges import EXACT
 from cluster.worker.training import Trainer
 from pipeline.command import InputError
 from pipeline.paths import CHECKOUT
@@ -170,16 +172,32 @@ def test_a_wrong_option_is_refused(arguments, capsys):
     assert "must be at least" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_short_drill(raw_dataset, tmp_path):
-    command = [sys.executable, "-m", "cluster.drill", "--data", str(raw_dataset.path), "--out", str(tmp_path / "out")]
-    command += ["--events", "worker", "replaced-node", "driver", "--minutes", "4"]
+def _drill(data: Path, out: Path, exchange: str, *events: str) -> dict:
+    """Drill, and return the report."""
+    command = [sys.executable, "-m", "cluster.drill", "--data", str(data), "--out", str(out), "--events", *events]
+    command += ["--exchange", exchange, "--minutes", "8"]
     answer = subprocess.run(command, cwd=CHECKOUT, env=environment(), capture_output=True, text=True)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    report = json.loads((tmp_path / "out" / "drill.json").read_text())
-    assert [event["event"] for event in report["events"]] == ["worker", "replaced-node", "driver"]
+    report = json.loads((out / "drill.json").read_text())
     assert all(event["noticed_seconds"] < 10 for event in report["events"])
     assert min(step for event in report["events"] for step in event["resumed_steps"]) >= 5  # the first checkpoint
     assert report["findings"] == []
     assert report["proof"]["largest_weight_difference"] < 1e-6
+    return report
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(540)
+def test_a_short_drill(raw_dataset, tmp_path):
+    report = _drill(raw_dataset.path, tmp_path / "out", "allreduce", "worker", "replaced-node", "driver")
+    assert [event["event"] for event in report["events"]] == ["worker", "replaced-node", "driver"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(540)
+@pytest.mark.parametrize("exchange", [name for name in EXACT if name != "allreduce"])
+def test_a_drill_of_another_exchange_and_fewer_workers(exchange, raw_dataset, tmp_path):
+    report = _drill(raw_dataset.path, tmp_path / "out", exchange, "worker", "node")
+    assert [event["event"] for event in report["events"]] == ["worker", "node", "join"]
+    starts = only(Started, read_metrics(RunFolder.open(tmp_path / "out" / "run").metrics_path))
+    assert {(start.world_size, start.exchange) for start in starts} == {(2, exchange), (1, "allreduce")}
