@@ -7,8 +7,9 @@ key, and its 128-bit counter is
 
     (block of 8 units, layer, position's low 32 bits, position's high 32 bits).
 
-One block of output is 128 bits: 16 for each of 8 units. Probabilities are therefore multiples of 2^-16. On a GPU one
-kernel, `model/dropout_triton.py`, computes the same bits and applies them.
+One block of output is 128 bits: 16 for each of 8 units. Probabilities are therefore multiples of 2^-16, and the mask of
+a slice of a layer's units can be computed alone if it begins at a multiple of 8. On a GPU one kernel,
+`model/dropout_triton.py`, computes the same bits and applies them.
 """
 
 import torch
@@ -20,6 +21,7 @@ from model.triton_support import triton_runs_on
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _WORD = 0xFFFFFFFF
+_BLOCK = 8  # units per counter
 
 
 def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -44,7 +46,9 @@ def philox_4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, 
     return word_0, word_1, word_2, word_3
 
 
-def keep_mask(positions: Tensor, num_units: int, *, probability: float, seed: int, layer: int) -> Tensor:
+def keep_mask(
+    positions: Tensor, num_units: int, *, probability: float, seed: int, layer: int, first_unit: int = 0
+) -> Tensor:
     """Compute which units survive.
 
     Args:
@@ -53,11 +57,13 @@ def keep_mask(positions: Tensor, num_units: int, *, probability: float, seed: in
         probability: Probability that a unit is dropped, in [0, 1); rounded down to a multiple of 2^-16.
         seed: Any integer; only its low 64 bits count.
         layer: Number of the dropout layer within the model, so that the masks of two layers differ.
+        first_unit: Number of the first of the units within the layer; a multiple of 8.
 
     Returns:
         bool (B, num_units) on the device of `positions`; True where a unit survives.
     """
-    block = torch.arange((num_units + 7) // 8, device=positions.device)
+    first_block = first_unit // _BLOCK
+    block = torch.arange(first_block, first_block + -(-num_units // _BLOCK), device=positions.device)
     low, high = (positions & _WORD)[:, None], (positions >> 32)[:, None]
     words = philox_4x32(
         (block.expand(len(positions), -1), torch.full_like(block, layer), low, high),
@@ -83,19 +89,31 @@ class CountedDropout(nn.Module):
         seed: Seed of the masks.
         layer: Number of this dropout layer within the model.
         scaling: When units are scaled: in `training` (inverted), or at the `test` (the paper's).
+        first_unit: Number of the first unit, where the activations are a slice of the layer's; a multiple of 8.
 
     Raises:
-        ValueError: The probability lies outside [0, 1).
+        ValueError: The probability lies outside [0, 1), or the first unit is no multiple of 8.
     """
 
-    def __init__(self, probability: float, *, seed: int, layer: int, scaling: DropoutScaling = "training") -> None:
+    def __init__(
+        self,
+        probability: float,
+        *,
+        seed: int,
+        layer: int,
+        scaling: DropoutScaling = "training",
+        first_unit: int = 0,
+    ) -> None:
         super().__init__()
         if not 0 <= probability < 1:
             raise ValueError(f"probability={probability}: must lie in [0, 1)")
+        if first_unit % _BLOCK:
+            raise ValueError(f"first_unit={first_unit}: must be a multiple of {_BLOCK}")
         self.probability = probability
         self.seed = seed
         self.layer = layer
         self.scaling = scaling
+        self.first_unit = first_unit
 
     def forward(self, activations: Tensor, positions: Tensor | None = None) -> Tensor:
         """Drop units in training; scale the survivors in training, or all units at test time.
@@ -122,8 +140,9 @@ class CountedDropout(nn.Module):
             from model import dropout_triton  # here, since only a GPU needs Triton
 
             if dropout_triton.supports(activations):
+                first_block, seed = self.first_unit // _BLOCK, _signed(self.seed)
                 return dropout_triton.drop(
-                    activations, positions, scale / survival, threshold, _signed(self.seed), self.layer
+                    activations, positions, scale / survival, threshold, seed, self.layer, first_block
                 )
         kept = keep_mask(
             positions,
@@ -131,6 +150,7 @@ class CountedDropout(nn.Module):
             probability=self.probability,
             seed=self.seed,
             layer=self.layer,
+            first_unit=self.first_unit,
         )
         return activations * kept.view_as(activations).to(activations.dtype).mul_(scale / survival)
 

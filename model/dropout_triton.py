@@ -25,7 +25,9 @@ def supports(activations: Tensor) -> bool:
 
 
 @torch.library.custom_op("alexnet::counted_dropout_triton", mutates_args=())  # opaque to torch.compile
-def drop(activations: Tensor, positions: Tensor, factor: float, threshold: int, seed: int, layer: int) -> Tensor:
+def drop(
+    activations: Tensor, positions: Tensor, factor: float, threshold: int, seed: int, layer: int, first_block: int
+) -> Tensor:
     """Multiply the survivors by a factor, and the other units by zero.
 
     Args:
@@ -35,6 +37,7 @@ def drop(activations: Tensor, positions: Tensor, factor: float, threshold: int, 
         threshold: Number below which a unit's 16 bits drop it.
         seed: Seed of the masks, as a signed number of 64 bits.
         layer: Number of the dropout layer within the model.
+        first_block: Number of the first block of 8 units within the layer.
     """
     output = torch.empty_like(activations)
     if not activations.numel():
@@ -51,6 +54,7 @@ def drop(activations: Tensor, positions: Tensor, factor: float, threshold: int, 
             threshold,
             seed,
             layer,
+            first_block,
             _EIGHTS_PER_PROGRAM,
             num_warps=_NUM_WARPS,
         )
@@ -66,13 +70,13 @@ def _keep_settings(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _drop_gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    return drop(gradient.contiguous(), *ctx.saved_tensors, *ctx.settings), None, None, None, None, None
+    return drop(gradient.contiguous(), *ctx.saved_tensors, *ctx.settings), None, None, None, None, None, None
 
 
 drop.register_autograd(_drop_gradient, setup_context=_keep_settings)
 
 
-@triton.jit(do_not_specialize=["threshold", "seed", "layer"])
+@triton.jit(do_not_specialize=["threshold", "seed", "layer", "first_block"])
 def _multiply(
     input_ptr: tl.tensor,
     positions_ptr: tl.tensor,
@@ -82,12 +86,15 @@ def _multiply(
     threshold: tl.tensor,
     seed: tl.int64,
     layer: tl.tensor,
+    first_block: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
     sample = tl.program_id(0).to(tl.int64)  # times the units, this may exceed 31 bits
     eight = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     position = tl.load(positions_ptr + sample)
-    words = tl.philox(seed, eight, layer.to(tl.int32), position.to(tl.int32), (position >> 32).to(tl.int32))
+    words = tl.philox(
+        seed, first_block + eight, layer.to(tl.int32), position.to(tl.int32), (position >> 32).to(tl.int32)
+    )
     dtype = input_ptr.dtype.element_ty
     survivor = tl.cast(factor, dtype).to(tl.float32)
     factors: tl.tuple = ()

@@ -189,13 +189,13 @@ class TrainLoader(_Loader):
             )
         if not 0 <= rank < world_size:
             raise InputError(f"rank {rank} is not in a world of {world_size}")
-        share = RankShare(global_batch_size, rank, world_size, group_size)
+        share = RankShare(global_batch_size, rank, world_size, group_size, config.micro_batch_size)
         super().__init__(
             dataset,
             "train",
             augmentation or AugmentationConfig(),
             dataset.color_basis,
-            share.largest_piece(config.micro_batch_size),
+            share.largest_piece,
             config,
         )
         self._share = share
@@ -218,7 +218,7 @@ class TrainLoader(_Loader):
 
         All pieces must be taken before the next step.
         """
-        for _ in self._share.pieces(self._config.micro_batch_size):
+        for _ in self._share.pieces:
             yield self._next()
         self.samples_seen += self._share.global_batch_size
 
@@ -237,11 +237,11 @@ class TrainLoader(_Loader):
         self.samples_seen = samples_seen
 
     def _plan(self) -> tuple[Iterator[np.ndarray], Identify, Draw]:
-        order, size = self._order, self._config.micro_batch_size
+        order = self._order
         draw = functools.partial(
             _draw_training, self._augmentation, self._basis, self._stored_size, self._seed, order.num_samples
         )
-        return _train_positions(order, self._share, self.samples_seen, size), order.sample_ids, draw
+        return _train_positions(order, self._share, self.samples_seen), order.sample_ids, draw
 
 
 class EvalLoader(_Loader):
@@ -322,10 +322,8 @@ def _depth(config: LoaderConfig, batch_size: int, stored_size: int, crop_size: i
     return max(1, min(config.prefetch_batches, config.prefetch_bytes // (2 * num_bytes)))
 
 
-def _train_positions(
-    order: SampleOrder, share: RankShare, samples_seen: int, max_size: int | None
-) -> Iterator[np.ndarray]:
-    pieces = share.pieces(max_size)
+def _train_positions(order: SampleOrder, share: RankShare, samples_seen: int) -> Iterator[np.ndarray]:
+    pieces = share.pieces
     for first in itertools.count(samples_seen, share.global_batch_size):
         positions = order.rank_positions(first, share)
         yield from (positions[piece] for piece in pieces)

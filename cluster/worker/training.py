@@ -112,7 +112,13 @@ class Trainer:
         self._evaluation_interval = config.evaluation_interval(num_samples)
         self.progress = Progress(config, num_samples)
         total_steps = self.progress.total_steps
-        share = RankShare(config.global_batch_size, world.rank, world.world_size, config.model.group_size)
+        share = RankShare(
+            config.global_batch_size,
+            world.rank,
+            world.world_size,
+            config.model.group_size,
+            self._options.micro_batch_size,
+        )
         self._decoding: Decoding | None = None  # chosen by a trial
         self._eval_loader: EvalLoader | None = None
         self._finished: deque[Moment] = deque()  # ends of the latest steps

@@ -13,6 +13,7 @@ So the only state of a run is the number of samples seen. `stream_order.py` defi
 property, for shards that are best read one after another.
 """
 
+import itertools
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -50,12 +51,15 @@ class RankShare:
         rank: Rank that reads the part, 0 <= rank < world_size.
         world_size: Number of ranks.
         group_size: Consecutive positions that stay on one rank; divides G.
+        micro_batch_size: Maximum number of samples that a rank processes at a time, at least `group_size`; None: its
+            whole part.
     """
 
     global_batch_size: int
     rank: int
     world_size: int
     group_size: int = 1
+    micro_batch_size: int | None = None
 
     def range_from(self, first_position: int) -> tuple[int, int]:
         """Return the half-open range of positions that the rank reads from the global batch at `first_position`.
@@ -64,24 +68,38 @@ class RankShare:
         """
         return first_position + self._end_of(self.rank), first_position + self._end_of(self.rank + 1)
 
-    def pieces(self, max_size: int | None) -> list[slice]:
-        """Cut the rank's part into consecutive pieces of whole groups: full ones, then the remainder.
+    @property
+    def pieces(self) -> list[slice]:
+        """The rank's part in consecutive pieces of whole groups: as few as the largest part of any rank needs.
 
-        Args:
-            max_size: Maximum number of samples in a piece, at least `group_size`; None: one piece.
+        They are as even as possible. A part of fewer groups than that is one piece per group; see `has_equal_pieces`.
         """
-        first, end = self.range_from(0)
-        size = self.largest_piece(max_size)
-        return [slice(begin, min(begin + size, end - first)) for begin in range(0, end - first, size)]
+        num_groups = self._end_of(self.rank + 1) // self.group_size - self._end_of(self.rank) // self.group_size
+        num_pieces = max(1, min(self._num_pieces, num_groups))
+        ends = [index * num_groups // num_pieces * self.group_size for index in range(num_pieces + 1)]
+        return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
 
-    def largest_piece(self, max_size: int | None) -> int:
-        """Return the number of samples in the largest piece of any rank; see `pieces`."""
-        return self.largest if max_size is None else min(self.largest, max_size // self.group_size * self.group_size)
+    @property
+    def has_equal_pieces(self) -> bool:
+        """Whether all ranks have the same number of pieces; each must have at least one group."""
+        return self._num_pieces <= max(1, self.global_batch_size // self.group_size // self.world_size)
+
+    @property
+    def largest_piece(self) -> int:
+        """Number of samples in the largest piece of any rank."""
+        return -(-self.largest // self.group_size // self._num_pieces) * self.group_size
 
     @property
     def largest(self) -> int:
         """Number of samples in the largest part of any rank."""
         return -(-self.global_batch_size // self.group_size // self.world_size) * self.group_size
+
+    @property
+    def _num_pieces(self) -> int:
+        """Number of pieces that the largest part of any rank needs."""
+        if self.micro_batch_size is None:
+            return 1
+        return -(-self.largest // self.group_size // (self.micro_batch_size // self.group_size))
 
     def _end_of(self, num_ranks: int) -> int:
         """Return how many samples the first `num_ranks` ranks read together."""

@@ -44,10 +44,9 @@ class SyntheticLoader(Iterator[Batch]):
         """
         config = config or LoaderConfig()
         device = torch.device("cuda", config.device_id) if config.device == "gpu" else torch.device("cpu")
-        self._share = RankShare(global_batch_size, rank, world_size, config.group_size)
+        self._share = RankShare(global_batch_size, rank, world_size, config.group_size, config.micro_batch_size)
         generator = torch.Generator().manual_seed(seed)
-        self._micro_batch_size = config.micro_batch_size
-        largest = self._share.largest_piece(self._micro_batch_size)
+        largest = self._share.largest_piece
         images = torch.randn(largest, 3, crop_size, crop_size, generator=generator)
         memory_format = torch.channels_last if config.layout == "NHWC" else torch.contiguous_format
         self._images = images.to(device, getattr(torch, config.output_type), memory_format=memory_format)
@@ -66,7 +65,7 @@ class SyntheticLoader(Iterator[Batch]):
         positions_N = torch.arange(first, end)
         # Made on the device: a copy of the CPU's would make the process wait.
         on_device_N = positions_N if self._device.type == "cpu" else torch.arange(first, end, device=self._device)
-        for piece in self._share.pieces(self._micro_batch_size):
+        for piece in self._share.pieces:
             positions, on_device = positions_N[piece], on_device_N[piece]
             labels, sample_ids = on_device % self._num_samples % self._num_classes, positions % self._num_samples
             yield Batch(self._images[: len(positions)], labels, sample_ids, positions, on_device)

@@ -203,6 +203,20 @@ def test_scaling_at_the_test_is_the_papers_rule(probability: float) -> None:
     assert kept.double().mean().item() == pytest.approx(1 - probability, abs=0.05)
 
 
+@pytest.mark.parametrize(("first", "end"), [(0, 40), (8, 16), (24, 61), (56, 61)])
+def test_a_slice_of_the_units_gets_its_columns_of_the_whole_mask(first: int, end: int) -> None:
+    assert torch.equal(mask(num_units=end - first, first_unit=first), mask(num_units=61)[:, first:end])
+    activations = torch.randn(len(POSITIONS), 61)
+    whole = CountedDropout(0.5, seed=3, layer=1)(activations, POSITIONS)
+    part = CountedDropout(0.5, seed=3, layer=1, first_unit=first)(activations[:, first:end], POSITIONS)
+    assert torch.equal(part, whole[:, first:end])
+
+
+def test_a_slice_that_begins_within_a_block_is_refused() -> None:
+    with pytest.raises(ValueError, match="first_unit=12: must be a multiple of 8"):
+        CountedDropout(0.5, seed=0, layer=0, first_unit=12)
+
+
 @pytest.mark.parametrize("probability", [-0.1, 1.0, float("nan")])
 def test_an_impossible_probability_is_named(probability: float) -> None:
     with pytest.raises(ValueError, match=f"probability={probability}: must lie in"):

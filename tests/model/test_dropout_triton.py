@@ -71,6 +71,19 @@ def test_same_bits_as_torchs_operators(calls: list[int], dtype: torch.dtype, num
     assert len(calls) == 2 * len(PROBABILITIES)  # forward and backward
 
 
+@pytest.mark.parametrize(("first", "end"), [(0, 1024), (8, 1032), (1024, 2100)])
+def test_a_slice_of_the_units_gets_its_columns(calls: list[int], first: int, end: int) -> None:
+    values = activations(2100, torch.float32)
+    layer = CountedDropout(0.5, seed=2**63 + 5, layer=2)
+    whole = by_torchs_operators(layer, values, values)
+    leaf = values[:, first:end].contiguous().to(DEVICE).requires_grad_()
+    output = CountedDropout(0.5, seed=2**63 + 5, layer=2, first_unit=first)(leaf, POSITIONS.to(DEVICE))
+    output.backward(leaf.detach())
+    assert_same_bits(output, whole[0][:, first:end])
+    assert_same_bits(leaf.grad, whole[1][:, first:end])
+    assert calls
+
+
 def test_autocast_and_further_dimensions_change_nothing(calls: list[int]) -> None:
     values = activations(60, torch.float32).view(len(POSITIONS), 3, 4, 5)
     layer = CountedDropout(0.5, seed=3, layer=2)

@@ -23,7 +23,7 @@ def launch_all(num_channels: int, size: int, dtype: torch.dtype, num_samples: in
     constants = asdict(CONVENTIONS["tensorflow" if size == 11 else "printed"])
     lrn_triton.normalize(activations, **constants)
     lrn_triton.differentiate(activations, activations, **constants)
-    dropout_triton.drop(activations.flatten(1), torch.arange(num_samples), 2.0, 2**15, 2**40, 7)
+    dropout_triton.drop(activations.flatten(1), torch.arange(num_samples), 2.0, 2**15, 2**40, 7, 1)
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])

@@ -91,5 +91,5 @@ def test_more_values_than_31_bits_can_count() -> None:
     assert torch.equal(result[:, :, -1:], lrn_triton.normalize(last, **constants))
     del result
     positions = torch.arange(num_rows, device="cuda")
-    dropped = dropout_triton.drop(values, positions, 2.0, 2**15, 3, 1)
-    assert torch.equal(dropped[-1:], dropout_triton.drop(values[-1:].clone(), positions[-1:], 2.0, 2**15, 3, 1))
+    dropped = dropout_triton.drop(values, positions, 2.0, 2**15, 3, 1, 0)
+    assert torch.equal(dropped[-1:], dropout_triton.drop(values[-1:].clone(), positions[-1:], 2.0, 2**15, 3, 1, 0))

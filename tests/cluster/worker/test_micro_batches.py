@@ -49,4 +49,4 @@ def test_the_size_reaches_the_worker(raw_dataset, tmp_path, monkeypatch) -> None
 
     monkeypatch.setattr(Learner, "_forward_backward", recorded)
     train(raw_dataset.path, run.path, ALONE, WorkerOptions(micro_batch_size=7))
-    assert sizes == [7, 5] * 10
+    assert sizes == [6] * 20

@@ -1,5 +1,6 @@
 """The order: a permutation an epoch, golden values, exact cover by any world."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -100,13 +101,28 @@ def test_an_empty_split_has_no_order():
     more=st.integers(0, 8),
 )
 def test_the_pieces_cover_a_ranks_part_and_tear_no_group(num_groups, world_size, group_size, groups, more):
-    max_size = groups * group_size + min(more, group_size - 1)
-    for rank in range(min(world_size, num_groups)):
-        share = RankShare(num_groups * group_size, rank, min(world_size, num_groups), group_size)
+    max_size, world_size = groups * group_size + min(more, group_size - 1), min(world_size, num_groups)
+    shares = [RankShare(num_groups * group_size, rank, world_size, group_size, max_size) for rank in range(world_size)]
+    sizes = [[piece.stop - piece.start for piece in share.pieces] for share in shares]
+    for share in shares:
         first, end = share.range_from(0)
-        pieces = share.pieces(max_size)
-        assert [place for piece in pieces for place in range(end - first)[piece]] == list(range(end - first))
-        assert all(0 < piece.stop - piece.start <= share.largest_piece(max_size) <= max_size for piece in pieces)
-        assert all(piece.start % group_size == 0 for piece in pieces)
-        assert len(pieces) <= -(-(end - first) // (groups * group_size))  # no more than necessary
-        assert share.pieces(None) == [slice(0, end - first)]
+        assert [place for piece in share.pieces for place in range(end - first)[piece]] == list(range(end - first))
+        assert all(piece.start % group_size == 0 for piece in share.pieces)
+        assert share.largest_piece == max(size for of_rank in sizes for size in of_rank) <= max_size
+        assert share.has_equal_pieces == (len(set(map(len, sizes))) == 1)
+        assert dataclasses.replace(share, micro_batch_size=None).pieces == [slice(0, end - first)]
+    for of_rank in sizes:
+        assert min(of_rank) > 0 and max(of_rank) - min(of_rank) <= group_size  # as even as possible
+        assert len(of_rank) in (-(-shares[0].largest // (groups * group_size)), sum(of_rank) // group_size)
+    if max_size >= 2 * group_size:
+        assert shares[0].has_equal_pieces
+
+
+def test_uneven_parts_have_equally_many_pieces():
+    shares = [RankShare(13, rank, 2, micro_batch_size=3) for rank in range(2)]
+    assert [[(piece.start, piece.stop) for piece in share.pieces] for share in shares] == [
+        [(0, 2), (2, 4), (4, 6)],
+        [(0, 2), (2, 4), (4, 7)],
+    ]
+    one_by_one = RankShare(13, 0, 2, micro_batch_size=1)
+    assert len(one_by_one.pieces) == 6 and not one_by_one.has_equal_pieces
