@@ -73,7 +73,8 @@ class Arguments:
     exchange: StrategyChoice = "auto"
     """How workers combine their gradients, without a change of the result: `allreduce`; `factors`, which sends a dense
     layer's inputs and output gradients in place of its gradient; `hybrid`, which shares out the dense layers' weights.
-    `auto`: the one with the shortest predicted step on this link."""
+    `auto`: the one with the shortest predicted step on this link. Ways that change the result belong to the recipe
+    (--gradient-compression, --local-sgd-steps), and go with `allreduce` alone."""
     dry_run: bool = False
     """Check everything, including each node, print what would be done, and end without beginning a run."""
 
@@ -96,9 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported here: the command's help needs neither torch nor DALI, which take seconds to load.
     from cluster.launch.torch_launch import is_under_torchrun
 
-    size, least = arguments.micro_batch_size, config.model.group_size
-    if size is not None and size < least:
-        raise InputError(f"--micro-batch-size is {size}; it must be at least {least}")
+    arguments.worker_options.check(config)
     launcher = arguments.launcher or ("torch" if is_under_torchrun() else "ray")
     if launcher == "ray":
         check_interpreter(RAY)  # checked here, since the other launchers need no Ray

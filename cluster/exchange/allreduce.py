@@ -26,7 +26,8 @@ KEEP_BUFFERS: dict[str, Any] = {"forward_sync_buffers" if _IS_RENAMED else "broa
 class AllReduce(Exchange):
     """Exchange by DistributedDataParallel; with a single worker nothing is exchanged."""
 
-    name: ClassVar[str] = "allreduce"
+    name = "allreduce"
+    bucket_megabytes: ClassVar[int | None] = None  # of gradients that are sent together; None: torch's default
 
     def __init__(self, share: RankShare) -> None:
         super().__init__(share)
@@ -36,8 +37,14 @@ class AllReduce(Exchange):
         """Return the model inside DistributedDataParallel, or the model itself if there is a single worker."""
         if self.world_size == 1:
             return model
-        self._parallel = DistributedDataParallel(model, gradient_as_bucket_view=True, **KEEP_BUFFERS)
+        self._parallel = DistributedDataParallel(
+            model, gradient_as_bucket_view=True, bucket_cap_mb=self.bucket_megabytes, **KEEP_BUFFERS
+        )
+        self._hook_into(self._parallel)
         return self._parallel
+
+    def _hook_into(self, parallel: DistributedDataParallel) -> None:
+        """Let another function than torch's own combine the gradients; by default, none does."""
 
     @property
     def loss_scale(self) -> float:

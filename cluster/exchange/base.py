@@ -34,18 +34,28 @@ class Exchange(ABC):
             process group.
 
     Attributes:
-        name: Name of the strategy.
+        name: Name of the strategy, with its settings.
         keeps_state: Whether checkpoints contain a state of this exchange for each rank.
+        without_state: What it means that the state can't be restored, for the log.
         cuts_weights: Whether a worker has only parts of some weights: then every worker calls `whole` for a checkpoint.
     """
 
-    name: ClassVar[str]
+    name: str
     keeps_state: ClassVar[bool] = False
+    without_state: ClassVar[str] = "the exchange of gradients begins anew"
     cuts_weights: ClassVar[bool] = False
 
     def __init__(self, share: RankShare) -> None:
         self.share = share
         self.rank, self.world_size = share.rank, share.world_size
+
+    def begin(self, step: int, total_steps: int) -> None:  # noqa: B027  # most do the same in every step
+        """Take note of where in the run the first step is; called before `wrap`.
+
+        Args:
+            step: Number of steps made so far.
+            total_steps: Length of the run.
+        """
 
     @abstractmethod
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -111,7 +121,8 @@ class Exchange(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return what this rank keeps from step to step beside the weights; every rank's goes into the checkpoint.
 
-        Plain containers, numbers and tensors on the CPU; checkpoints hold nothing else.
+        Plain containers, numbers and tensors on the CPU; checkpoints hold nothing else. Empty: nothing would be lost
+        without it.
         """
         return {}
 

@@ -17,7 +17,7 @@ of all samples. Each worker's sums are its own, so unlike CPUs may round them di
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ from pipeline.online.order import RankShare
 class Factors(Exchange):
     """Exchange of the dense layers' inputs and output gradients; for several workers, and a model with dense layers."""
 
-    name: ClassVar[str] = "factors"
+    name = "factors"
 
     def __init__(self, share: RankShare) -> None:
         super().__init__(share)

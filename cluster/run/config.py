@@ -11,9 +11,16 @@ from pipeline.online.augmentation import AugmentationConfig
 from pipeline.online.batch import OnBadSample
 from pipeline.online.stream_order import StreamConfig
 
+GradientCompression = Literal["none", "bf16", "powersgd"]
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
 # Fields that may change at a resume: they affect how a run is operated, not what it computes from intact data.
 _OPERATION = ("on_bad_sample", "stuck_after_epochs", "checkpoint_interval", "checkpoint_seconds", "num_checkpoints")
+# Field -> field and value that it belongs to; otherwise it keeps its default.
+_BELONGS_TO: dict[str, tuple[str, str]] = {
+    "powersgd_rank": ("gradient_compression", "powersgd"),
+    "powersgd_start": ("gradient_compression", "powersgd"),
+    "local_sgd_start": ("local_sgd_steps", "a number"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +46,16 @@ class TrainingConfig:
             of the run support it natively, else float32. `auto` is resolved and recorded when the run begins.
         stuck_after_epochs: Number of epochs, at least 1, after which a run is stopped if its loss is still that of
             guessing, to within 1 %.
+        gradient_compression: Lossy form in which several workers exchange gradients: `bf16`, rounded to bfloat16;
+            `powersgd`, as products of thin matrices; or `none`. See docs/runs.md.
+        powersgd_rank: For `powersgd`: number of columns of the thin matrices. Vogels et al. 2019 needed 2 for a
+            residual network and 4 for an LSTM.
+        powersgd_start: For `powersgd`: fraction of the run, in [0, 1], whose gradients are exchanged as they are; at
+            least 2 steps are. torch's documentation suggests 0.1, and no less than the warm-up.
+        local_sgd_steps: Number of steps, at least 2, that several workers train on their own before their weights are
+            averaged; None: they exchange gradients at each step.
+        local_sgd_start: For `local_sgd_steps`: fraction of the run, in [0, 1], whose gradients are exchanged at each
+            step first. Lin et al. 2020 begin at the first reduction of the learning rate, half-way.
         seed: Seed of weights, order, augmentation and dropout.
         early_stop_patience: Number of consecutive evaluations without a better top-1 on `val` after which the run ends;
             None: it never ends early.
@@ -63,6 +80,11 @@ class TrainingConfig:
     num_epochs: float
     precision: Precision = "auto"
     stuck_after_epochs: float = 1.0
+    gradient_compression: GradientCompression = "none"
+    powersgd_rank: int = 4
+    powersgd_start: float = 0.1
+    local_sgd_steps: int | None = None
+    local_sgd_start: float = 0.0
     seed: int = 0
     early_stop_patience: int | None = None
     evaluations_per_epoch: float = 1.0
@@ -101,10 +123,43 @@ class TrainingConfig:
             raise ValueError("checkpoint_interval and num_checkpoints: must be at least 1")
         if not self.checkpoint_seconds >= 0:
             raise ValueError(f"checkpoint_seconds={self.checkpoint_seconds}: must be at least 0")
+        self._check_exchange()
+
+    def _check_exchange(self) -> None:
+        names = get_args(GradientCompression)
+        if self.gradient_compression not in names:
+            raise ValueError(f"gradient_compression={self.gradient_compression!r}: must be one of {', '.join(names)}")
+        if self.powersgd_rank < 1:
+            raise ValueError(f"powersgd_rank={self.powersgd_rank}: must be at least 1")
+        if self.local_sgd_steps is not None and self.local_sgd_steps < 2:
+            raise ValueError(f"local_sgd_steps={self.local_sgd_steps}: must be at least 2, or none")
+        for name in ("powersgd_start", "local_sgd_start"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must lie in [0, 1], a fraction of the run")
+        if self.local_sgd_steps is not None and self.gradient_compression != "none":
+            raise ValueError(
+                f"local_sgd_steps={self.local_sgd_steps}: does not go with gradient_compression="
+                f"{self.gradient_compression!r}; choose one of them"
+            )
+        is_used = {
+            "gradient_compression": self.gradient_compression == "powersgd",
+            "local_sgd_steps": self.local_sgd_steps is not None,
+        }
+        for name, (owner, value) in _BELONGS_TO.items():
+            if not is_used[owner] and getattr(self, name) != getattr(type(self), name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: is used only if {owner} is {value}; leave it at "
+                    f"{getattr(type(self), name)}"
+                )
 
     def total_steps(self, num_samples: int) -> int:
         """Return the length of the run in steps for a training set of `num_samples`."""
         return max(1, round(self.num_epochs * num_samples / self.global_batch_size))
+
+    @property
+    def is_exchange_lossy(self) -> bool:
+        """Whether several workers exchange less than their gradients, which changes the result."""
+        return self.gradient_compression != "none" or self.local_sgd_steps is not None
 
     @property
     def may_be_bfloat16(self) -> bool:

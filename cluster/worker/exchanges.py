@@ -4,5 +4,21 @@ from cluster.exchange.allreduce import AllReduce
 from cluster.exchange.base import Exchange
 from cluster.exchange.factors import Factors
 from cluster.exchange.names import Strategy
+from cluster.run.config import TrainingConfig
+from pipeline.online.order import RankShare
 
 EXACT: dict[Strategy, type[Exchange]] = {"allreduce": AllReduce, "factors": Factors}
+
+
+def lossy_exchange(config: TrainingConfig, share: RankShare) -> Exchange:
+    """Return the exchange of a recipe whose exchange is lossy."""
+    # Imported here: the exact exchanges don't need them, and some take a second to load.
+    from cluster.exchange.bf16 import Bf16
+    from cluster.exchange.local_sgd import LocalSgd
+    from cluster.exchange.powersgd import PowerSgd
+
+    if config.local_sgd_steps is not None:
+        return LocalSgd(share, config.local_sgd_steps, config.local_sgd_start)
+    if config.gradient_compression == "powersgd":
+        return PowerSgd(share, config.powersgd_rank, config.powersgd_start)
+    return Bf16(share)

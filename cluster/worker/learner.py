@@ -158,8 +158,12 @@ class Learner:
     def _restore_exchange(self, state: dict[str, Any]) -> str | None:
         """Restore this rank's state of the exchange; return a warning if there is none for as many workers."""
         states = state.get("exchange", [])
-        if len(states) != self._world.world_size:
-            return f"the exchange of gradients begins anew: the checkpoint has its state of {len(states)} workers"
+        num_workers = self._world.world_size
+        if len(states) != num_workers:
+            if states and not any(states):
+                return None
+            reason = f"the checkpoint has the state of {len(states)} workers, and this launch has {num_workers}"
+            return f"{self._exchange.without_state}: {reason}"
         self._exchange.load_state_dict(states[self._world.rank])
         return None
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from cluster.exchange.names import StrategyChoice
+from cluster.run.config import TrainingConfig
+from pipeline.command import InputError
 from pipeline.online.batch import Cache
 
 
@@ -20,3 +22,20 @@ class WorkerOptions:
     micro_batch_size: int | None = None
     cache: Cache = "auto"
     exchange: StrategyChoice = "auto"
+
+    def check(self, config: TrainingConfig) -> None:
+        """Check that the options fit a recipe.
+
+        Raises:
+            InputError: They do not; the message names the option and what would be right.
+        """
+        size, least = self.micro_batch_size, config.model.group_size
+        if size is not None and size < least:
+            raise InputError(f"--micro-batch-size is {size}; it must be at least {least}")
+        if config.is_exchange_lossy and self.exchange not in ("auto", "allreduce"):
+            lossy = (
+                f"--local-sgd-steps {config.local_sgd_steps}"
+                if config.local_sgd_steps is not None
+                else f"--gradient-compression {config.gradient_compression}"
+            )
+            raise InputError(f"--exchange {self.exchange} does not go with {lossy}; leave one of them out")

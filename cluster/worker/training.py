@@ -34,7 +34,7 @@ from cluster.worker.data_wait import DataWait
 from cluster.worker.device_clock import Moment, clock_of
 from cluster.worker.evaluation import evaluate, open_eval_loader
 from cluster.worker.exchange_choice import ExchangeChooser
-from cluster.worker.exchanges import EXACT
+from cluster.worker.exchanges import EXACT, lossy_exchange
 from cluster.worker.learner import Learner
 from cluster.worker.options import WorkerOptions
 from cluster.worker.progress import Progress
@@ -108,6 +108,7 @@ class Trainer:
         """
         self._dataset, self._run, self._world, self._config = dataset, run, world, run.config
         self._options = options or WorkerOptions()
+        self._options.check(self._config)
         config, num_samples = self._config, dataset.num_samples("train")
         self._evaluation_interval = config.evaluation_interval(num_samples)
         self.progress = Progress(config, num_samples)
@@ -271,10 +272,11 @@ class Trainer:
     def _start(self, exchange: Exchange) -> None:
         """Restore the newest complete checkpoint if there is one, and connect the exchange to the model."""
         state, messages = self._latest_state()
-        messages += filter(None, [self.learner.connect(exchange, state)])
         if state is not None:
             self.progress.load_state_dict(state)
             self._decoding = Decoding(**state["decoding"]) if "decoding" in state else None
+        exchange.begin(self.progress.step, self.progress.total_steps)
+        messages += filter(None, [self.learner.connect(exchange, state)])
         step = self.progress.step
         if self._world.is_first:
             self._run.checkpoints.remove_leftovers(step)
@@ -288,6 +290,8 @@ class Trainer:
 
     def _chosen_exchange(self, share: RankShare) -> Exchange:
         """Make the exchange that this launch uses."""
+        if self._config.is_exchange_lossy:
+            return lossy_exchange(self._config, share)
         chooser = ExchangeChooser(
             config=self._config,
             model=self.learner.model,

@@ -94,11 +94,14 @@ class World:
         return total
 
     def gather(self, value: Any) -> list[Any]:
-        """Return all workers' values, by rank; every worker calls this. Values are pickled: avoid large tensors."""
+        """Return all workers' values, by rank, on the first one, and nothing on the others; every worker calls this.
+
+        Values are pickled, with tensors on the CPU.
+        """
         if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        values: list[Any] = [None] * self.world_size if self.is_first else []
+        dist.gather_object(value, values if self.is_first else None)
         return values
 
     def first_says(self, answer: bool = False) -> bool:
