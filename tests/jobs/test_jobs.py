@@ -80,6 +80,14 @@ def test_evaluate_reads_the_split_it_is_told(trained, raw_dataset, capsys):
         (["--data", "{data}", "--run", "{tmp}/r", "--seed", "-1"], "seed=-1"),
         (["--data", "{data}", "--run", "{run}"], "holds a run of another recipe"),
         (
+            ["--data", "{data}", "--run", "{tmp}/r", *"--exchange factors --gradient-compression bf16".split()],
+            "--exchange factors does not go with --gradient-compression bf16; leave one of them out",
+        ),
+        (
+            ["--data", "{data}", "--run", "{tmp}/r", *"--exchange hybrid --local-sgd-steps 4".split()],
+            "--exchange hybrid does not go with --local-sgd-steps 4; leave one of them out",
+        ),
+        (
             ["--data", "{data}", "--run", "{tmp}/r", *"--launcher alone --cache gpu".split()],
             "cache is `gpu`, but a worker",
         ),

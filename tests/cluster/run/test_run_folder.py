@@ -69,7 +69,25 @@ def test_how_often_val_is_read_belongs_to_the_identity_where_something_hangs_on_
         RunFolder.resume(tmp_path / "run", other, raw_dataset)
 
 
-@pytest.mark.parametrize("field", ["num_checkpoints", "stuck_after_epochs", "on_bad_sample", "decode"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("gradient_compression", "bf16"),
+        ("local_sgd_steps", 8),
+        ("powersgd_rank", 2),
+        ("powersgd_start", 0.5),
+    ],
+)
+def test_a_lossy_exchange_belongs_to_the_identity(field, value, raw_dataset, tmp_path):
+    is_of_powersgd = field.startswith("powersgd")
+    config = dataclasses.replace(CONFIG, gradient_compression="powersgd") if is_of_powersgd else CONFIG
+    RunFolder.create(tmp_path / "run", config, raw_dataset)
+    other = dataclasses.replace(config, **{field: value})
+    with pytest.raises(InputError, match=rf"another recipe \({field} {getattr(config, field)} -> {value}\)"):
+        RunFolder.resume(tmp_path / "run", other, raw_dataset)
+
+
+@pytest.mark.parametrize("field", ["num_checkpoints", "on_bad_sample", "decode", "gradient_compression", "local_sgd_start"])
 def test_a_folder_from_before_a_field_existed_is_resumed(field, run, raw_dataset):
     edited(run, **{field: None})
     assert RunFolder.resume(run.path, CONFIG, raw_dataset).config == CONFIG
