@@ -49,13 +49,8 @@ class Exchange(ABC):
         self.share = share
         self.rank, self.world_size = share.rank, share.world_size
 
-    def begin(self, step: int, total_steps: int) -> None:  # noqa: B027  # most do the same in every step
-        """Take note of where in the run the first step is; called before `wrap`.
-
-        Args:
-            step: Number of steps made so far.
-            total_steps: Length of the run.
-        """
+    def begin(self, step: int) -> None:  # noqa: B027  # most do the same in every step
+        """Take note of the number of steps that the run has made so far; called before `wrap`."""
 
     @abstractmethod
     def wrap(self, model: nn.Module) -> nn.Module:

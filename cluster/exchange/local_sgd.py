@@ -1,7 +1,7 @@
 """Each worker trains on its own for k steps, then the weights of all are averaged: torch's `PostLocalSGDOptimizer`.
 
 Each worker sends and receives 2 (w - 1) / w 4 n / k bytes per step, for w workers and n weights of 4 bytes: a k-th of
-all-reduce's. Before `start`, gradients are all-reduced at each step instead (Lin et al., Don't use large mini-batches,
+all-reduce's. In the first steps, gradients can be all-reduced instead (Lin et al., Don't use large mini-batches,
 use local SGD, 2020).
 
 Trade-off: lossy, and so a field of the recipe. Between two averages the workers' weights differ; evaluations,
@@ -38,23 +38,23 @@ class LocalSgd(AllReduce):
     Args:
         share: See `Exchange`.
         num_steps: Number of steps from one average to the next, k.
-        start: Fraction of the run whose gradients are all-reduced at each step first.
+        num_exact_steps: Number of steps whose gradients are all-reduced first.
+        last_step: Number of steps of the run.
     """
 
     keeps_state = True
     without_state = "all workers go on with the first worker's momentum"
 
-    def __init__(self, share: RankShare, num_steps: int, start: float) -> None:
+    def __init__(self, share: RankShare, num_steps: int, num_exact_steps: int, last_step: int) -> None:
         super().__init__(share)
         self.name = f"local SGD {num_steps}"
-        self._num_steps, self._start = num_steps, start
+        self._num_steps, self._num_exact_steps, self._last_step = num_steps, num_exact_steps, last_step
         self._optimizer: Optimizer | None = None
         self._own_state: dict[str, Any] = {}
 
-    def begin(self, step: int, total_steps: int) -> None:
-        """Take note of the step; averages are made at the same ones whatever the process began with."""
-        self._step, self._last_step = step, total_steps
-        self._first_step = round(self._start * total_steps)
+    def begin(self, step: int) -> None:
+        """Take note of the step, which decides when the weights are averaged."""
+        self._step = step
 
     def wrap_optimizer(self, optimizer: Optimizer) -> Optimizer:
         """Return an optimiser that averages the weights after its steps, when it is time."""
@@ -66,17 +66,17 @@ class LocalSgd(AllReduce):
     @property
     def has_equal_weights(self) -> bool:
         """Whether the latest step ended with an average, or with an all-reduced gradient."""
-        return self.world_size == 1 or self._step <= self._first_step or self._is_time
+        return self.world_size == 1 or self._step <= self._num_exact_steps or self._is_time
 
     def finish_update(self, parameters: Iterable[nn.Parameter]) -> None:
         """Count a step, and average the weights if it is time."""
         self._step += 1
-        if self._step > self._first_step and self._is_time:
+        if self._step > self._num_exact_steps and self._is_time:
             _average(parameters, self.world_size)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of this rank's optimiser; nothing on the first one, whose state checkpoints have anyway."""
-        if self.rank == 0 or self._optimizer is None or self._step <= self._first_step:
+        if self.rank == 0 or self._optimizer is None or self._step <= self._num_exact_steps:
             return {}
         state: dict[str, Any] = self._optimizer.state_dict()["state"]
         return {"optimizer": _on_cpu(state)}
@@ -94,7 +94,7 @@ class LocalSgd(AllReduce):
 
     def _combine(self, state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         """Average a bucket of gradients in the run's first part; leave it alone after that."""
-        if self._step < self._first_step:
+        if self._step < self._num_exact_steps:
             group = dist.group.WORLD
             assert group is not None
             return allreduce_hook(group, bucket)

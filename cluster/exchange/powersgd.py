@@ -30,7 +30,6 @@ from cluster.exchange.allreduce import AllReduce
 from pipeline.command import InputError
 from pipeline.online.order import RankShare
 
-_LEAST_START = 2  # steps; demanded by torch
 _EPSILON = 1e-8  # torch's suggestion against a division by zero where gradients vanish
 _BUCKET = 0  # index of the only one
 # Attributes of PowerSGDState that are not documented, as observed in torch 2.9 to 2.14.
@@ -44,7 +43,7 @@ class PowerSgd(AllReduce):
     Args:
         share: See `Exchange`.
         rank: Rank of the approximations, r.
-        start: Fraction of the run whose gradients are all-reduced first; at least two steps are.
+        num_exact_steps: Number of steps, at least 2, whose gradients are all-reduced first.
 
     Raises:
         InputError: This version of torch keeps its memory in a way that is not known here.
@@ -54,23 +53,20 @@ class PowerSgd(AllReduce):
     without_state = "PowerSGD's error feedback begins anew"
     bucket_megabytes = 2**20  # one bucket
 
-    def __init__(self, share: RankShare, rank: int, start: float) -> None:
+    def __init__(self, share: RankShare, rank: int, num_exact_steps: int) -> None:
         super().__init__(share)
         self.name = f"powersgd rank {rank}"
-        self._approximation_rank, self._start = rank, start
         self._kept: dict[str, Tensor] = {}
-
-    def begin(self, step: int, total_steps: int) -> None:
-        """Take note of the step, which decides whether gradients are compressed."""
-        start = max(_LEAST_START, round(self._start * total_steps))
-        state = PowerSGDState(None, self._approximation_rank, start, orthogonalization_epsilon=_EPSILON)
-        if not all(hasattr(state, name) for name in (*_MEMORIES, _STEP)):
+        self._state = PowerSGDState(None, rank, num_exact_steps, orthogonalization_epsilon=_EPSILON)
+        if not all(hasattr(self._state, name) for name in (*_MEMORIES, _STEP)):
             raise InputError(
                 f"torch {torch.__version__} keeps PowerSGD's memory in an unknown way; install torch 2.14, or use "
                 "--gradient-compression bf16 in a new --run"
             )
-        setattr(state, _STEP, step)
-        self._state = state
+
+    def begin(self, step: int) -> None:
+        """Take note of the step, which decides whether gradients are compressed."""
+        setattr(self._state, _STEP, step)
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the model inside DistributedDataParallel, or the model itself if there is a single worker."""

@@ -15,6 +15,7 @@ GradientCompression = Literal["none", "bf16", "powersgd"]
 Precision = Literal["auto", "float32", "bfloat16", "float64"]
 # Fields that may change at a resume: they affect how a run is operated, not what it computes from intact data.
 _OPERATION = ("on_bad_sample", "stuck_after_epochs", "checkpoint_interval", "checkpoint_seconds", "num_checkpoints")
+_LEAST_POWERSGD_START = 2  # steps; torch demands it
 # Field -> field and value that it belongs to; otherwise it keeps its default.
 _BELONGS_TO: dict[str, tuple[str, str]] = {
     "powersgd_rank": ("gradient_compression", "powersgd"),
@@ -160,6 +161,12 @@ class TrainingConfig:
     def is_exchange_lossy(self) -> bool:
         """Whether several workers exchange less than their gradients, which changes the result."""
         return self.gradient_compression != "none" or self.local_sgd_steps is not None
+
+    def num_exact_steps(self, total_steps: int) -> int:
+        """Return the number of steps, of a run of that many, before a lossy exchange begins to lose something."""
+        if self.gradient_compression == "powersgd":
+            return max(_LEAST_POWERSGD_START, round(self.powersgd_start * total_steps))
+        return round(self.local_sgd_start * total_steps)
 
     @property
     def may_be_bfloat16(self) -> bool:

@@ -275,7 +275,7 @@ class Trainer:
         if state is not None:
             self.progress.load_state_dict(state)
             self._decoding = Decoding(**state["decoding"]) if "decoding" in state else None
-        exchange.begin(self.progress.step, self.progress.total_steps)
+        exchange.begin(self.progress.step)
         messages += filter(None, [self.learner.connect(exchange, state)])
         step = self.progress.step
         if self._world.is_first:
@@ -291,7 +291,7 @@ class Trainer:
     def _chosen_exchange(self, share: RankShare) -> Exchange:
         """Make the exchange that this launch uses."""
         if self._config.is_exchange_lossy:
-            return lossy_exchange(self._config, share)
+            return lossy_exchange(self._config, share, self.progress.total_steps)
         chooser = ExchangeChooser(
             config=self._config,
             model=self.learner.model,

@@ -1,7 +1,9 @@
 """Lossy exchanges: what each loses, that resumes are exact, and what another number of workers resets."""
 
+import contextlib
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from worker_group import run_group
 from worker_process import run_workers
 
 from cluster.exchange.local_sgd import LocalSgd
+from cluster.exchange.lossy_cost import bf16_bytes, local_sgd_bytes, powersgd_bytes
 from cluster.run.run_folder import RunFolder
 from cluster.worker.training import Trainer, train
 from cluster.worker.world import World
@@ -150,18 +153,17 @@ def test_weights_are_equal_after_averages_alone(start, equal, new_run, raw_datas
 
 def step_by_step(dataset: str, run: str) -> None:
     """Print the steps after which all workers have the same weights, as the exchange says and as they are."""
-    trainer = Trainer(Dataset.open(dataset), RunFolder.open(Path(run)), _world())
-    for step in range(1, 10):
-        trainer.make_step()
-        first = next(trainer.learner.model.parameters())
-        largest, smallest = first.detach().clone(), first.detach().clone()
-        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
-        torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
-        is_equal = torch.equal(largest, smallest)
-        assert is_equal == trainer.learner.has_equal_weights
-        if is_equal:
-            sys.stdout.write(f"{step}\n")
-    trainer.close()
+    with contextlib.closing(Trainer(Dataset.open(dataset), RunFolder.open(Path(run)), _world())) as trainer:
+        for step in range(1, 10):
+            trainer.make_step()
+            first = next(trainer.learner.model.parameters())
+            largest, smallest = first.detach().clone(), first.detach().clone()
+            torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+            torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)
+            is_equal = torch.equal(largest, smallest)
+            assert is_equal == trainer.learner.has_equal_weights
+            if is_equal:
+                sys.stdout.write(f"{step}\n")
 
 
 def test_an_average_after_each_step_is_allreduce(new_run, raw_dataset):
@@ -174,8 +176,44 @@ def test_an_average_after_each_step_is_allreduce(new_run, raw_dataset):
 
 
 def average_each_step(dataset: str, run: str) -> None:
-    train(Path(dataset), Path(run), _world(), make_exchange=lambda share: LocalSgd(share, 1, 0.0))
+    train(Path(dataset), Path(run), _world(), make_exchange=lambda share: LocalSgd(share, 1, 0, 9))
 
 
 def _world() -> World:
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("bf16", bf16_bytes),
+        ("powersgd rank 2", partial(powersgd_bytes, rank=2)),
+        ("local SGD 2", partial(local_sgd_bytes, num_steps=2)),
+    ],
+)
+def test_the_bytes_sent_are_those_of_the_formula(name, formula, new_run, raw_dataset):
+    run = new_run("run", **LOSSY[name] | {"precision": "float32"})
+    model = build_network(CONFIG.model, num_classes=raw_dataset.num_classes, seed=0)
+    # Steps 3 to 6 of 9: after those that are exact, and with whole periods of averages.
+    for printed in run_group(2, __file__, "count_bytes", raw_dataset.path, run.path, "2", "6"):
+        assert float(printed) == pytest.approx(formula(model, 2) * 4)
+
+
+def count_bytes(dataset: str, run: str, first: str, last: str) -> None:
+    """Print the bytes that a ring of all workers sends for what is summed between two steps."""
+    sizes = []
+    all_reduce = torch.distributed.all_reduce
+
+    def count(tensor, *arguments, **options):
+        if tensor.is_floating_point():  # others are wishes to stop
+            sizes.append(tensor.nbytes)
+        return all_reduce(tensor, *arguments, **options)
+
+    torch.distributed.all_reduce = count
+    with contextlib.closing(Trainer(Dataset.open(dataset), RunFolder.open(Path(run)), _world())) as trainer:
+        for step in range(1, int(last) + 1):
+            trainer.make_step()
+            if step == int(first):
+                sizes.clear()
+    world_size = torch.distributed.get_world_size()
+    sys.stdout.write(f"{sum(sizes) * 2 * (world_size - 1) / world_size}")

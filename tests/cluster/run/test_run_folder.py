@@ -87,7 +87,9 @@ def test_a_lossy_exchange_belongs_to_the_identity(field, value, raw_dataset, tmp
         RunFolder.resume(tmp_path / "run", other, raw_dataset)
 
 
-@pytest.mark.parametrize("field", ["num_checkpoints", "on_bad_sample", "decode", "gradient_compression", "local_sgd_start"])
+@pytest.mark.parametrize(
+    "field", ["num_checkpoints", "on_bad_sample", "decode", "gradient_compression", "local_sgd_start"]
+)
 def test_a_folder_from_before_a_field_existed_is_resumed(field, run, raw_dataset):
     edited(run, **{field: None})
     assert RunFolder.resume(run.path, CONFIG, raw_dataset).config == CONFIG
