@@ -5,18 +5,15 @@ sends while the workers idle for the same time is subtracted. Of unequal workers
 steps are those of a run in float32, on noise. By root only.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 
 import tyro
 
-from benchmarks.exchange_process import Case, Name, num_bytes
+from benchmarks.exchange_process import Case, Name, num_bytes, run_case
 from benchmarks.record import Comparison, publish, record_document, run_rounds
-from cluster.lab.host_workers import run_workers
 from cluster.lab.hosts import hosts
-from cluster.worker.allocator import ALLOCATOR_ENVIRONMENT
 from pipeline.command import run_command
 
 _SENT, _FORMULA, _RATIO = "megabytes_per_step", "megabytes_by_formula", "ratio_to_formula"
@@ -29,7 +26,6 @@ _QUANTITIES = {
     _IDLE: "sent by the interface while the workers idle",
 }
 _DEVIATION, _MOST_OF_ALL_REDUCE = 0.05, 1 / 13
-_TIMEOUT_SECONDS = 1800.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +82,8 @@ def measure(arguments: Arguments, exchange: Name, num_workers: int, size: int) -
         global_batch_size=size,
         num_steps=arguments.steps,
     )
-    command = ["-m", "benchmarks.exchange_process", json.dumps(asdict(case))]
     with hosts(num_workers) as lab:
-        measured = json.loads(run_workers(lab, command, ALLOCATOR_ENVIRONMENT, _TIMEOUT_SECONDS))
+        measured = run_case(case, lab)
     sent, formula = max(measured["bytes_per_step"]), num_bytes(case, num_workers)
     return {
         _SENT: sent / 1e6,

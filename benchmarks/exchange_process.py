@@ -11,8 +11,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from statistics import median
 from typing import Any, Literal
 
@@ -25,19 +26,23 @@ from cluster.exchange.base import Exchange
 from cluster.exchange.cost import Workload
 from cluster.exchange.dense_layers import dense_layers
 from cluster.exchange.names import Strategy
-from cluster.lab.hosts import own_counters
+from cluster.lab.host_workers import run_workers
+from cluster.lab.hosts import Host, own_counters
 from cluster.run.config import TrainingConfig
+from cluster.worker.allocator import ALLOCATOR_ENVIRONMENT
 from cluster.worker.exchanges import EXACT
 from cluster.worker.learner import Learner
 from cluster.worker.world import World
 from model.optim_config import OptimizerConfig
-from model.registry import ModelConfig, outline_network
+from model.registry import ModelConfig, num_operations, outline_network
 from pipeline.online.batch import LoaderConfig
 from pipeline.online.order import RankShare
 from pipeline.online.synthetic_loader import SyntheticLoader
 
 Name = Strategy | Literal["bf16"]
+_FORWARD_AND_BACKWARD = 3  # operations of both passes, in those of the forward pass
 _NUM_PRODUCTS = 3
+_TIMEOUT_SECONDS = 1800.0
 _SETTLE_SECONDS = 0.2  # in which the last bytes leave
 
 
@@ -82,6 +87,18 @@ class Case:
             precision="float32",
             synthetic_data=True,
         )
+
+    @cached_property
+    def workload(self) -> Workload:
+        """What the model exchanges."""
+        network = outline_network(self.model_config, num_classes=self.num_classes)
+        return Workload.of(network, self.global_batch_size)
+
+    @cached_property
+    def num_operations(self) -> int:
+        """Floating-point operations of a step of all workers, without an exchange and the update."""
+        per_sample = num_operations(self.model_config, self.num_classes, self.image_size)
+        return _FORWARD_AND_BACKWARD * self.global_batch_size * per_sample
 
 
 class NoExchange(Exchange):
@@ -138,12 +155,17 @@ def make_exchange(name: Name) -> Callable[[RankShare], Exchange]:
     return EXACT[name]
 
 
+def run_case(case: Case, lab: Sequence[Host]) -> dict[str, Any]:
+    """Measure with a worker on each host, and return what the first prints; see `measure_bytes`, `measure_times`."""
+    command = ["-m", "benchmarks.exchange_process", json.dumps(asdict(case))]
+    return dict(json.loads(run_workers(lab, command, ALLOCATOR_ENVIRONMENT, _TIMEOUT_SECONDS)))
+
+
 def num_bytes(case: Case, num_workers: int) -> float:
     """Return the bytes that a worker sends per step by the exchange's formula."""
-    workload = Workload.of(outline_network(case.model_config, num_classes=case.num_classes), case.global_batch_size)
     if case.exchange == "bf16":
-        return workload.num_bytes("allreduce", num_workers) / 2
-    return workload.num_bytes(case.exchange, num_workers)
+        return case.workload.num_bytes("allreduce", num_workers) / 2
+    return case.workload.num_bytes(case.exchange, num_workers)
 
 
 def measure_bytes(case: Case) -> dict[str, Any]:

@@ -1,0 +1,196 @@
+"""Measure the time of a training step with each exchange of gradients, on links of different bandwidths.
+
+Each worker of `alexnet_2012` runs on a host of its own, a network namespace, with a shaped link. A link is used if
+all-reduces of 64 kB to 64 MB fit latency + bytes / bandwidth within 5 %. With the link and the computation as measured,
+the model of `cluster/exchange/cost.py` says at which bandwidths the exact exchanges change places. The steps are those
+of a run in float32, on noise; of the workers, the slowest counts. By root only.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from statistics import median
+
+import numpy as np
+import tyro
+
+from benchmarks.exchange_process import Case, Name, run_case
+from benchmarks.record import Values, publish, record_document, run_rounds
+from cluster.exchange.cost import Computation, Link, predict_step
+from cluster.lab import hosts as lab_hosts
+from cluster.lab.hosts import Hosts, hosts
+from cluster.lab.link_sweep import LARGEST_DEVIATION, LinkFit, measure_link
+from pipeline.command import InputError, run_command
+
+_STEP, _ALONE, _UPDATE = "step_seconds", "alone_seconds", "update_seconds"
+_BLOCKED, _PREDICTED = "blocked_seconds", "predicted_seconds"
+_QUANTITIES = {
+    _STEP: "a step with the exchange, median",
+    _ALONE: "a step without an exchange, in turn with the former, median",
+    _UPDATE: "of the latter, the update of the weights, median",
+    _BLOCKED: "of a step with the exchange, in which it waits for it, median",
+    _PREDICTED: "a step by the cost model, with the link and the step without an exchange as measured",
+}
+_TRIALS = 3  # of a link: another program may have disturbed one
+_BANDWIDTHS = np.geomspace(0.01, 100, 2001)  # Gbit/s between which changes of place are looked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Command line of `python -m benchmarks.exchange_links`."""
+
+    exchanges: tuple[Name, ...] = ("allreduce", "bf16", "factors", "hybrid")
+    """Exchanges to measure."""
+    workers: tuple[int, ...] = (2, 4)
+    """Numbers of workers."""
+    links: tuple[float, ...] = (0.1, 1.0)
+    """Bandwidths of the links in Gbit/s."""
+    batch_size: int = 32
+    """Global batch size."""
+    model: str = "alexnet_2012"
+    """Model to train."""
+    image_size: int = 224
+    """Height and width of the pictures."""
+    steps: int = 8
+    """Timed steps, after another."""
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A bandwidth at which the fastest exact exchange changes, by the cost model.
+
+    Attributes:
+        num_workers: Number of workers.
+        gigabits_per_second: Bandwidth, without the packets' headers.
+        below: Fastest exchange on slower links.
+        above: Fastest exchange on faster links.
+    """
+
+    num_workers: int
+    gigabits_per_second: float
+    below: str
+    above: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_workers} workers: {self.below} below {self.gigabits_per_second:.2g} Gbit/s, {self.above} above"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see the module."""
+    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    values: Values = {}
+    links, crossings = {}, []
+    for num_workers in arguments.workers:
+        with hosts(num_workers) as lab:
+            for gigabits in arguments.links:
+                lab.shape(lab_hosts.Link(gigabits_per_second=gigabits))
+                links[f"{num_workers} workers, {gigabits:g} Gbit/s"] = fit = _accepted_link(lab)
+                cells = {
+                    _label(exchange, num_workers, gigabits): partial(measure, arguments, exchange, lab, fit.link)
+                    for exchange in arguments.exchanges
+                }
+                values |= run_rounds(cells, rounds=1)
+        measured = [cell for name, cell in values.items() if f", {num_workers} workers," in name]
+        passes = median(cell[_ALONE][0] - cell[_UPDATE][0] for cell in measured)
+        crossings += find_crossings(case_of(arguments, "allreduce"), num_workers, fit.link, passes)
+    document = record_document(
+        name="exchange_links",
+        command=f"python -m benchmarks.exchange_links --exchanges {' '.join(arguments.exchanges)} "
+        f"--workers {' '.join(map(str, arguments.workers))} --links {' '.join(map(str, arguments.links))} "
+        f"--batch-size {arguments.batch_size} --steps {arguments.steps}",
+        corpus=f"noise of {arguments.image_size}x{arguments.image_size} pixels",
+        quantities=_QUANTITIES,
+        values=values,
+        comparisons=[],
+        packages=["torch"],
+    )
+    document["links"] = {name: asdict(fit) for name, fit in links.items()}
+    document["crossings"] = [asdict(crossing) for crossing in crossings]
+    publish(document)
+    sys.stdout.write("".join(f"{crossing}\n" for crossing in crossings) or "no crossings\n")
+    return 0
+
+
+def case_of(arguments: Arguments, exchange: Name) -> Case:
+    """Return what the workers do."""
+    return Case(
+        exchange=exchange,
+        measured="times",
+        model=arguments.model,
+        image_size=arguments.image_size,
+        global_batch_size=arguments.batch_size,
+        num_steps=arguments.steps,
+        num_warm_up_steps=1,
+    )
+
+
+def measure(arguments: Arguments, exchange: Name, lab: Hosts, link: Link) -> Mapping[str, float]:
+    """Return the quantities of an exchange; see `_QUANTITIES`."""
+    case = case_of(arguments, exchange)
+    measured = run_case(case, lab)
+    alone, update = measured["alone_step_seconds"], measured["alone_update_seconds"]
+    return {
+        _STEP: measured["step_seconds"],
+        _ALONE: alone,
+        _UPDATE: update,
+        _BLOCKED: measured["blocked_seconds"],
+        _PREDICTED: _predict(case, len(lab), link, alone - update) + update,
+    }
+
+
+def find_crossings(case: Case, num_workers: int, link: Link, passes_seconds: float) -> list[Crossing]:
+    """Return where the fastest exact exchange changes, by the cost model.
+
+    Args:
+        case: Model and global batch.
+        num_workers: Number of workers.
+        link: Link whose latency counts.
+        passes_seconds: Time of a step without an exchange and the update.
+    """
+    cases = {name: dataclasses.replace(case, exchange=name) for name in case.workload.choices(num_workers)}
+    fastest = []
+    for gigabits in _BANDWIDTHS:
+        other = Link(link.latency_seconds, gigabits * 1e9 / 8)
+        seconds = {name: _predict(kind, num_workers, other, passes_seconds) for name, kind in cases.items()}
+        fastest.append(min(seconds, key=lambda name: seconds[name]))
+    pairs = zip(_BANDWIDTHS[1:], fastest, fastest[1:], strict=False)
+    return [Crossing(num_workers, float(at), below, above) for at, below, above in pairs if below != above]
+
+
+def _predict(case: Case, num_workers: int, link: Link, passes_seconds: float) -> float:
+    """Return the predicted time of a step without that of the update."""
+    per_second = case.num_operations / num_workers / passes_seconds
+    workload, exchange = case.workload, case.exchange
+    if exchange == "bf16":
+        workload, exchange = dataclasses.replace(workload, gradient_bytes=2), "allreduce"
+    return predict_step(exchange, workload, num_workers, link, Computation(passes_seconds, per_second))
+
+
+def _accepted_link(lab: Hosts) -> LinkFit:
+    """Measure the link.
+
+    Raises:
+        InputError: It is not as simple as its model.
+    """
+    fits = []
+    for _ in range(_TRIALS):
+        fits.append(measure_link(lab))
+        if fits[-1].is_accepted:
+            return fits[-1]
+    best = min(fit.largest_deviation for fit in fits)
+    raise InputError(
+        f"the link does not fit latency + bytes / bandwidth within {LARGEST_DEVIATION:.0%} ({best:.1%} at best); end "
+        "other programs on this machine, or choose slower --links"
+    )
+
+
+def _label(exchange: Name, num_workers: int, gigabits: float) -> str:
+    return f"{exchange}, {num_workers} workers, {gigabits:g} Gbit/s"
+
+
+if __name__ == "__main__":
+    run_command(main)
