@@ -20,7 +20,7 @@ _SENT, _FORMULA, _RATIO = "megabytes_per_step", "megabytes_by_formula", "ratio_t
 _WIRE, _IDLE = "megabytes_per_step_on_a_wire", "idle_bytes_per_second"
 _QUANTITIES = {
     _SENT: "sent by a worker's interface per step, its idle traffic subtracted; headers of up to 64 KiB counted once",
-    _FORMULA: "by the formulas of `cluster/exchange/cost.py`; half of all-reduce's for bf16",
+    _FORMULA: "by the formulas of `cluster/exchange/cost.py` and, for bf16, `lossy_cost.py`",
     _RATIO: "the first to the second",
     _WIRE: "sent with the headers of each packet of 1,500 bytes, as on Ethernet",
     _IDLE: "sent by the interface while the workers idle",

@@ -23,8 +23,10 @@ from torch import nn
 
 from benchmarks.exchange_watch import Watch
 from cluster.exchange.base import Exchange
+from cluster.exchange.bf16 import Bf16
 from cluster.exchange.cost import Workload
 from cluster.exchange.dense_layers import dense_layers
+from cluster.exchange.lossy_cost import bf16_bytes
 from cluster.exchange.names import Strategy
 from cluster.lab.host_workers import run_workers
 from cluster.lab.hosts import Host, own_counters
@@ -89,10 +91,14 @@ class Case:
         )
 
     @cached_property
+    def network(self) -> nn.Module:
+        """The model's shapes, without weights."""
+        return outline_network(self.model_config, num_classes=self.num_classes)
+
+    @cached_property
     def workload(self) -> Workload:
         """What the model exchanges."""
-        network = outline_network(self.model_config, num_classes=self.num_classes)
-        return Workload.of(network, self.global_batch_size)
+        return Workload.of(self.network, self.global_batch_size)
 
     @cached_property
     def num_operations(self) -> int:
@@ -148,11 +154,7 @@ class Training:
 
 def make_exchange(name: Name) -> Callable[[RankShare], Exchange]:
     """Return the function that makes an exchange."""
-    if name == "bf16":
-        from cluster.exchange.bf16 import Bf16
-
-        return Bf16
-    return EXACT[name]
+    return Bf16 if name == "bf16" else EXACT[name]
 
 
 def run_case(case: Case, lab: Sequence[Host]) -> dict[str, Any]:
@@ -164,7 +166,7 @@ def run_case(case: Case, lab: Sequence[Host]) -> dict[str, Any]:
 def num_bytes(case: Case, num_workers: int) -> float:
     """Return the bytes that a worker sends per step by the exchange's formula."""
     if case.exchange == "bf16":
-        return case.workload.num_bytes("allreduce", num_workers) / 2
+        return bf16_bytes(case.network, num_workers)
     return case.workload.num_bytes(case.exchange, num_workers)
 
 

@@ -4,13 +4,16 @@ import pytest
 from needs import makes_hosts
 
 from benchmarks.exchange_bytes import Arguments, comparisons_of, measure
+from cluster.worker.exchanges import EXACT
 
-SMALL = Arguments(exchanges=("allreduce", "factors"), workers=(2,), model="alexnet_small", image_size=26, steps=2)
+SMALL = Arguments(
+    exchanges=("allreduce", "bf16", "factors"), workers=(2,), model="alexnet_small", image_size=26, steps=2
+)
 
 
 @makes_hosts
 @pytest.mark.slow
-@pytest.mark.parametrize("exchange", SMALL.exchanges)
+@pytest.mark.parametrize("exchange", [*EXACT, "bf16"])
 def test_the_interface_counts_what_the_formula_says(exchange):
     measured = measure(SMALL, exchange, 2, 16)
     assert measured["megabytes_per_step"] == pytest.approx(measured["megabytes_by_formula"], rel=0.05)

@@ -15,6 +15,7 @@ from benchmarks.exchange_watch import Watch
 from cluster.exchange.cost import Computation, Link, predict_step
 from cluster.lab.hosts import hosts
 from cluster.lab.link_sweep import LinkFit
+from cluster.worker.exchanges import EXACT
 from pipeline.command import InputError
 
 CASE = Case(exchange="allreduce", measured="times", global_batch_size=32)
@@ -23,7 +24,7 @@ SMALL = {"model": "alexnet_small", "image_size": 26, "steps": 1, "batch_size": 4
 
 @makes_hosts
 @pytest.mark.slow
-@pytest.mark.parametrize("exchange", ["allreduce", "factors"])
+@pytest.mark.parametrize("exchange", [*EXACT, "bf16"])
 def test_a_step_with_an_exchange_is_held_up_and_one_without_is_not(exchange):
     measured = exchange_overlap.measure(exchange_overlap.Arguments(**SMALL), exchange, 2)
     assert 0 < measured["blocked_seconds"] < measured["step_seconds"]
