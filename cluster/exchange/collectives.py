@@ -1,5 +1,6 @@
 """Collective operations of torch.distributed under one name each, whatever the version of torch."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,3 +48,16 @@ def gather_samples(parts: Sequence[Tensor], num_rows: int) -> Gathering:
     work = _gather(gathered, sent, async_op=True)
     assert work is not None
     return Gathering(gathered, sent, work)
+
+
+def all_to_all(pieces: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Send a piece to each worker, and receive one from each; every worker calls this.
+
+    Args:
+        pieces: Piece for each worker, in rank order.
+        shapes: Shape of the piece that comes from each worker, in rank order.
+    """
+    sent, sizes = torch.cat([piece.flatten() for piece in pieces]), [math.prod(shape) for shape in shapes]
+    received = sent.new_empty(sum(sizes))
+    dist.all_to_all_single(received, sent, sizes, [piece.numel() for piece in pieces])
+    return [values.view(*shape) for values, shape in zip(received.split(sizes), shapes, strict=True)]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from cluster.exchange.cut import UNITS_TOGETHER
 from cluster.exchange.dense_layers import dense_chain, dense_layers
 from cluster.exchange.names import Strategy
 
@@ -89,11 +90,8 @@ class Workload:
         """Return the strategies that differ from each other for this model and number of workers."""
         if world_size == 1 or not self.units:
             return ("allreduce",)
-        can_be_cut = self.is_chain and all(inputs // _UNITS_TOGETHER >= world_size for inputs, _ in self.units)
+        can_be_cut = self.is_chain and all(inputs // UNITS_TOGETHER >= world_size for inputs, _ in self.units)
         return ("allreduce", "factors", "hybrid") if can_be_cut else ("allreduce", "factors")
-
-
-_UNITS_TOGETHER = 8  # units that stay on one worker, as dropout's masks are computed for so many at once
 
 
 @dataclass(frozen=True)

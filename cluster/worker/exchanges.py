@@ -3,11 +3,12 @@
 from cluster.exchange.allreduce import AllReduce
 from cluster.exchange.base import Exchange
 from cluster.exchange.factors import Factors
+from cluster.exchange.hybrid import Hybrid
 from cluster.exchange.names import Strategy
 from cluster.run.config import TrainingConfig
 from pipeline.online.order import RankShare
 
-EXACT: dict[Strategy, type[Exchange]] = {"allreduce": AllReduce, "factors": Factors}
+EXACT: dict[Strategy, type[Exchange]] = {"allreduce": AllReduce, "factors": Factors, "hybrid": Hybrid}
 
 
 def lossy_exchange(config: TrainingConfig, share: RankShare, total_steps: int) -> Exchange:
