@@ -35,9 +35,14 @@ def _matrix(dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     return torch.randn(9, 35, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def exchanges(dtype_name: str) -> None:
-    rank, world_size, dtype = dist.get_rank(), dist.get_world_size(), getattr(torch, dtype_name)
-    samples = Cut(0, {1: (9,), 2: (4, 5), 3: (6, 1, 2), 4: (0, 4, 2, 3)}[world_size])
+def exchanges() -> None:
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        _check_exchanges(dtype)
+
+
+def _check_exchanges(dtype: torch.dtype) -> None:
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    samples = Cut(0, {1: (9,), 2: (4, 5), 4: (0, 4, 2, 3)}[world_size])
     units = Cut.of_units(1, 35, world_size)
     whole = _matrix(dtype)
     by_samples, by_units = samples.part(whole, rank), units.part(whole, rank)
@@ -57,7 +62,6 @@ def exchanges(dtype_name: str) -> None:
         assert torch.equal(collected, whole if rank == 0 else part)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
-def test_parts_are_exchanged_summed_and_gathered(world_size, dtype):
-    run_group(world_size, __file__, "exchanges", dtype)
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_parts_are_exchanged_summed_and_gathered(world_size):
+    run_group(world_size, __file__, "exchanges")
