@@ -7,6 +7,7 @@ import importlib.metadata
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import sys
@@ -16,7 +17,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cluster.launch.footprint import num_checkpoint_bytes, training_requirements
+from cluster.launch.footprint import (
+    num_checkpoint_bytes,
+    num_weight_bytes,
+    num_worker_bytes,
+    training_requirements,
+)
 from cluster.launch.node_checks import (
     Node,
     NodeReport,
@@ -136,6 +142,22 @@ def test_a_run_that_goes_on_needs_room_for_what_is_still_to_be_written(raw_datas
     assert training_requirements(config, raw_dataset, tmp_path).num_bytes == (config.num_checkpoints + 1) * checkpoint
 
 
+@pytest.mark.parametrize(
+    ("exchange", "num_workers", "expected"),
+    [
+        ("allreduce", 8, 5),  # weights, gradient, momentum, and a checkpoint of weights and momentum
+        ("auto", 8, 5),
+        ("hybrid", 1, 5),
+        ("hybrid", 2, 3 * (0.038 + 0.962 / 2) + 2),  # 3.8 % of the parameters are not in dense layers
+        ("hybrid", 8, 3),  # at the start: the whole network, and a checkpoint
+    ],
+)
+def test_hybrid_workers_keep_only_a_part_of_the_dense_layers(exchange, num_workers, expected):
+    config = get_recipe("krizhevsky_2012")
+    weights = num_weight_bytes(config, 1000)
+    assert num_worker_bytes(config, 1000, exchange, num_workers) / weights == pytest.approx(expected, abs=0.01)
+
+
 @pytest.fixture
 def one_local_node(monkeypatch):
     """`jobs.train` up to the launch, without the seconds that a Ray takes to start."""
@@ -155,6 +177,19 @@ def test_a_dry_run_says_what_it_would_do_and_leaves_nothing(one_local_node, raw_
     assert "1 worker of 1 CPU on a local Ray" in captured.out
     assert captured.err == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_exchange_and_the_least_number_of_workers_reach_the_checks(
+    one_local_node, raw_dataset, tmp_path, monkeypatch
+):
+    def stop(*arguments: object) -> None:
+        raise InputError(str(arguments[3:]))
+
+    monkeypatch.setattr("jobs.training_on_ray.training_requirements", stop)
+    command = ["--data", str(raw_dataset.path), "--run", str(tmp_path / "run"), "--dry-run"]
+    for options, asked in (([], "('auto', 1)"), (["--exchange", "hybrid", "--workers", "2:3"], "('hybrid', 2)")):
+        with pytest.raises(InputError, match=re.escape(asked)):
+            train.main([*command, *options])
 
 
 def test_a_full_disk_stops_a_run_before_it_begins(one_local_node, raw_dataset, tmp_path, monkeypatch):
