@@ -64,6 +64,7 @@ def assert_same(mine, theirs) -> None:
         assert mine == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSY)
 def test_a_resume_on_as_many_workers_is_exact_and_on_others_tells_what_is_lost(name, new_run, raw_dataset):
     straight, resumed = new_run("straight", **LOSSY[name]), new_run("resumed", **LOSSY[name])
@@ -125,6 +126,7 @@ def test_powersgd_leaves_out_what_it_keeps_for_the_next_step(new_run, raw_datase
     assert num_compressed >= 3
 
 
+@pytest.mark.slow
 def test_powersgd_before_its_start_is_allreduce(new_run, raw_dataset):
     runs = [new_run("exact"), new_run("lossy", **LOSSY["powersgd rank 2"] | {"powersgd_start": 1.0})]
     for run in runs:
@@ -144,7 +146,9 @@ def test_evaluations_checkpoints_and_stops_wait_for_averages(new_run, raw_datase
     assert stopped.checkpoints.latest_step() in (4, 8) and stopped.result is None
 
 
-@pytest.mark.parametrize(("start", "equal"), [(0.0, [4, 8, 9]), (0.5, [1, 2, 3, 4, 8, 9])])
+@pytest.mark.parametrize(
+    ("start", "equal"), [pytest.param(0.0, [4, 8, 9], marks=pytest.mark.slow), (0.5, [1, 2, 3, 4, 8, 9])]
+)
 def test_weights_are_equal_after_averages_alone(start, equal, new_run, raw_dataset):
     run = new_run("run", local_sgd_steps=4, local_sgd_start=start, optimizer=PLAIN)
     printed = run_group(2, __file__, "step_by_step", raw_dataset.path, run.path)
@@ -166,6 +170,7 @@ def step_by_step(dataset: str, run: str) -> None:
                 sys.stdout.write(f"{step}\n")
 
 
+@pytest.mark.slow
 def test_an_average_after_each_step_is_allreduce(new_run, raw_dataset):
     averaged, exact = new_run("averaged", optimizer=PLAIN), new_run("exact", optimizer=PLAIN)
     run_group(2, __file__, "average_each_step", raw_dataset.path, averaged.path)
@@ -183,6 +188,7 @@ def _world() -> World:
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), torch.device("cpu"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "formula"),
     [
