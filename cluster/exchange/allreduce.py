@@ -38,7 +38,11 @@ class AllReduce(Exchange):
         if self.world_size == 1:
             return model
         self._parallel = DistributedDataParallel(
-            model, gradient_as_bucket_view=True, bucket_cap_mb=self.bucket_megabytes, **KEEP_BUFFERS
+            model,
+            gradient_as_bucket_view=True,
+            bucket_cap_mb=self.bucket_megabytes,
+            init_sync=False,  # the learner compares the weights, and says what differs
+            **KEEP_BUFFERS,
         )
         self._hook_into(self._parallel)
         return self._parallel

@@ -37,12 +37,14 @@ class Exchange(ABC):
         name: Name of the strategy, with its settings.
         keeps_state: Whether checkpoints contain a state of this exchange for each rank.
         without_state: What it means that the state can't be restored, for the log.
+        has_own_optimizers: Whether the workers' optimisers differ in their state.
         cuts_weights: Whether a worker has only parts of some weights: then every worker calls `whole` for a checkpoint.
     """
 
     name: str
     keeps_state: ClassVar[bool] = False
     without_state: ClassVar[str] = "the exchange of gradients begins anew"
+    has_own_optimizers: ClassVar[bool] = False
     cuts_weights: ClassVar[bool] = False
 
     def __init__(self, share: RankShare) -> None:

@@ -23,7 +23,8 @@ from cluster.exchange.dense_layers import dense_chain, dense_layers
 from cluster.exchange.names import Strategy
 
 _GRADIENT_BYTES = 4
-_BUCKET_BYTES = 25 * 2**20  # of DistributedDataParallel's all-reduce
+# Gradients that are sent together: DistributedDataParallel's default, and that of `replicated.py`.
+_BUCKET_BYTES: dict[Strategy, int] = {"allreduce": 25 * 2**20, "factors": 2**20, "hybrid": 2**20}
 _BACKWARD = 2 / 3  # of a step's operations
 
 
@@ -39,6 +40,7 @@ class Workload:
         global_batch_size: Samples per step over all workers.
         activation_bytes: Bytes of one activation.
         gradient_bytes: Bytes of one gradient.
+        num_pieces: Number of micro-batches that a worker's samples pass in.
     """
 
     num_other: int
@@ -48,9 +50,10 @@ class Workload:
     global_batch_size: int
     activation_bytes: int = 4
     gradient_bytes: int = _GRADIENT_BYTES
+    num_pieces: int = 1
 
     @classmethod
-    def of(cls, model: nn.Module, global_batch_size: int, activation_bytes: int = 4) -> "Workload":
+    def of(cls, model: nn.Module, global_batch_size: int, activation_bytes: int = 4, num_pieces: int = 1) -> "Workload":
         """Describe a model, of which only the shapes count."""
         dense = list(dense_layers(model).values())
         num_dense = sum(parameter.numel() for layer in dense for parameter in layer.parameters())
@@ -63,6 +66,7 @@ class Workload:
             global_batch_size=global_batch_size,
             activation_bytes=activation_bytes,
             gradient_bytes=max((parameter.itemsize for parameter in parameters), default=_GRADIENT_BYTES),
+            num_pieces=num_pieces,
         )
 
     def num_gradient_bytes(self, strategy: Strategy, world_size: int) -> float:
@@ -138,15 +142,16 @@ def predict_step(
     """
     gradients = workload.num_gradient_bytes(strategy, world_size)
     activations = workload.num_activation_bytes(strategy, world_size)
-    num_buckets = math.ceil(gradients / _BUCKET_BYTES) + 1
-    backward, extra, waiting = _BACKWARD * computation.step_seconds, 0.0, 0.0
+    num_buckets = math.ceil(gradients / _BUCKET_BYTES[strategy]) + 1
+    # Gradients travel during the last piece's backward pass alone.
+    backward, extra, waiting = _BACKWARD * computation.step_seconds / workload.num_pieces, 0.0, 0.0
     hidden = link.seconds(num_buckets, gradients)
     if strategy == "factors":
         hidden += link.seconds(2 * len(workload.units), activations)
         num_others = workload.global_batch_size * (1 - 1 / world_size)
         extra = 2 * workload.num_dense * num_others / computation.operations_per_second
     if strategy == "hybrid":
-        waiting = link.seconds(2 * (len(workload.units) + 1), activations)
+        waiting = link.seconds(2 * (len(workload.units) + 1) * workload.num_pieces, activations)
     return computation.step_seconds + extra + waiting + max(0.0, hidden - backward)
 
 

@@ -1,5 +1,6 @@
 """The dense layers of a model, which the exchanges `factors` and `hybrid` treat by themselves."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from torch import nn
@@ -28,20 +29,25 @@ class DenseChain:
         """The layers from the first dense one to the last one."""
         return list(self.container)[self.first :]
 
-    @property
-    def dense(self) -> list[nn.Linear]:
-        """The dense layers."""
-        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-
 
 def dense_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """Return a model's dense layers by their names, in the model's order."""
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    """Return a model's dense layers by their names, in the model's order.
+
+    Subclasses are left out, since others may use their weights; so are layers whose parameters belong to two places.
+    """
+    everywhere = [module for _, module in model.named_modules(remove_duplicate=False)]
+    num_places = Counter(id(parameter) for module in everywhere for parameter in module.parameters(recurse=False))
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if type(layer) is nn.Linear and all(num_places[id(parameter)] == 1 for parameter in layer.parameters())
+    }
 
 
 def dense_chain(model: nn.Module) -> DenseChain | None:
     """Return the chain that all dense layers of a model form, or None if they don't form one."""
-    containers = {name.rpartition(".")[0] for name in dense_layers(model)}
+    dense = dense_layers(model)
+    containers = {name.rpartition(".")[0] for name in dense}
     if len(containers) != 1:
         return None
     name = containers.pop()
@@ -49,7 +55,7 @@ def dense_chain(model: nn.Module) -> DenseChain | None:
     if not isinstance(container, nn.Sequential):
         return None
     layers = list(container)
-    first = next(index for index, layer in enumerate(layers) if isinstance(layer, nn.Linear))
-    chain = DenseChain(container, name, first)
-    is_chain = all(isinstance(layer, (nn.Linear, CountedDropout, *_ELEMENTWISE)) for layer in chain.layers)
-    return chain if is_chain and isinstance(layers[-1], nn.Linear) else None
+    own = set(dense.values())
+    chain = DenseChain(container, name, next(index for index, layer in enumerate(layers) if layer in own))
+    is_chain = all(layer in own or isinstance(layer, (CountedDropout, *_ELEMENTWISE)) for layer in chain.layers)
+    return chain if is_chain and layers[-1] in own else None

@@ -28,6 +28,7 @@ from cluster.exchange.base import Exchange
 from cluster.exchange.collectives import Gathering, gather_samples
 from cluster.exchange.dense_layers import dense_layers
 from cluster.exchange.replicated import replicated
+from pipeline.command import InputError
 from pipeline.online.order import RankShare
 
 
@@ -117,6 +118,11 @@ class FactorLinear(nn.Module):
         inputs, slopes = self._inputs.whole(), self._slopes.whole()
         if inputs is None or slopes is None:  # the step did not use the layer
             return
+        if self.weight.grad is not None:
+            raise InputError(
+                "the weights of a dense layer are also used outside of the layer, which --exchange factors can't do; "
+                "train with --exchange allreduce"
+            )
         inputs, slopes = inputs.flatten(0, -2), slopes.flatten(0, -2)
         self.weight.grad = (slopes.T @ inputs).to(self.weight.dtype)
         if self.bias is not None:
@@ -130,7 +136,7 @@ class _FactorFunction(torch.autograd.Function):
     def forward(
         ctx: Any, inputs: Tensor, trained: Tensor, weight: Tensor, bias: Tensor | None, layer: FactorLinear
     ) -> Tensor:
-        ctx.save_for_backward(weight)
+        ctx.save_for_backward(weight, inputs)  # the inputs for autograd's check that they are still the same
         ctx.layer = layer
         layer.keep_inputs(inputs.detach())
         return functional.linear(inputs, weight, bias)
@@ -138,7 +144,7 @@ class _FactorFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,) = ctx.saved_tensors
+        weight, _ = ctx.saved_tensors
         ctx.layer.keep_slopes(slopes)
         return slopes @ weight if ctx.needs_input_grad[0] else None, None, None, None, None
 
@@ -154,7 +160,10 @@ class _Factor:
     def add(self, rows: Tensor, is_accumulating: bool) -> None:
         """Take the rows of a pass; send all rows so far unless more passes follow."""
         if self._gathering is not None:
-            raise RuntimeError("a dense layer is used twice in a forward pass, which `factors` does not support")
+            raise InputError(
+                "a dense layer is used twice in a forward pass, which --exchange factors can't do; train with "
+                "--exchange allreduce"
+            )
         self._own.append(rows)
         if not is_accumulating:
             self._gathering = gather_samples(self._own, self._num_rows)

@@ -43,6 +43,7 @@ class LocalSgd(AllReduce):
     """
 
     keeps_state = True
+    has_own_optimizers = True
     without_state = "all workers go on with the first worker's momentum"
 
     def __init__(self, share: RankShare, num_steps: int, num_exact_steps: int, last_step: int) -> None:

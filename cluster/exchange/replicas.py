@@ -5,7 +5,8 @@ itself, so CPUs that round differently drift apart; with any exchange, so does a
 comparison costs one pass over the weights and an exchange of two numbers per tensor.
 """
 
-from collections.abc import Mapping
+import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,8 @@ def align_replicas(tensors: Mapping[str, Tensor]) -> Drift | None:
         ReplicasDiffer: A tensor differs by more than rounding.
     """
     compared = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel()}
+    if not compared:
+        return None
     digests_N2 = torch.stack([_digest(tensor) for tensor in compared.values()]).cpu()
     extremes_2N2 = torch.stack([digests_N2, -digests_N2])
     dist.all_reduce(extremes_2N2, dist.ReduceOp.MAX)
@@ -60,14 +63,10 @@ def align_replicas(tensors: Mapping[str, Tensor]) -> Drift | None:
         deviations_R = torch.zeros(dist.get_world_size(), dtype=torch.float64)
         deviations_R[dist.get_rank()] = _deviation(tensor, first)
         dist.all_reduce(deviations_R)
-        deviation, rank = (value.item() for value in deviations_R.nan_to_num(nan=torch.inf).max(dim=0))
-        if deviation > torch.finfo(tensor.dtype).eps ** 0.5:
-            raise ReplicasDiffer(
-                f"worker {int(rank)} has other weights than worker 0: {name} differs by {deviation:.1e} of its norm, "
-                "more than rounding can explain. A faulty memory or processor may be the cause: leave out that node. "
-                "The same command goes on from the latest checkpoint"
-            )
-        largest = max(largest, deviation)
+        deviations = deviations_R.nan_to_num(nan=torch.inf).tolist()
+        if max(deviations) > torch.finfo(tensor.dtype).eps ** 0.5:
+            raise ReplicasDiffer(_described(name, deviations, torch.finfo(tensor.dtype).eps ** 0.5))
+        largest = max(largest, *deviations)
         tensor.detach().copy_(first)
     return Drift(len(differing), largest)
 
@@ -76,6 +75,22 @@ def copy_from_first(tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors from the first worker to all others; every worker calls this with the same names and shapes."""
     for name in sorted(tensors):
         tensors[name].detach().copy_(_of_first(tensors[name]))
+
+
+def _described(name: str, deviations: Sequence[float], bound: float) -> str:
+    """Return a message that names a tensor and the workers that deviate from worker 0; every worker calls this."""
+    places: list[str] = [""] * len(deviations)
+    dist.all_gather_object(places, socket.gethostname())
+    deviating = [rank for rank, deviation in enumerate(deviations) if deviation > bound]
+    if 2 <= len(deviating) == len(deviations) - 1:
+        who = f"worker 0 (on {places[0]}) has other weights than all others"
+    else:
+        who = ", ".join(f"worker {rank} (on {places[rank]})" for rank in deviating)
+        who += f" has other weights than worker 0 (on {places[0]})"
+    return (
+        f"{who}: {name} differs by {max(deviations):.1e} of its norm, more than rounding can explain. A faulty memory "
+        "or processor is the likely cause: leave that node out. The same command goes on from the latest checkpoint"
+    )
 
 
 def _of_first(tensor: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from cluster.run.run_log import ExchangeChosen, Line, Warned, only
 from cluster.worker.precision import forward_context, input_dtype
 from cluster.worker.world import World
 from model.registry import num_operations
+from pipeline.online.order import RankShare
 from pipeline.system.processor import this_processor
 
 _BACKWARD_AND_FORWARD = 3  # operations of both passes, in those of the forward pass
@@ -37,8 +38,7 @@ class ExchangeChooser:
         num_classes: Number of classes.
         image_size: Height and width of the pictures.
         world: Place of this worker.
-        num_samples: Largest number of samples of a worker per step.
-        can_cut: Whether `hybrid` fits the micro-batches.
+        share: This worker's part of each global batch.
     """
 
     config: TrainingConfig
@@ -46,8 +46,7 @@ class ExchangeChooser:
     num_classes: int
     image_size: int
     world: World
-    num_samples: int
-    can_cut: bool = True
+    share: RankShare
 
     def choose(self, requested: StrategyChoice, earlier: Sequence[Line]) -> tuple[Strategy, Line | None]:
         """Return the strategy, and a line for the log if there is something to say.
@@ -57,18 +56,22 @@ class ExchangeChooser:
             earlier: Lines of the run's log; only the first worker's count.
         """
         workload, world_size = self._workload(), self.world.world_size
-        choices = workload.choices(world_size)
+        choices = [name for name in workload.choices(world_size) if name != "hybrid" or self.share.has_equal_pieces]
         if requested == "auto":
-            allowed = [name for name in choices if name != "hybrid" or self.can_cut]
-            if len(allowed) > 1 and not self._are_alike():
-                allowed.remove("factors")
-            return self._fastest(allowed, workload, earlier)
+            if len(choices) > 1 and not self._are_alike():
+                choices.remove("factors")
+            return self._fastest(choices, workload, earlier)
         if requested in choices:
             return requested, None
         if world_size == 1:
             reason = "a single worker exchanges nothing"
         elif not workload.units:
             reason = f"{self.config.model.name} has no dense layers"
+        elif not self.share.has_equal_pieces:
+            reason = (
+                f"--micro-batch-size {self.share.micro_batch_size} gives {world_size} workers unequal numbers of "
+                f"micro-batches; {2 * self.share.group_size} or more does not"
+            )
         else:
             reason = f"the dense layers of {self.config.model.name} can't be cut for {world_size} workers"
         return "allreduce", Warned(message=f"--exchange {requested} is allreduce here: {reason}")
@@ -102,7 +105,7 @@ class ExchangeChooser:
 
     def _workload(self) -> Workload:
         activation_bytes = {"bfloat16": 2, "float64": 8}.get(self.config.precision, 4)
-        return Workload.of(self.model, self.config.global_batch_size, activation_bytes)
+        return Workload.of(self.model, self.config.global_batch_size, activation_bytes, self.share.num_pieces)
 
     def _are_alike(self) -> bool:
         """Return whether the workers' processors round in the same way, as far as can be told."""
@@ -115,7 +118,7 @@ class ExchangeChooser:
     def _measure_computation(self) -> Computation:
         """Measure the forward and backward passes of a few samples; every worker gets the slowest one's times."""
         config, device = self.config, self.world.device
-        num_samples = min(self.num_samples, _TRIAL_SAMPLES[device.type])
+        num_samples = min(self.share.largest_piece, _TRIAL_SAMPLES[device.type])
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(num_samples, 3, self.image_size, self.image_size, generator=generator)
         images = images.to(device, input_dtype(config.precision)).contiguous(memory_format=torch.channels_last)
@@ -124,7 +127,7 @@ class ExchangeChooser:
         def passes() -> None:
             with forward_context(config.precision, device):
                 loss = self.model(images).float().sum()
-            torch.autograd.grad(loss, parameters)
+            torch.autograd.grad(loss, parameters, allow_unused=True)
 
         was_training = self.model.training
         self.model.eval()  # dropout and batch normalisation keep no trace of the trial
@@ -132,4 +135,4 @@ class ExchangeChooser:
         seconds = slowest(min(timed(passes, device) for _ in range(_NUM_TRIALS)))
         self.model.train(was_training)
         num = _BACKWARD_AND_FORWARD * num_samples * num_operations(config.model, self.num_classes, self.image_size)
-        return Computation(seconds * self.num_samples / num_samples, num / seconds)
+        return Computation(seconds * self.share.largest / num_samples, num / seconds)

@@ -130,7 +130,9 @@ class Learner:
         return state
 
     def align(self) -> Drift | None:
-        """Compare the workers' weights; where they differ by rounding, take the first worker's and its optimiser's.
+        """Compare the workers' weights; where they differ by rounding, take the first worker's.
+
+        Then also take all of its optimiser's state, unless the workers' are meant to differ.
 
         Every worker calls this, when the weights should be equal.
 
@@ -144,7 +146,7 @@ class Learner:
             return None
         weights = {n: value for n, value in self.model.state_dict().items() if not self._exchange.is_cut(n)}
         drift = align_replicas(weights)
-        if drift is not None:
+        if drift is not None and not self._exchange.has_own_optimizers:
             names = self._trained_names()
             kept = {
                 f"{names[index]} {key}": value

@@ -298,8 +298,7 @@ class Trainer:
             num_classes=self._dataset.num_classes,
             image_size=self._config.augmentation.crop_of(self._dataset.stored_size),
             world=self._world,
-            num_samples=share.largest,
-            can_cut=share.has_equal_pieces,
+            share=share,
         )
         earlier = read_metrics(self._run.metrics_path) if self._world.is_first else []
         strategy, line = chooser.choose(self._options.exchange, earlier)

@@ -75,19 +75,19 @@ class RankShare:
         They are as even as possible. A part of fewer groups than that is one piece per group; see `has_equal_pieces`.
         """
         num_groups = self._end_of(self.rank + 1) // self.group_size - self._end_of(self.rank) // self.group_size
-        num_pieces = max(1, min(self._num_pieces, num_groups))
+        num_pieces = max(1, min(self.num_pieces, num_groups))
         ends = [index * num_groups // num_pieces * self.group_size for index in range(num_pieces + 1)]
         return [slice(begin, end) for begin, end in itertools.pairwise(ends)]
 
     @property
     def has_equal_pieces(self) -> bool:
         """Whether all ranks have the same number of pieces; each must have at least one group."""
-        return self._num_pieces <= max(1, self.global_batch_size // self.group_size // self.world_size)
+        return self.num_pieces <= max(1, self.global_batch_size // self.group_size // self.world_size)
 
     @property
     def largest_piece(self) -> int:
         """Number of samples in the largest piece of any rank."""
-        return -(-self.largest // self.group_size // self._num_pieces) * self.group_size
+        return -(-self.largest // self.group_size // self.num_pieces) * self.group_size
 
     @property
     def largest(self) -> int:
@@ -95,7 +95,7 @@ class RankShare:
         return -(-self.global_batch_size // self.group_size // self.world_size) * self.group_size
 
     @property
-    def _num_pieces(self) -> int:
+    def num_pieces(self) -> int:
         """Number of pieces that the largest part of any rank needs."""
         if self.micro_batch_size is None:
             return 1

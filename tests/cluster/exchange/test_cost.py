@@ -1,10 +1,12 @@
 """The cost of the exact exchanges: bytes against figures worked out by hand, and what a link makes of them."""
 
+import dataclasses
+
 import pytest
 from torch import nn
 
 from cluster.exchange.cost import Computation, Link, Workload, predict_step
-from cluster.exchange.dense_layers import dense_chain
+from cluster.exchange.dense_layers import dense_chain, dense_layers
 from model.adapters import ImagesOnly
 from model.registry import ModelConfig, outline_network
 from model.variants import VARIANTS
@@ -64,7 +66,30 @@ def test_other_networks():
         assert dense_chain(model) is None
         assert Workload.of(model, 8).choices(2) == ("allreduce", "factors")
     found = dense_chain(chain)
-    assert (found.name, found.first, len(found.layers), len(found.dense)) == ("network", 1, 3, 2)
+    assert (found.name, found.first, len(found.layers)) == ("network", 1, 3)
+
+
+def test_layers_whose_weights_others_use_are_not_treated_as_dense():
+    attention = nn.MultiheadAttention(16, 2)  # uses its layer's weights by itself
+    tied = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    tied[2].weight = tied[0].weight
+    twice = nn.Sequential(layer := nn.Linear(16, 16), nn.ReLU(), layer)
+    assert dense_layers(attention) == dense_layers(twice) == {}
+    assert list(dense_layers(tied)) == ["4"]
+    assert dense_chain(tied).first == 4 and dense_chain(twice) is None
+
+
+def test_gradients_hide_behind_the_last_micro_batch_alone():
+    workload = _workload(128)
+    pieces = dataclasses.replace(workload, num_pieces=4)
+    link = Link(0.0, workload.num_bytes("allreduce", 2) / 0.9)  # backward takes a second
+    assert predict_step("allreduce", workload, 2, link, COMPUTATION) == COMPUTATION.step_seconds
+    assert predict_step("allreduce", pieces, 2, link, COMPUTATION) == pytest.approx(COMPUTATION.step_seconds + 0.65)
+    slow = Link(0.1, 1e12)
+    waits = [
+        predict_step("hybrid", load, 2, slow, COMPUTATION) - COMPUTATION.step_seconds for load in (workload, pieces)
+    ]
+    assert waits[1] > 3.9 * waits[0] > 0
 
 
 COMPUTATION = Computation(step_seconds=1.5, operations_per_second=1e11)

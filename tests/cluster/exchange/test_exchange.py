@@ -1,5 +1,6 @@
 """The seam of the gradients: another exchange than all-reduce fits it, and gives the same training."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -48,6 +49,18 @@ def test_a_state_of_another_number_of_workers_is_begun_anew_and_that_is_told(raw
     (warning,) = entries(run, "warning")
     assert warning["message"].startswith("the exchange of gradients begins anew")
     assert run.checkpoints.load_latest()["exchange"] == [{"rank": 0, "num_exchanges": 1}]
+
+
+def test_a_run_may_change_its_exchange_at_a_resume(raw_dataset, tmp_path):
+    run, alone = (RunFolder.create(tmp_path / name, UNEVEN, raw_dataset) for name in ("run", "alone"))
+    run_workers(2, "train-stopped", raw_dataset.path, run.path, "3", "hybrid")
+    run_workers(2, "train", raw_dataset.path, run.path, "", "factors")
+    with contextlib.closing(Trainer(raw_dataset, alone, ALONE)) as trainer:
+        trainer.run()
+    first, second = entries(run, "start")
+    assert (first["exchange"], second["exchange"]) == ("hybrid", "factors") and second["step"] > 0
+    for name, expected in _weights(alone).items():
+        torch.testing.assert_close(_weights(run)[name], expected, rtol=1e-10, atol=1e-12)
 
 
 def test_buffers_are_not_exchanged_in_a_forward_pass():

@@ -15,6 +15,7 @@ from worker_process import run_workers
 from cluster.exchange.factors import Factors
 from cluster.run.run_folder import RunFolder
 from model.optim_config import OptimizerConfig
+from pipeline.command import InputError
 from pipeline.online.order import RankShare
 
 UNEVEN = dataclasses.replace(CONFIG, global_batch_size=13, num_epochs=3)
@@ -146,7 +147,7 @@ def twice() -> None:
 
     model = Twice()
     wrapped = Factors(RankShare(2, dist.get_rank(), 2)).wrap(model)
-    with pytest.raises(RuntimeError, match="used twice in a forward pass"):
+    with pytest.raises(InputError, match="used twice in a forward pass"):
         wrapped(torch.ones(1, 4))
     with torch.no_grad():  # evaluations need no exchange
         wrapped(torch.ones(1, 4))
@@ -156,3 +157,38 @@ def twice() -> None:
 
 def test_a_layer_that_is_used_twice_is_refused_in_training_alone():
     run_group(2, __file__, "twice")
+
+
+class Aside(nn.Module):
+    """A network that does something with a dense layer behind its back."""
+
+    def __init__(self, uses_weights: bool) -> None:
+        super().__init__()
+        self.dense = nn.Linear(4, 4)
+        self.uses_weights = uses_weights
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        inputs = values * 2
+        outputs = self.dense(inputs)
+        if self.uses_weights:
+            return outputs @ self.dense.weight
+        inputs += 1
+        return outputs
+
+
+def aside() -> None:
+    for uses_weights in (True, False):
+        exchange = Factors(RankShare(2, dist.get_rank(), 2))
+        wrapped = exchange.wrap(Aside(uses_weights))
+        outputs = wrapped(torch.ones(1, 4, requires_grad=True)).sum()
+        if uses_weights:
+            outputs.backward()
+            with pytest.raises(InputError, match="also used outside of the layer"):
+                exchange.finish()
+        else:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                outputs.backward()
+
+
+def test_what_would_make_gradients_wrong_is_refused():
+    run_group(2, __file__, "aside")

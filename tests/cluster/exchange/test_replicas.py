@@ -1,13 +1,21 @@
 """The comparison of the workers' weights: rounding is mended and told, more is an error that names rank and tensor."""
 
+import socket
 import sys
 
 import pytest
 import torch
 import torch.distributed as dist
+from runs import CONFIG
 from worker_group import run_group
 
+from cluster.exchange.allreduce import AllReduce
+from cluster.exchange.factors import Factors
+from cluster.exchange.local_sgd import LocalSgd
 from cluster.exchange.replicas import ReplicasDiffer, align_replicas, copy_from_first
+from cluster.worker.learner import Learner
+from cluster.worker.world import World
+from pipeline.online.order import RankShare
 
 
 def _tensors(dtype: str) -> dict[str, torch.Tensor]:
@@ -50,7 +58,65 @@ def test_rounding_is_mended_and_told(dtype, name, change):
 )
 def test_more_than_rounding_names_the_rank_and_the_tensor(dtype, name, change):
     for printed in run_group(3, __file__, "compare", dtype, name, str(change)):
-        assert printed.startswith(f"error: worker 2 has other weights than worker 0: {name} differs by ")
+        here = socket.gethostname()
+        expected = f"error: worker 2 (on {here}) has other weights than worker 0 (on {here}): {name} differs by "
+        assert printed.startswith(expected)
+
+
+def first_differs() -> None:
+    tensor = torch.ones(3) * (1 if dist.get_rank() else 2)
+    with pytest.raises(ReplicasDiffer, match=r"^worker 0 \(on \S+\) has other weights than all others: weights"):
+        align_replicas({"weights": tensor})
+    assert align_replicas({}) is None
+
+
+def test_the_first_worker_is_named_if_all_others_differ_from_it():
+    run_group(3, __file__, "first_differs")
+
+
+def learner(make: str) -> None:
+    """Let the second worker's weights and momentum differ a little, and align them."""
+    rank = dist.get_rank()
+    learner = Learner(CONFIG, 4, 10, World(rank, 2, torch.device("cpu")))
+    share = RankShare(12, rank, 2)
+    exchange = {"allreduce": AllReduce, "factors": Factors, "local": lambda share: LocalSgd(share, 2, 0, 10)}[make](
+        share
+    )
+    exchange.begin(0)
+    learner.connect(exchange)
+    weight = next(learner.model.parameters())
+    for parameter in learner.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    learner.optimizer.step()
+    assert learner.align() is None
+    momentum = learner.optimizer.state[weight]["momentum_buffer"]
+    expected = weight.detach().clone(), momentum.clone()
+    if rank:
+        with torch.no_grad():
+            weight.mul_(1 + 1e-12)
+            momentum.mul_(2)
+    drift = learner.align()
+    assert drift.num_tensors == 1 and 0 < drift.largest < 2e-12
+    assert torch.equal(weight, expected[0])
+    assert torch.equal(momentum, expected[1] * (2 if rank and make == "local" else 1))
+
+
+@pytest.mark.parametrize("make", ["allreduce", "factors", "local"])
+def test_a_learner_takes_the_first_workers_weights_and_optimiser(make):
+    run_group(2, __file__, "learner", make)
+
+
+def other_start(make: str) -> None:
+    learner = Learner(CONFIG, 4, 10, World(dist.get_rank(), 2, torch.device("cpu")))
+    with torch.no_grad():
+        next(learner.model.parameters()).mul_(1 + 1e-12 * dist.get_rank())
+    learner.connect({"allreduce": AllReduce, "factors": Factors}[make](RankShare(12, dist.get_rank(), 2)))
+    assert learner.align() is not None
+
+
+@pytest.mark.parametrize("make", ["allreduce", "factors"])
+def test_weights_that_differ_at_the_start_are_noticed(make):
+    run_group(2, __file__, "other_start", make)
 
 
 def copy_all() -> None:

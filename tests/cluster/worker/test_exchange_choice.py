@@ -14,6 +14,7 @@ from cluster.worker import exchange_choice
 from cluster.worker.exchange_choice import ExchangeChooser
 from cluster.worker.world import World
 from model.registry import ModelConfig, outline_network
+from pipeline.online.order import RankShare
 
 TWO = World(0, 2, torch.device("cpu"))
 SLOW, FAST = Link(1e-4, 1e5), Link(1e-6, 1e12)
@@ -35,12 +36,11 @@ def measured(monkeypatch):
     return found
 
 
-def _chooser(world: World = TWO, **changes) -> ExchangeChooser:
+def _chooser(world: World = TWO, micro_batch_size: int | None = None) -> ExchangeChooser:
     config = dataclasses.replace(CONFIG, model=ModelConfig(name="alexnet_2012"), precision="float32")
     model = outline_network(config.model, num_classes=10)
-    return ExchangeChooser(
-        config=config, model=model, num_classes=10, image_size=224, world=world, num_samples=6, **changes
-    )
+    share = RankShare(13, world.rank, world.world_size, micro_batch_size=micro_batch_size)
+    return ExchangeChooser(config=config, model=model, num_classes=10, image_size=224, world=world, share=share)
 
 
 def test_a_measured_choice_is_said_and_holds_for_as_many_workers_on_such_devices(measured):
@@ -62,7 +62,10 @@ def test_unlike_processors_are_not_given_factors(measured):
 
 
 def test_micro_batches_that_cannot_be_cut_are_not_given_hybrid(measured):
-    assert "hybrid" not in _chooser(can_cut=False).choose("auto", [])[1].step_seconds
+    assert "hybrid" not in _chooser(micro_batch_size=1).choose("auto", [])[1].step_seconds
+    strategy, line = _chooser(micro_batch_size=1).choose("hybrid", [])
+    assert strategy == "allreduce" and "2 or more does not" in line.message
+    assert _chooser(micro_batch_size=2).choose("hybrid", []) == ("hybrid", None)
 
 
 @pytest.mark.parametrize("requested", ["allreduce", "factors", "hybrid"])
