@@ -177,6 +177,7 @@ def test_runs_and_checkpoints_are_those_of_one_worker(alone, raw_dataset, tmp_pa
         for key, expected in theirs["model"].items():
             error = (mine["model"][key] - expected).abs().max()
             assert float(error) <= 1e-10 * float(expected.abs().max()), (name, key)
+        assert entries(run, "evaluation")
         for mine, theirs in zip(entries(run, "evaluation"), entries(reference, "evaluation"), strict=True):
             assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-10)
             assert mine["num_samples"] == theirs["num_samples"]
