@@ -21,7 +21,7 @@ from benchmarks.record import Values, publish, record_document, run_rounds
 from cluster.exchange.cost import Computation, Link, predict_step
 from cluster.lab import hosts as lab_hosts
 from cluster.lab.hosts import Hosts, hosts
-from cluster.lab.link_sweep import LARGEST_DEVIATION, LinkFit, measure_link
+from cluster.lab.link_sweep import LARGEST_DEVIATION, LinkFit, sweep_link
 from pipeline.command import InputError, run_command
 
 _STEP, _ALONE, _UPDATE = "step_seconds", "alone_seconds", "update_seconds"
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for num_workers in arguments.workers:
         with hosts(num_workers) as lab:
             for gigabits in arguments.links:
-                lab.shape(lab_hosts.Link(gigabits_per_second=gigabits))
+                lab.shape(lab_hosts.ShapedLink(gigabits_per_second=gigabits))
                 links[f"{num_workers} workers, {gigabits:g} Gbit/s"] = fit = _accepted_link(lab)
                 cells = {
                     _label(exchange, num_workers, gigabits): partial(measure, arguments, exchange, lab, fit.link)
@@ -174,11 +174,11 @@ def _accepted_link(lab: Hosts) -> LinkFit:
     """Measure the link.
 
     Raises:
-        InputError: It is not as simple as its model.
+        InputError: Latency + bytes / bandwidth does not fit its times.
     """
     fits = []
     for _ in range(_TRIALS):
-        fits.append(measure_link(lab))
+        fits.append(sweep_link(lab))
         if fits[-1].is_accepted:
             return fits[-1]
     best = min(fit.largest_deviation for fit in fits)

@@ -22,7 +22,8 @@ from torch import nn
 
 from benchmarks.record import Comparison, publish, record_document, run_rounds
 from benchmarks.training_runs import run_training
-from cluster.exchange.lossy_cost import allreduce_bytes, bf16_bytes, local_sgd_bytes, powersgd_bytes
+from cluster.exchange.cost import Workload
+from cluster.exchange.lossy_cost import bf16_bytes, local_sgd_bytes, powersgd_bytes
 from cluster.run.config import TrainingConfig
 from cluster.run.run_folder import RunFolder
 from cluster.worker.evaluation_files import RESULT_JSON, evaluate_run
@@ -115,7 +116,7 @@ def mean_bytes(run: RunFolder, num_workers: int, dataset: Dataset) -> float:
     model = outline_network(config.model, num_classes=dataset.num_classes)
     total = config.total_steps(dataset.num_samples("train"))
     num_exact = config.num_exact_steps(total)
-    exact, later = allreduce_bytes(model, num_workers), _later_bytes(config, model, num_workers)
+    exact, later = _allreduce_bytes(model, num_workers), _later_bytes(config, model, num_workers)
     return (num_exact * exact + (total - num_exact) * later) / total
 
 
@@ -128,7 +129,11 @@ def _later_bytes(config: TrainingConfig, model: nn.Module, num_workers: int) -> 
         case "bf16":
             return bf16_bytes(model, num_workers)
         case "none":
-            return allreduce_bytes(model, num_workers)
+            return _allreduce_bytes(model, num_workers)
+
+
+def _allreduce_bytes(model: nn.Module, num_workers: int) -> float:
+    return Workload.of(model, global_batch_size=1).num_bytes("allreduce", num_workers)
 
 
 def _label(name: str, num_workers: int) -> str:

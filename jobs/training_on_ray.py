@@ -26,11 +26,11 @@ def train_on_ray(arguments: "Arguments", config: TrainingConfig, workers: Worker
         config: Recipe to train.
         workers: Allowed number of workers; None: as many as the cluster has room for now.
     """
-    least = 1 if workers is None else workers.least
+    least, most = (1, 1) if workers is None else (workers.least, workers.most)
     job = TrainingJob.prepare(arguments, config, least)
     if job.is_finished():
         return
-    requirements = training_requirements(config, job.dataset, job.run_path, arguments.exchange, least)
+    requirements = training_requirements(config, job.dataset, job.run_path, arguments.exchange, (least, most))
     takes_all = workers is None  # all nodes are used, including slow ones
     prefers_native = job.computes_in_bfloat16 and not takes_all
     with training_session() as is_local, FitNodes(requirements, is_local, prefers_native=prefers_native) as fit_nodes:

@@ -102,8 +102,8 @@ class Exchange(ABC):
     def whole(self, name: str, value: Tensor) -> Tensor:
         """Return a tensor of the form of the parameter or buffer `name` for a checkpoint: whole on the first worker.
 
-        Every worker calls this for the same tensors in the same order if the exchange cuts weights. Other workers may
-        get anything.
+        Every worker calls this for the same tensors in the same order if the exchange cuts weights; then it returns a
+        copy. Other workers may get anything.
         """
         return value
 

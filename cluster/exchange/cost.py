@@ -72,7 +72,7 @@ class Workload:
     def num_gradient_bytes(self, strategy: Strategy, world_size: int) -> float:
         """Return the bytes of gradients that a worker sends per step."""
         num_values = self.num_other + (self.num_dense if strategy == "allreduce" else 0)
-        return 2 * _fraction(world_size) * num_values * self.gradient_bytes
+        return 2 * fraction_sent(world_size) * num_values * self.gradient_bytes
 
     def num_activation_bytes(self, strategy: Strategy, world_size: int) -> float:
         """Return the bytes of activations and of their gradients that a worker sends per step."""
@@ -84,7 +84,7 @@ class Workload:
             case "hybrid":
                 features = self.units[0][0]
                 num_values = 2 * (features / world_size + sum(outputs for _, outputs in self.units))
-        return _fraction(world_size) * self.global_batch_size * num_values * self.activation_bytes
+        return fraction_sent(world_size) * self.global_batch_size * num_values * self.activation_bytes
 
     def num_bytes(self, strategy: Strategy, world_size: int) -> float:
         """Return the bytes that a worker sends per step."""
@@ -155,5 +155,6 @@ def predict_step(
     return computation.step_seconds + extra + waiting + max(0.0, hidden - backward)
 
 
-def _fraction(world_size: int) -> float:
+def fraction_sent(world_size: int) -> float:
+    """Return c: in a ring, a worker sends this fraction of what is scattered, and as much of what is gathered."""
     return (world_size - 1) / world_size

@@ -82,6 +82,7 @@ class Hybrid(Exchange):
             elif isinstance(layer, CountedDropout):
                 first_unit = self._layers[-1].outputs.first_of(self.rank)
                 chain.container[index] = CutDropout(layer, self._batch, first_unit)
+        self._drops_units = any(isinstance(layer, CutDropout) and layer.probability for layer in chain.layers)
         for name, layer in model.named_modules():
             if isinstance(layer, CutLinear):
                 self._cuts |= {f"{name}.{parameter}": cut for parameter, cut in layer.cuts.items()}
@@ -116,7 +117,7 @@ class Hybrid(Exchange):
         if num_samples != samples.sizes[self.rank]:
             raise RuntimeError(f"a piece of {num_samples} samples; the share has one of {samples.sizes[self.rank]}")
         self._num_passed += 1
-        with self._batch.passing(samples, positions):
+        with self._batch.passing(samples, positions if self._drops_units else None):
             yield
 
     def squared_norms(self, parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> Tensor:
@@ -135,8 +136,8 @@ class Hybrid(Exchange):
         return name in self._cuts
 
     def whole(self, name: str, value: Tensor) -> Tensor:
-        """Return a tensor for a checkpoint, whole on the first worker; one that was cut is on the CPU there."""
-        return self._cuts[name].collected(value) if name in self._cuts else value
+        """Return a copy on the CPU for a checkpoint, whole on the first worker."""
+        return self._cuts[name].collected(value) if name in self._cuts else value.detach().to("cpu", copy=True)
 
     def part(self, name: str, value: Tensor) -> Tensor:
         """Return this worker's part of a whole tensor."""

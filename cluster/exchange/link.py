@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from cluster.exchange.cost import Link
+from cluster.exchange.cost import Link, fraction_sent
 
 _SMALL_BYTES, _NUM_SMALL = 1024, 5
 _LARGE_BYTES = (2**20, 16 * 2**20)  # the second only if, by the first, it takes no longer than the time below
@@ -24,7 +24,7 @@ def measure_link(device: torch.device) -> Link:
     latency, world_size = _shortest(device, _SMALL_BYTES, _NUM_SMALL), dist.get_world_size()
     for num_bytes in _LARGE_BYTES:
         seconds = _shortest(device, num_bytes, _NUM_LARGE)
-        bytes_per_second = 2 * (world_size - 1) / world_size * num_bytes / max(seconds - latency, seconds / 10)
+        bytes_per_second = 2 * fraction_sent(world_size) * num_bytes / max(seconds - latency, seconds / 10)
         if _LARGE_BYTES[-1] / bytes_per_second > _LARGE_SECONDS:
             break
     return Link(latency, bytes_per_second)

@@ -1,6 +1,7 @@
 """Bytes that a worker sends per step by the lossy exchanges, once they have begun to lose something.
 
-With w workers and c = (w - 1) / w, a ring sends each of the values that it sums 2 c times. Gradients are float32.
+With w workers and c = (w - 1) / w, a ring sends each of the values that it sums 2 c times. Gradients are float32, n of
+them. All-reduce, which they are compared with, is in `cost.py`.
 """
 
 from collections.abc import Iterable
@@ -8,18 +9,15 @@ from math import prod
 
 from torch import nn
 
+from cluster.exchange.cost import fraction_sent
+
 _FLOAT32_BYTES, _BFLOAT16_BYTES = 4, 2
 _LEAST_COMPRESSION = 2  # torch's default, below which a matrix is sent as it is
 
 
-def allreduce_bytes(model: nn.Module, world_size: int) -> float:
-    """Return the bytes of the exact exchange that the others are compared with, 2 c 4 n."""
-    return _ring(world_size) * _FLOAT32_BYTES * sum(parameter.numel() for parameter in model.parameters())
-
-
 def bf16_bytes(model: nn.Module, world_size: int) -> float:
     """Return the bytes of `bf16`, 2 c 2 n."""
-    return allreduce_bytes(model, world_size) * _BFLOAT16_BYTES / _FLOAT32_BYTES
+    return _ring(world_size) * _BFLOAT16_BYTES * _num_parameters(model)
 
 
 def powersgd_bytes(model: nn.Module, world_size: int, rank: int) -> float:
@@ -30,7 +28,7 @@ def powersgd_bytes(model: nn.Module, world_size: int, rank: int) -> float:
 
 def local_sgd_bytes(model: nn.Module, world_size: int, num_steps: int) -> float:
     """Return the bytes of local SGD, 2 c 4 n / k, as a mean over its steps."""
-    return allreduce_bytes(model, world_size) / num_steps
+    return _ring(world_size) * _FLOAT32_BYTES * _num_parameters(model) / num_steps
 
 
 def _num_powersgd_values(shape: tuple[int, ...], rank: int) -> int:
@@ -39,5 +37,9 @@ def _num_powersgd_values(shape: tuple[int, ...], rank: int) -> int:
     return num_factors if num_factors * _LEAST_COMPRESSION < rows * columns else rows * columns
 
 
+def _num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def _ring(world_size: int) -> float:
-    return 2 * (world_size - 1) / world_size
+    return 2 * fraction_sent(world_size)

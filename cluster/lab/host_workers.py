@@ -57,10 +57,12 @@ def run_workers(
 
 
 def _wait(workers: Sequence[subprocess.Popen[Any]], timeout: float) -> None:
-    """Wait until all workers have ended; kill those that still run when one has failed, or at the end of time."""
+    """Wait until all workers have ended; kill those that still run when one has failed, or when the time is over."""
     deadline = time.monotonic() + timeout
+    failed: dict[int, int] = {}
     try:
-        while any(worker.poll() is None for worker in workers) and not any(worker.poll() for worker in workers):
+        while any(worker.poll() is None for worker in workers) and not failed:
+            failed = {rank: worker.returncode for rank, worker in enumerate(workers) if worker.poll()}
             if time.monotonic() > deadline:
                 raise InputError(f"{len(workers)} workers on hosts did not end within {timeout:.0f} s")
             time.sleep(_POLL_SECONDS)
@@ -68,6 +70,6 @@ def _wait(workers: Sequence[subprocess.Popen[Any]], timeout: float) -> None:
         for worker in workers:
             worker.kill()
             worker.wait()
-    failed = {rank: worker.returncode for rank, worker in enumerate(workers) if worker.returncode != 0}
+    failed = failed or {rank: worker.returncode for rank, worker in enumerate(workers) if worker.returncode}
     if failed:
         raise InputError(f"workers on hosts failed, by rank and exit status: {failed}; their messages are above")

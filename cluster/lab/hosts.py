@@ -1,6 +1,6 @@
 """Several hosts on one machine, for measurements: each a network namespace with an address, on links of any bandwidth.
 
-    with hosts(2, Link(gigabits_per_second=1.0)) as lab:
+    with hosts(2, ShapedLink(gigabits_per_second=1.0)) as lab:
         process = lab[0].popen([...])
         before = lab[0].counters()
 
@@ -18,6 +18,7 @@ Linux only, by root only; needs `ip` and `tc` of the package iproute2.
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -33,14 +34,15 @@ from pipeline.command import InputError
 INTERFACE = "eth0"
 MAX_HOSTS = 250
 _NETWORK = "198.18.0"  # of the range for benchmarks of networks, RFC 2544
-_OWNER = "HOSTS_OWNER"  # variable in the environment of all processes on hosts
+_OWNER = "ALEXNET_LAB_OWNER"  # variable in the environment of all processes on hosts
 _MIN_BURST_BYTES = 70_000  # the kernel hands over up to 64 KiB at once
 _BURST_SECONDS, _QUEUE_SECONDS, _MIN_QUEUE_BYTES = 0.001, 0.05, 1_000_000
 _GIVE_UP_SECONDS = 10.0
+_IDENTITY = re.compile(r"(?P<process_id>\d+)-\d+-(?P<namespace>\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Link:
+class ShapedLink:
     """A host's link to the switch, the same in both directions.
 
     Attributes:
@@ -145,7 +147,7 @@ class Host:
         with self._network.entered():
             return own_counters()
 
-    def shape(self, link: Link | None) -> None:
+    def shape(self, link: ShapedLink | None) -> None:
         """Give it a link of another bandwidth; None: as fast as the machine is."""
         # Even where nothing is shaped there is a queue, for its counter.
         kind = ["pfifo"]
@@ -190,7 +192,7 @@ class Hosts(Sequence[Host]):
         """Return the number of hosts."""
         return len(self._members)
 
-    def shape(self, link: Link | None) -> None:
+    def shape(self, link: ShapedLink | None) -> None:
         """Give each host a link of another bandwidth; None: as fast as the machine is."""
         for host in self._members:
             host.shape(link)
@@ -205,7 +207,7 @@ def own_counters() -> Counters:
 
 
 @contextlib.contextmanager
-def hosts(num_hosts: int, link: Link | None = None) -> Iterator[Hosts]:
+def hosts(num_hosts: int, link: ShapedLink | None = None) -> Iterator[Hosts]:
     """Make hosts that exist while the block runs; all processes on them are killed at its end.
 
     Args:
@@ -240,7 +242,7 @@ def end_orphans() -> list[int]:
     """Kill what still runs on hosts of labs whose owner has died; return the process ids. Each lab begins with this."""
     found = []
     deadline = time.monotonic() + _GIVE_UP_SECONDS
-    while (orphans := _orphans()) and time.monotonic() < deadline:  # what was being started meanwhile, too
+    while (orphans := _orphans()) and time.monotonic() < deadline:  # including what was started meanwhile
         for orphan in orphans:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(orphan, signal.SIGKILL)
@@ -254,24 +256,36 @@ def _orphans() -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended
             variables = (folder / "environ").read_bytes().split(b"\0")
-            owner = next((v.removeprefix(marker).decode() for v in variables if v.startswith(marker)), None)
-            if owner is not None and _identity(int(owner.partition("-")[0])) != owner:
+            owner = next(
+                (v.removeprefix(marker).decode(errors="replace") for v in variables if v.startswith(marker)), ""
+            )
+            found = _IDENTITY.fullmatch(owner)
+            if found is None or found["namespace"] != _process_namespace():
+                continue
+            if _identity(int(found["process_id"])) != owner:
                 orphans.append(int(folder.name))
     return orphans
 
 
 def _identity(process_id: int) -> str | None:
-    """Return what tells a process from all others since the machine started: id and start time; None if it ended."""
+    """Return what tells a process from all others since the machine started; None if it ended.
+
+    That is its id, its start time, and the namespace in which the id is valid: another one's ids say nothing here.
+    """
     try:
         words = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
     state, start_time = words[0], words[19]
-    return None if state == "Z" else f"{process_id}-{start_time}"
+    return None if state == "Z" else f"{process_id}-{start_time}-{_process_namespace()}"
+
+
+def _process_namespace() -> str:
+    return str(os.stat("/proc/self/ns/pid").st_ino)
 
 
 def _network() -> NetworkNamespace:
-    """Return a new namespace in which nothing is said unasked."""
+    """Return a new namespace whose interfaces send nothing by themselves."""
     network = NetworkNamespace()
     # IPv6 looks for neighbours and routers by itself.
     with network.entered(), contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Measures the link between the hosts of a lab by all-reduces of 64 kB to 64 MB: is it as simple as its model?
+"""Measures the link between the hosts of a lab by all-reduces of 64 kB to 64 MB, and fits its model to the times.
 
 The model is seconds = latency + bytes / bandwidth, with the bytes that a worker sends. A link is accepted if that fits
 each size within 5 %. Each size is sent again and again without a pause, since a link's token bucket fills up in one.
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from cluster.exchange.cost import Link
+from cluster.exchange.cost import Link, fraction_sent
 from cluster.lab.host_workers import run_workers
 from cluster.lab.hosts import Hosts
 from pipeline.command import InputError
@@ -64,7 +64,7 @@ def fit_link(sent_bytes: Sequence[float], seconds: Sequence[float]) -> LinkFit:
     return LinkFit(Link(float(latency), 1 / float(slope)), float(deviations_S.max()))
 
 
-def measure_link(lab: Hosts) -> LinkFit:
+def sweep_link(lab: Hosts) -> LinkFit:
     """Measure the link between a lab's hosts, as it is shaped now.
 
     Raises:
@@ -78,7 +78,7 @@ def measure_link(lab: Hosts) -> LinkFit:
 
 def _sent_bytes(size: int, world_size: int) -> float:
     """Return the bytes that each worker sends in an all-reduce of a tensor of `size` bytes, in a ring."""
-    return 2 * (world_size - 1) / world_size * size
+    return 2 * fraction_sent(world_size) * size
 
 
 def _seconds(size: int) -> float:

@@ -19,7 +19,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 def ended_with_parent(number: signal.Signals) -> Callable[[], None]:
     """Return a `preexec_fn` that asks the kernel to send the process a signal when its parent dies, be it by SIGKILL.
 
-    Strictly, when the parent's thread that started it ends. Processes that it starts itself are not concerned.
+    Strictly, when the parent's thread that started it ends. What it starts in turn lives on.
     """
     return lambda: _LIBC.prctl(_PR_SET_PDEATHSIG, number)
 
@@ -63,7 +63,7 @@ class NetworkNamespace:
 
     def kill(self) -> None:
         """End the processes in it by SIGKILL."""
-        while processes := self.process_ids():  # what was being started meanwhile, too
+        while processes := self.process_ids():  # including what was started meanwhile
             for process in processes:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
@@ -87,7 +87,7 @@ def _thread_returns() -> Iterator[None]:
 
 
 def _network(process_id: int) -> int | None:
-    """Return the inode of a process's network namespace; None if it ends (a zombie has none) or may not be asked."""
+    """Return the inode of a process's network namespace; None if it ends (a zombie has none) or may not be read."""
     try:
         return os.stat(f"/proc/{process_id}/ns/net").st_ino
     except OSError:

@@ -118,7 +118,7 @@ class Node:
 
     def kill(self) -> None:
         """End all of it at once by SIGKILL, as when a machine loses its power."""
-        while processes := self.processes():  # what was being started meanwhile, too
+        while processes := self.processes():  # including what was started meanwhile
             for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()

@@ -15,7 +15,7 @@ def training_requirements(
     dataset: Dataset,
     run_path: Path,
     exchange: StrategyChoice = "auto",
-    num_workers: int = 1,
+    workers: tuple[int, int] = (1, 1),
 ) -> Requirements:
     """Return what a run needs of every node.
 
@@ -27,16 +27,17 @@ def training_requirements(
         dataset: Dataset to train on.
         run_path: Run folder, absolute.
         exchange: Exchange of gradients that the command names.
-        num_workers: Least number of workers.
+        workers: Least and greatest number of workers.
     """
-    checkpoint = num_checkpoint_bytes(config, dataset.num_classes)
+    least, most = workers
+    checkpoint = num_checkpoint_bytes(config, dataset.num_classes, most)
     written = sum(path.stat().st_size for path in (run_path / "checkpoints").glob("*.pt"))
     return Requirements(
         dataset_path=dataset.path,
         dataset_sha256=dataset.sha256,
         folder=run_path,
         num_bytes=max(checkpoint, (config.num_checkpoints + 2) * checkpoint - written),
-        worker_bytes=num_worker_bytes(config, dataset.num_classes, exchange, num_workers),
+        worker_bytes=num_worker_bytes(config, dataset.num_classes, exchange, least),
         replaces_bad_samples=config.on_bad_sample == "skip-and-count",
         may_be_bfloat16=config.may_be_bfloat16,
         num_shards=dataset.num_shards,
@@ -66,7 +67,17 @@ def num_weight_bytes(config: TrainingConfig, num_classes: int) -> int:
     return num_values * (8 if config.precision == "float64" else 4)
 
 
-def num_checkpoint_bytes(config: TrainingConfig, num_classes: int) -> int:
-    """Return the size of a checkpoint, but for some kilobytes: weights and the optimiser's state."""
-    num_buffers = 2 if config.optimizer.name == "adam" else 1  # of the weights' size, each
-    return num_weight_bytes(config, num_classes) * (1 + num_buffers)
+def num_checkpoint_bytes(config: TrainingConfig, num_classes: int, num_workers: int = 1) -> int:
+    """Return the size of a checkpoint, but for some kilobytes.
+
+    It has weights and the optimiser's state; and of each worker what PowerSGD has left out so far, or, by local SGD,
+    the optimiser's state of the others.
+    """
+    weights = num_weight_bytes(config, num_classes)
+    state = weights * (2 if config.optimizer.name == "adam" else 1)
+    of_workers = 0
+    if num_workers > 1 and config.gradient_compression == "powersgd":
+        of_workers = num_workers * weights
+    if num_workers > 1 and config.local_sgd_steps is not None:
+        of_workers = (num_workers - 1) * state
+    return weights + state + of_workers

@@ -83,6 +83,11 @@ class Learner:
         """Whether every worker must call `state_dict`."""
         return self._exchange.keeps_state or self._exchange.cuts_weights
 
+    @property
+    def copies_state(self) -> bool:
+        """Whether `state_dict` returns copies of the weights and of the optimiser's tensors."""
+        return self._exchange.cuts_weights
+
     def evaluating(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which `model`, in evaluation mode, works alone; every worker enters it."""
         return self._exchange.evaluating()

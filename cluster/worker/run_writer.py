@@ -48,10 +48,16 @@ class RunWriter:
         self._raise_failure()
         self._begin(_LEDGER, lambda: self._ledger.append(first_step, sample_ids_SG, world_size))
 
-    def save(self, state: dict[str, Any], step: int, is_best: bool = False) -> None:
+    def save(self, state: dict[str, Any], step: int, is_best: bool = False, is_copy: bool = False) -> None:
         """Begin to write a checkpoint; `state` may change as soon as this returns.
 
         Waits for the previous checkpoint first.
+
+        Args:
+            state: State to write.
+            step: Step of the state.
+            is_best: See `CheckpointStore.save`.
+            is_copy: Whether the tensors in `state`, except scalars, will not change, so that they need no copy.
 
         Raises:
             InputError, OSError: See `append`.
@@ -60,7 +66,7 @@ class RunWriter:
             self._checkpoint.result()
         self._raise_failure()
         # Later steps come after the copies in the GPU's order of work.
-        copy = _copied(state)
+        copy = _copied(state, is_copy)
         copied = self._clock.mark()
 
         def save() -> None:
@@ -107,12 +113,14 @@ class RunWriter:
         ) from error
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: Any, is_copy: bool) -> Any:
     """Return a state with its tensors copied to the CPU; a GPU makes the copies after the work given to it before."""
     if isinstance(value, torch.Tensor):
+        if is_copy and value.ndim:
+            return value
         return value.detach().to("cpu", copy=True, non_blocking=True)  # from a GPU: into pinned memory, which is reused
     if isinstance(value, dict):
-        return type(value)((name, _copied(item)) for name, item in value.items())
+        return type(value)((name, _copied(item, is_copy)) for name, item in value.items())
     if isinstance(value, list | tuple):
-        return type(value)(_copied(item) for item in value)
+        return type(value)(_copied(item, is_copy) for item in value)
     return value

@@ -198,7 +198,7 @@ class Trainer:
         if self._decoding is not None:
             state["decoding"] = dataclasses.asdict(self._decoding)
         if self._writer is not None:
-            self._writer.save(state, self.progress.step, is_best)
+            self._writer.save(state, self.progress.step, is_best, is_copy=self.learner.copies_state)
             if self._config.checkpoint_interval == 1:  # it must be complete before the next step
                 self._writer.wait()
 

@@ -110,8 +110,8 @@ def test_crossings_are_where_the_predictions_meet():
 
 def test_a_link_that_does_not_fit_its_model_is_refused(monkeypatch):
     fits = iter([LinkFit(Link(0, 1e9), 0.3), LinkFit(Link(0, 1e9), 0.2), LinkFit(Link(0, 1e9), 0.04)])
-    monkeypatch.setattr(exchange_links, "measure_link", lambda lab: next(fits))
+    monkeypatch.setattr(exchange_links, "sweep_link", lambda lab: next(fits))
     assert exchange_links._accepted_link(None).largest_deviation == 0.04
-    monkeypatch.setattr(exchange_links, "measure_link", lambda lab: LinkFit(Link(0, 1e9), 0.123))
+    monkeypatch.setattr(exchange_links, "sweep_link", lambda lab: LinkFit(Link(0, 1e9), 0.123))
     with pytest.raises(InputError, match=r"within 5% \(12\.3% at best\)"):
         exchange_links._accepted_link(None)

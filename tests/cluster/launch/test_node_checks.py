@@ -133,6 +133,17 @@ def test_a_checkpoint_is_as_large_as_foretold(optimizer):
     assert num_checkpoint_bytes(config, 10) == pytest.approx(buffer.tell(), rel=0.01)
 
 
+def test_checkpoints_of_lossy_exchanges_have_a_part_for_each_worker():
+    config = get_recipe("krizhevsky_2012")
+    exact, weights = num_checkpoint_bytes(config, 1000), num_weight_bytes(config, 1000)
+    powersgd = dataclasses.replace(config, gradient_compression="powersgd")
+    local_sgd = dataclasses.replace(config, local_sgd_steps=8)
+    assert num_checkpoint_bytes(config, 1000, 8) == exact == 2 * weights
+    assert num_checkpoint_bytes(powersgd, 1000, 8) == exact + 8 * weights
+    assert num_checkpoint_bytes(local_sgd, 1000, 8) == exact + 7 * weights
+    assert num_checkpoint_bytes(powersgd, 1000) == num_checkpoint_bytes(local_sgd, 1000) == exact
+
+
 def test_a_run_that_goes_on_needs_room_for_what_is_still_to_be_written(raw_dataset, tmp_path):
     config = get_recipe("small_demo")
     checkpoint = num_checkpoint_bytes(config, raw_dataset.num_classes)
@@ -179,15 +190,16 @@ def test_a_dry_run_says_what_it_would_do_and_leaves_nothing(one_local_node, raw_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_exchange_and_the_least_number_of_workers_reach_the_checks(
-    one_local_node, raw_dataset, tmp_path, monkeypatch
-):
+def test_the_exchange_and_the_numbers_of_workers_reach_the_checks(one_local_node, raw_dataset, tmp_path, monkeypatch):
     def stop(*arguments: object) -> None:
         raise InputError(str(arguments[3:]))
 
     monkeypatch.setattr("jobs.training_on_ray.training_requirements", stop)
     command = ["--data", str(raw_dataset.path), "--run", str(tmp_path / "run"), "--dry-run"]
-    for options, asked in (([], "('auto', 1)"), (["--exchange", "hybrid", "--workers", "2:3"], "('hybrid', 2)")):
+    for options, asked in (
+        ([], "('auto', (1, 1))"),
+        (["--exchange", "hybrid", "--workers", "2:3"], "('hybrid', (2, 3))"),
+    ):
         with pytest.raises(InputError, match=re.escape(asked)):
             train.main([*command, *options])
 

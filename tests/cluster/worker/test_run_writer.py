@@ -60,6 +60,19 @@ def test_training_goes_on_while_a_checkpoint_is_written(store, writer, monkeypat
         assert torch.equal(loaded["optimizer"]["state"][0], torch.zeros(3))
 
 
+def test_what_is_a_copy_already_is_not_copied_again_but_for_counts(store, writer, monkeypatch):
+    save, may_write, taken = store.save, threading.Event(), []
+    monkeypatch.setattr(
+        store, "save", lambda *arguments: may_write.wait(10) and (taken.append(arguments[0]), save(*arguments))
+    )
+    weights, count = torch.zeros(3), torch.tensor(7.0)
+    writer.save({"step": 1, "model": {"weights": weights}, "count": count}, 1, is_copy=True)
+    count += 1
+    may_write.set()
+    writer.wait()
+    assert taken[0]["model"]["weights"] is weights and float(store.load_latest()["count"]) == 7
+
+
 def test_training_goes_on_while_the_ledger_is_written(ledger, writer, monkeypatch):
     append, may_write = ledger.append, threading.Event()
     monkeypatch.setattr(ledger, "append", lambda *arguments: may_write.wait(10) and append(*arguments))
