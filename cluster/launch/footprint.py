@@ -9,6 +9,9 @@ from cluster.run.config import TrainingConfig
 from model.registry import outline_network
 from pipeline.dataset import Dataset
 
+# Of all gradients: in the model's order, as they were before the approximation, and what it leaves out, new and old.
+_POWERSGD_COPIES = 4
+
 
 def training_requirements(
     config: TrainingConfig,
@@ -49,7 +52,8 @@ def num_worker_bytes(config: TrainingConfig, num_classes: int, exchange: Strateg
 
     It keeps weights, gradient and the optimiser's state, and a checkpoint that is being written. By `hybrid` it keeps
     only a part of the dense layers' weights, gradients and state; but checkpoints are whole, and at the start the whole
-    network stands beside the checkpoint to restore.
+    network stands beside the checkpoint to restore. What all workers keep for a lossy exchange it gathers, and copies
+    into the checkpoint.
     """
     weights, checkpoint = num_weight_bytes(config, num_classes), num_checkpoint_bytes(config, num_classes)
     kept = weights + checkpoint
@@ -57,7 +61,10 @@ def num_worker_bytes(config: TrainingConfig, num_classes: int, exchange: Strateg
     if exchange == "hybrid" and exchange in workload.choices(num_workers):
         num_kept = workload.num_other + workload.num_dense // num_workers
         kept = max(weights, kept * num_kept // (workload.num_other + workload.num_dense))
-    return kept + checkpoint
+    if config.gradient_compression == "powersgd" and num_workers > 1:
+        kept += _POWERSGD_COPIES * weights
+    gathered = num_checkpoint_bytes(config, num_classes, num_workers) - checkpoint
+    return kept + checkpoint + 2 * gathered
 
 
 def num_weight_bytes(config: TrainingConfig, num_classes: int) -> int:

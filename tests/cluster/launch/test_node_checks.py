@@ -144,6 +144,21 @@ def test_checkpoints_of_lossy_exchanges_have_a_part_for_each_worker():
     assert num_checkpoint_bytes(powersgd, 1000) == num_checkpoint_bytes(local_sgd, 1000) == exact
 
 
+@pytest.mark.parametrize(
+    ("changes", "num_workers", "expected"),
+    [
+        ({"gradient_compression": "bf16"}, 8, 5),
+        ({"gradient_compression": "powersgd"}, 1, 5),
+        ({"gradient_compression": "powersgd"}, 8, 5 + 4 + 2 * 8),  # its copies; what is gathered, twice
+        ({"local_sgd_steps": 8}, 1, 5),
+        ({"local_sgd_steps": 8}, 8, 5 + 2 * 7),
+    ],
+)
+def test_a_worker_has_room_for_what_is_gathered_for_a_lossy_exchange(changes, num_workers, expected):
+    config = dataclasses.replace(get_recipe("krizhevsky_2012"), **changes)
+    assert num_worker_bytes(config, 1000, "auto", num_workers) == expected * num_weight_bytes(config, 1000)
+
+
 def test_a_run_that_goes_on_needs_room_for_what_is_still_to_be_written(raw_dataset, tmp_path):
     config = get_recipe("small_demo")
     checkpoint = num_checkpoint_bytes(config, raw_dataset.num_classes)
