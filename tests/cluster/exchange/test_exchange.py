@@ -23,6 +23,7 @@ def _weights(run: RunFolder) -> dict[str, torch.Tensor]:
     return run.checkpoints.load_latest()["model"]
 
 
+@pytest.mark.slow
 def test_another_exchange_trains_the_same_run_keeps_its_state_and_resumes(raw_dataset, tmp_path):
     by_allreduce, by_hand = (RunFolder.create(tmp_path / name, UNEVEN, raw_dataset) for name in ("a", "b"))
     run_workers(2, "train", raw_dataset.path, by_allreduce.path, 3)

@@ -36,6 +36,7 @@ def assert_same_weights(run: RunFolder, reference: RunFolder) -> None:
 
 
 # Other numbers of workers, and all exchanges: test_exactness.py.
+@pytest.mark.slow
 @pytest.mark.parametrize(("micro_batch_size", "optimizer"), [("", LARS), ("3", CONFIG.optimizer)])
 def test_a_run_by_factors_is_the_run_by_allreduce(raw_dataset, tmp_path, micro_batch_size, optimizer):
     config = dataclasses.replace(UNEVEN, optimizer=optimizer)

@@ -118,7 +118,7 @@ def _check_gradients(
     torch.testing.assert_close(norms, expected, rtol=0.1 if is_bfloat16 else 1e-12, atol=0)
 
 
-@pytest.mark.parametrize("world_size", [2, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4))])
+@pytest.mark.parametrize("world_size", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4))])
 def test_gradients_and_norms_are_those_of_the_whole_batch(world_size):
     run_group(world_size, __file__, "gradients")
 
@@ -163,7 +163,8 @@ def _assert_equal(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("world_size", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_runs_and_checkpoints_are_those_of_one_worker(alone, raw_dataset, tmp_path, world_size):
     for name in OPTIMIZERS:
         RunFolder.create(tmp_path / name, RunFolder.open(alone / name).config, raw_dataset)

@@ -78,6 +78,7 @@ def test_a_resume_on_as_many_workers_is_exact(name, new_run, raw_dataset):
     assert not entries(resumed, "warning")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "lost"), WITHOUT_STATE.items())
 def test_a_resume_on_another_number_of_workers_tells_what_is_lost(name, lost, new_run, raw_dataset):
     run = new_run("run", **LOSSY[name])
@@ -92,6 +93,7 @@ def test_a_resume_on_another_number_of_workers_tells_what_is_lost(name, lost, ne
     assert warning["message"] == f"{lost}: the checkpoint has the state of 2 workers, and this launch has 3"
 
 
+@pytest.mark.slow
 def test_bf16_rounds_the_gradients(new_run, raw_dataset):
     exact, lossy = new_run("exact", **_of_steps(1)), new_run("lossy", **_of_steps(1) | LOSSY["bf16"])
     for run in (exact, lossy):
@@ -103,6 +105,7 @@ def test_bf16_rounds_the_gradients(new_run, raw_dataset):
         assert 2**-14 < deviation < 2**-7, name  # two workers' gradients and their sum, rounded to 8 bits
 
 
+@pytest.mark.slow
 def test_powersgd_leaves_out_what_it_keeps_for_the_next_step(new_run, raw_dataset):
     changes = LOSSY["powersgd rank 2"]
     before, exact, lossy = (
@@ -141,6 +144,7 @@ def test_powersgd_before_its_start_is_allreduce(new_run, raw_dataset):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_evaluations_checkpoints_and_stops_wait_for_averages(new_run, raw_dataset):
     changes = {"local_sgd_steps": 4, "evaluations_per_epoch": 2, "checkpoint_interval": 2, "num_checkpoints": 9}
     run, stopped = new_run("run", **changes), new_run("stopped", **changes)

@@ -94,6 +94,7 @@ def test_dense_layers_that_form_no_chain_cannot_be_cut(measured):
     assert strategy == "allreduce" and "can't be cut for 2 workers" in line.message
 
 
+@pytest.mark.slow
 def test_real_workers_measure_agree_and_do_the_same_again(raw_dataset, tmp_path):
     run = RunFolder.create(tmp_path / "run", CONFIG, raw_dataset)
     run_workers(2, "train-stopped", raw_dataset.path, run.path, "", "auto")
