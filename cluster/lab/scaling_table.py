@@ -1,0 +1,171 @@
+"""The table of a scaling experiment: one row per cell and repeat, as Parquet.
+
+A cell is one choice on each axis. It is repeated in blocks: a block starts its processes anew, on one kind of machine,
+and runs all its cells in a random order. So two rows of one block are a pair, and their ratio is free of what differs
+between blocks; the steps within a row are no independent repeats.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.command import InputError
+from pipeline.system.files import write_table
+
+NO_EXCHANGE = "none"  # exchange of a cell whose workers compute alone: what the others are compared with
+Loader = Literal["synthetic", "real"]
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Cell:
+    """One choice on each axis.
+
+    Attributes:
+        model: Name of the model.
+        image_size: Height and width of its input in pixels.
+        num_classes: Number of classes.
+        precision: Precision of the computation, `float32` or `bfloat16`.
+        loader: `synthetic`, noise that is there at once, or `real`, a dataset's pictures.
+        encoding: Encoding of that dataset; empty with `synthetic`.
+        num_workers: Number of workers.
+        global_batch_size: Samples per step over all workers.
+        exchange: Exchange of gradients: `none`, `bf16`, or an exact one.
+        cpus_per_worker: CPUs that each worker may use at most; 0: as many as there are.
+        gigabits_per_second: Bandwidth that each worker's link is shaped to, headers included; 0: as it is.
+    """
+
+    model: str
+    image_size: int
+    num_classes: int
+    precision: str
+    loader: Loader = "synthetic"
+    encoding: str = ""
+    num_workers: int
+    global_batch_size: int
+    exchange: str
+    cpus_per_worker: float = 0.0
+    gigabits_per_second: float = 0.0
+
+    @property
+    def without_exchange(self) -> "Cell":
+        """The same computation with no exchange, on no particular link."""
+        return dataclasses.replace(self, exchange=NO_EXCHANGE, gigabits_per_second=0.0)
+
+    def __str__(self) -> str:
+        """Describe it in a few words."""
+        words = [self.model, self.precision, f"{self.num_workers} workers", f"batch {self.global_batch_size}"]
+        words += [self.exchange] + [f"{self.gigabits_per_second:g} Gbit/s"] * (self.gigabits_per_second > 0)
+        return ", ".join([*words, *([f"{self.encoding} pictures"] if self.loader == "real" else [])])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Cell):
+    """A cell's measurement in one block. Times are of the slowest worker, medians over the steps, in seconds.
+
+    Attributes:
+        block: Number of the block, from 0.
+        place: Place of the cell in the block's random order, from 0.
+        num_steps: Number of timed steps.
+        images_per_second: Samples per second of all workers, global batch / step time.
+        step_seconds: A step.
+        step_seconds_p90: 90th percentile of the steps.
+        data_wait_seconds: Of it, waiting for the loader.
+        forward_seconds: Of it, the forward pass and the loss, with the exchanges it waits for.
+        backward_seconds: Of it, the backward pass, with the exchanges it waits for.
+        blocked_seconds: Of those two, waiting for the exchange.
+        exposed_seconds: A step less the same block's step without an exchange (`Cell.without_exchange`); NaN if that
+            was not measured.
+        update_seconds: Of a step, the update of the weights.
+        sent_bytes: Bytes that a worker's interface sent per step, mean over workers; NaN where nothing counts them.
+        expected_bytes: The same by the exchange's formula.
+        operations: Floating-point operations of a step's forward and backward passes over all workers.
+        peak_memory_bytes: Largest resident memory of a worker's process.
+        cpu_seconds: CPU time per step, sum over workers.
+        throttled_seconds: Time per step in which a worker's CPU limit held it up, mean over workers; NaN without limit.
+        link_latency_seconds: Latency of the link by its sweep; NaN without one, as are the next two.
+        link_bytes_per_second: Bandwidth of the link by its sweep.
+        link_deviation: Largest relative deviation of the sweep's times from latency + bytes / bandwidth.
+        code: Hash of this project's code.
+        versions: Versions of Python and the libraries, as JSON.
+        machine: Kind of the machine: processor or card, and their number.
+        time: When it ended, ISO 8601, UTC.
+    """
+
+    block: int
+    place: int
+    num_steps: int
+    images_per_second: float
+    step_seconds: float
+    step_seconds_p90: float
+    data_wait_seconds: float
+    forward_seconds: float
+    backward_seconds: float
+    blocked_seconds: float
+    exposed_seconds: float = field(default=float("nan"))
+    update_seconds: float
+    sent_bytes: float
+    expected_bytes: float
+    operations: float
+    peak_memory_bytes: int
+    cpu_seconds: float
+    throttled_seconds: float
+    link_latency_seconds: float
+    link_bytes_per_second: float
+    link_deviation: float
+    code: str
+    versions: str
+    machine: str
+    time: str
+
+    @property
+    def cell(self) -> Cell:
+        """Its cell."""
+        return Cell(**{each.name: getattr(self, each.name) for each in dataclasses.fields(Cell)})
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write a table, completely or not at all."""
+    write_table(path, pa.Table.from_pylist([dataclasses.asdict(row) for row in rows], schema=_SCHEMA))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a table.
+
+    Raises:
+        InputError: There is none at this path, or it is no table of a scaling experiment.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path} can't be read as a table of jobs/scale.py: {error}") from error
+    missing = sorted(set(_SCHEMA.names) - set(table.schema.names))
+    if missing:
+        raise InputError(f"{path} is not a table of jobs/scale.py, or of an older one: no column {', '.join(missing)}")
+    return [Row(**values) for values in table.select(_SCHEMA.names).to_pylist()]
+
+
+def with_exposed(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with what a step takes longer than the same block's without an exchange."""
+    alone = {(row.block, row.cell.without_exchange): row.step_seconds for row in rows if row.exchange == NO_EXCHANGE}
+    return [
+        dataclasses.replace(
+            row, exposed_seconds=row.step_seconds - alone.get((row.block, row.cell.without_exchange), float("nan"))
+        )
+        for row in rows
+    ]
+
+
+def _arrow_type(annotation: Any) -> pa.DataType:
+    assert not isinstance(annotation, UnionType)
+    if get_args(annotation):  # a Literal of strings
+        return pa.string()
+    return {int: pa.int64(), float: pa.float64(), str: pa.string()}[annotation]
+
+
+_SCHEMA = pa.schema([(each.name, _arrow_type(each.type)) for each in dataclasses.fields(Row)])
