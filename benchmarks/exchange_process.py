@@ -24,6 +24,7 @@ from torch import nn
 from benchmarks.exchange_watch import Watch
 from cluster.exchange.base import Exchange
 from cluster.exchange.bf16 import Bf16
+from cluster.exchange.collectives import leave_process_group
 from cluster.exchange.cost import Workload
 from cluster.exchange.dense_layers import dense_layers
 from cluster.exchange.lossy_cost import bf16_bytes
@@ -256,7 +257,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     measured = (measure_bytes if case.measured == "bytes" else measure_times)(case)
     dist.barrier()
-    dist.destroy_process_group()
+    leave_process_group()
     if int(os.environ["RANK"]) == 0:
         sys.stdout.write(json.dumps(measured))
 

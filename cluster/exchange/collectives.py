@@ -1,11 +1,13 @@
 """Collective operations of torch.distributed under one name each, whatever the version of torch."""
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # loaded once there is a process group, it would hold it as a default argument
 from torch import Tensor
 
 # torch 2.14 warns of the second name, the only one that torch 2.9 knows.
@@ -61,3 +63,14 @@ def all_to_all(pieces: Sequence[Tensor], shapes: Sequence[Sequence[int]]) -> lis
     received = sent.new_empty(sum(sizes))
     dist.all_to_all_single(received, sent, sizes, [piece.numel() for piece in pieces])
     return [values.view(*shape) for values, shape in zip(received.split(sizes), shapes, strict=True)]
+
+
+def leave_process_group() -> None:
+    """Leave the process group, and end the threads of gloo.
+
+    They may still hold tensors of the last exchanges. If they let go of them as Python ends, the process is aborted
+    after its work is done (pytorch/pytorch#179291). They live as long as an object refers to the group, such as a model
+    of DistributedDataParallel in a cycle of references.
+    """
+    dist.destroy_process_group()
+    gc.collect()

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from cluster.exchange.collectives import leave_process_group
 from cluster.exchange.cost import Link, fraction_sent
 from cluster.lab.host_workers import run_workers
 from cluster.lab.hosts import Hosts
@@ -103,7 +104,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     seconds = [_seconds(size) for size in _SIZES]
     sys.stdout.write(json.dumps(seconds))
-    dist.destroy_process_group()
+    leave_process_group()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+from cluster.exchange.collectives import leave_process_group
 from cluster.launch.supervisor import WorkersLost
 from cluster.worker.torch_quirks import SHARES_STORE, is_lost_peer, unreachable_workers
 from cluster.worker.world import World, process_group_backend
@@ -71,7 +72,7 @@ def _entered(launcher: Literal["torch", "alone"]) -> Iterator[tuple[World, "Sign
             raise
         raise WorkersLost("another worker ended; the same command goes on from the latest checkpoint") from error
     finally:
-        dist.destroy_process_group()
+        leave_process_group()
 
 
 class Signals:
