@@ -92,7 +92,7 @@ class _Command:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
-    arguments, config = _parse(argv)
+    arguments, config = parse(argv)
     workers = None if arguments.workers is None else WorkerRange.parse(arguments.workers)
     # Imported here: the command's help needs neither torch nor DALI, which take seconds to load.
     from cluster.launch.torch_launch import is_under_torchrun
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(argv: Sequence[str] | None) -> tuple[Arguments, TrainingConfig]:
+def parse(argv: Sequence[str] | None) -> tuple[Arguments, TrainingConfig]:
     """Parse in two passes, since the recipe's name decides the defaults of its fields."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")

@@ -7,11 +7,11 @@ from runs import CONFIG
 
 from benchmarks.lossy_exchange import OPTIONS, mean_bytes
 from cluster.run.run_folder import RunFolder
-from jobs.train import _parse
+from jobs.train import parse
 
 
 def test_each_exchange_is_another_recipe():
-    configs = [_parse(["--recipe", "small_demo", *options])[1] for options in OPTIONS.values()]
+    configs = [parse(["--recipe", "small_demo", *options])[1] for options in OPTIONS.values()]
     assert len({repr(config.identity()) for config in configs}) == len(OPTIONS)
     assert [config.is_exchange_lossy for config in configs] == [name != "allreduce" for name in OPTIONS]
 

@@ -120,7 +120,7 @@ def test_a_wrong_override_is_named(override, message, raw_dataset, tmp_path, cap
 
 
 def test_overrides_reach_the_recipe():
-    arguments, config = train._parse(["--recipe", "krizhevsky_2012", "--optimizer.learning-rate", "0.5", "--seed", "3"])
+    arguments, config = train.parse(["--recipe", "krizhevsky_2012", "--optimizer.learning-rate", "0.5", "--seed", "3"])
     assert arguments.recipe == "krizhevsky_2012"
     base = get_recipe("krizhevsky_2012")
     expected = dataclasses.replace(base, seed=3, optimizer=dataclasses.replace(base.optimizer, learning_rate=0.5))
@@ -130,7 +130,7 @@ def test_overrides_reach_the_recipe():
 def test_an_optimizer_is_chosen_on_the_command_line():
     chosen = "--optimizer.name adam --optimizer.betas 0.8 0.9 --optimizer.decay-biases False --optimizer.schedule poly"
     arguments = ["--optimizer.no-nesterov", "--optimizer.reference-batch-size", "128", *chosen.split()]
-    _, config = train._parse(arguments)
+    _, config = train.parse(arguments)
     found = config.optimizer
     assert (found.name, found.betas, found.decay_biases, found.schedule) == ("adam", (0.8, 0.9), False, "poly")
     assert found.reference_batch_size == 128

@@ -15,8 +15,8 @@ def test_both_commands_work_on_the_embedded_default(tmp_path, monkeypatch, capsy
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     small = functools.partial(synthesize, classes=2, train_per_class=4, val_per_class=2, max_side=80)
     monkeypatch.setattr(shard, "synthesize", small)
-    arguments, config = train._parse([])
-    assert config.name == "synthetic_demo" and train._parse(["--data", "d"])[1].name == "small_demo"
+    arguments, config = train.parse([])
+    assert config.name == "synthetic_demo" and train.parse(["--data", "d"])[1].name == "small_demo"
     # The training command makes the dataset if it is not there yet, as the sharding command does.
     assert training_job.find_paths(arguments) == (embedded.dataset_folder(), embedded.run_folder())
     first, second = capsys.readouterr().out.splitlines()[:2]
