@@ -19,10 +19,10 @@ import tyro
 from benchmarks.exchange_process import Case, Name, run_case
 from benchmarks.record import Values, publish, record_document, run_rounds
 from cluster.exchange.cost import Computation, Link, predict_step
-from cluster.lab import hosts as lab_hosts
 from cluster.lab.hosts import Hosts, hosts
-from cluster.lab.link_sweep import LARGEST_DEVIATION, LinkFit, sweep_link
-from pipeline.command import InputError, run_command
+from cluster.lab.link_sweep import accepted_link
+from cluster.lab.shaped_link import ShapedLink
+from pipeline.command import run_command
 
 _STEP, _ALONE, _UPDATE = "step_seconds", "alone_seconds", "update_seconds"
 _BLOCKED, _PREDICTED = "blocked_seconds", "predicted_seconds"
@@ -33,7 +33,6 @@ _QUANTITIES = {
     _BLOCKED: "of a step with the exchange, in which it waits for it, median",
     _PREDICTED: "a step by the cost model, with the link and the step without an exchange as measured",
 }
-_TRIALS = 3  # of a link: another program may have disturbed one
 _BANDWIDTHS = np.geomspace(0.01, 100, 2001)  # Gbit/s between which changes of place are looked for
 
 
@@ -87,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for num_workers in arguments.workers:
         with hosts(num_workers) as lab:
             for gigabits in arguments.links:
-                lab.shape(lab_hosts.ShapedLink(gigabits_per_second=gigabits))
-                links[f"{num_workers} workers, {gigabits:g} Gbit/s"] = fit = _accepted_link(lab)
+                lab.shape(ShapedLink(gigabits_per_second=gigabits))
+                links[f"{num_workers} workers, {gigabits:g} Gbit/s"] = fit = accepted_link(lab)
                 cells = {
                     _label(exchange, num_workers, gigabits): partial(measure, arguments, exchange, lab, fit.link)
                     for exchange in arguments.exchanges
@@ -168,24 +167,6 @@ def _predict(case: Case, num_workers: int, link: Link, passes_seconds: float) ->
     if exchange == "bf16":
         workload, exchange = dataclasses.replace(workload, gradient_bytes=2), "allreduce"
     return predict_step(exchange, workload, num_workers, link, Computation(passes_seconds, per_second))
-
-
-def _accepted_link(lab: Hosts) -> LinkFit:
-    """Measure the link.
-
-    Raises:
-        InputError: Latency + bytes / bandwidth does not fit its times.
-    """
-    fits = []
-    for _ in range(_TRIALS):
-        fits.append(sweep_link(lab))
-        if fits[-1].is_accepted:
-            return fits[-1]
-    best = min(fit.largest_deviation for fit in fits)
-    raise InputError(
-        f"the link does not fit latency + bytes / bandwidth within {LARGEST_DEVIATION:.0%} ({best:.1%} at best); end "
-        "other programs on this machine, or choose slower --links"
-    )
 
 
 def _label(exchange: Name, num_workers: int, gigabits: float) -> str:

@@ -2,6 +2,8 @@
 
 A group may use its share in each period of 10 ms. The kernel's default of 100 ms would stall a ring of workers again
 and again: one that has used up its share is away for the rest of the period, and all others wait for it.
+
+A group stays behind where the process that made it is killed; the next group removes it, or `remove_orphaned_quotas`.
 """
 
 import contextlib
@@ -10,11 +12,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from cluster.lab.owner import is_dead, this_owner
 from pipeline.command import InputError
 
+_PREFIX = "alexnet-lab-"
 _PERIOD_MICROSECONDS = 10_000
 _MIN_QUOTA_MICROSECONDS = 1_000  # the kernel's smallest
-_ROOT = Path("/sys/fs/cgroup")
+_ROOT, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _GIVE_UP_SECONDS = 5.0
 _POLL_SECONDS = 0.02
 
@@ -26,18 +30,21 @@ class CpuQuota:
         """Make the group.
 
         Args:
-            name: Name of its folder, which must be unlike all others of the machine.
+            name: Its name, unlike those of this process's other groups.
             cpus: CPUs that it may use, such as 0.4.
 
         Raises:
             InputError: The machine offers no such groups to this process.
         """
-        self._folder, self._is_v2 = _folder(name)
-        self._cpus = cpus
+        parent, self._is_v2 = _parent()
+        remove_orphaned_quotas()
+        self._folder = parent / f"{_PREFIX}{this_owner()}-{name}"
         try:
             self._folder.mkdir(exist_ok=True)
             self.limit(cpus)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._folder.rmdir()
             raise InputError(
                 f"this process may not limit CPUs ({error}); run it as root on a machine whose control groups are "
                 "writable, or leave out the limit"
@@ -59,7 +66,7 @@ class CpuQuota:
 
     def process_ids(self) -> list[int]:
         """Return the ids of the processes in it."""
-        return [int(line) for line in (self._folder / "cgroup.procs").read_text().split()]
+        return _process_ids(self._folder)
 
     def throttled_seconds(self) -> float:
         """Return for how long its threads were held up so far, as the kernel counts it: summed over CPUs."""
@@ -70,17 +77,7 @@ class CpuQuota:
 
     def close(self) -> None:
         """Remove it; processes still in it become free."""
-        deadline = time.monotonic() + _GIVE_UP_SECONDS
-        while self._folder.exists():
-            for process_id in self.process_ids():
-                with contextlib.suppress(OSError):
-                    (self._folder.parent / "cgroup.procs").write_text(str(process_id))
-            try:
-                self._folder.rmdir()
-            except OSError:  # a process that ends is still in it for a moment
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(_POLL_SECONDS)
+        _remove(self._folder)
 
 
 @contextlib.contextmanager
@@ -93,22 +90,65 @@ def cpu_quota(name: str, cpus: float) -> Iterator[CpuQuota]:
         quota.close()
 
 
-def _folder(name: str) -> tuple[Path, bool]:
-    """Return the folder for a group of that name, beside this process's own, and whether it is of version 2."""
+def remove_orphaned_quotas() -> list[str]:
+    """Remove the groups of processes that have died; return their names. What runs in them becomes free."""
+    try:
+        parent, _ = _parent()
+    except InputError:  # there are no groups here
+        return []
+    orphans = [
+        folder
+        for folder in parent.glob(f"{_PREFIX}*-*-*-*")
+        if is_dead("-".join(folder.name.removeprefix(_PREFIX).split("-")[:3]))
+    ]
+    for folder in orphans:
+        with contextlib.suppress(PermissionError):
+            _remove(folder)
+    return sorted(folder.name for folder in orphans)
+
+
+def _parent() -> tuple[Path, bool]:
+    """Return the folder that groups are made in, and whether it is of version 2.
+
+    Raises:
+        InputError: There is none.
+    """
     own = {}
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in _OWN.read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         own[controllers] = path.lstrip("/")
     for controllers, path in own.items():
         if "cpu" in controllers.split(","):
-            for mount in (_ROOT / controllers, _ROOT / "cpu"):
-                if (mount / path / "cpu.cfs_quota_us").exists() or (mount / "cgroup.procs").exists():
-                    return mount / path / name, False
+            # In a container the path may be that of the machine, and the mount shows the container's part alone.
+            for folder in (mount / part for mount in (_ROOT / controllers, _ROOT / "cpu") for part in (path, "")):
+                if (folder / "cgroup.procs").exists():
+                    return folder, False
     if "" in own and "cpu" in _read(_ROOT / "cgroup.controllers").split():
         with contextlib.suppress(OSError):  # the root group delegates it by this
             (_ROOT / "cgroup.subtree_control").write_text("+cpu")
-        return _ROOT / name, True
+        return _ROOT, True
     raise InputError(f"CPUs can't be limited here: no control group of kind `cpu` in {_ROOT}; leave out the limit")
+
+
+def _remove(folder: Path) -> None:
+    """Remove a group; processes still in it go to the group around it."""
+    deadline = time.monotonic() + _GIVE_UP_SECONDS
+    while folder.exists():
+        try:
+            for process_id in _process_ids(folder):
+                with contextlib.suppress(OSError):
+                    (folder.parent / "cgroup.procs").write_text(str(process_id))
+            folder.rmdir()
+        except FileNotFoundError:  # another process removes it, too
+            return
+        except OSError:  # a process that ends is still in it for a moment
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
+
+
+def _process_ids(folder: Path) -> list[int]:
+    return [int(line) for line in (folder / "cgroup.procs").read_text().split()]
 
 
 def _read(path: Path) -> str:

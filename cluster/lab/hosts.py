@@ -18,7 +18,6 @@ Linux only, by root only; needs `ip` and `tc` of the package iproute2.
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -29,51 +28,15 @@ from pathlib import Path
 from typing import Any, overload
 
 from cluster.lab.linux import NetworkNamespace, ended_with_parent
+from cluster.lab.owner import is_dead, this_owner
+from cluster.lab.shaped_link import ShapedLink
 from pipeline.command import InputError
 
 INTERFACE = "eth0"
 MAX_HOSTS = 250
 _NETWORK = "198.18.0"  # of the range for benchmarks of networks, RFC 2544
 _OWNER = "ALEXNET_LAB_OWNER"  # variable in the environment of all processes on hosts
-_MIN_BURST_BYTES = 70_000  # the kernel hands over up to 64 KiB at once
-_BURST_SECONDS, _QUEUE_SECONDS, _MIN_QUEUE_BYTES = 0.001, 0.05, 1_000_000
 _GIVE_UP_SECONDS = 10.0
-_IDENTITY = re.compile(r"(?P<process_id>\d+)-\d+-(?P<namespace>\d+)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShapedLink:
-    """A host's link to the switch, the same in both directions.
-
-    Attributes:
-        gigabits_per_second: Its bandwidth, headers of all packets included.
-    """
-
-    gigabits_per_second: float
-
-    def __post_init__(self) -> None:
-        """Check the field.
-
-        Raises:
-            ValueError: Names the field, its value and what would be right.
-        """
-        if not 0 < self.gigabits_per_second <= 100:
-            raise ValueError(f"gigabits_per_second={self.gigabits_per_second}: must be above 0, and at most 100")
-
-    @property
-    def bytes_per_second(self) -> float:
-        """Bandwidth in bytes."""
-        return self.gigabits_per_second * 1e9 / 8
-
-    @property
-    def burst_bytes(self) -> int:
-        """Bytes that pass at once after a pause."""
-        return round(max(_MIN_BURST_BYTES, self.bytes_per_second * _BURST_SECONDS))
-
-    @property
-    def queue_bytes(self) -> int:
-        """Bytes that may wait to be sent; the link loses what comes then."""
-        return round(max(_MIN_QUEUE_BYTES, self.bytes_per_second * _QUEUE_SECONDS))
 
 
 @dataclass(frozen=True)
@@ -107,6 +70,7 @@ class Host:
         self._port, self._switch = f"port{number}", switch
         self._network = _network()
         self._started: list[subprocess.Popen[Any]] = []
+        self._is_delayed = False
 
     def connect(self) -> None:
         """Connect it to the switch."""
@@ -120,7 +84,7 @@ class Host:
     @property
     def environment(self) -> dict[str, str]:
         """Variables for processes on this host: gloo takes an interface that leads to the others."""
-        return {"GLOO_SOCKET_IFNAME": INTERFACE, _OWNER: _identity(os.getpid()) or ""}
+        return {"GLOO_SOCKET_IFNAME": INTERFACE, _OWNER: this_owner()}
 
     def popen(
         self, command: Sequence[str], environment: Mapping[str, str] | None = None, **options: Any
@@ -149,6 +113,8 @@ class Host:
 
     def shape(self, link: ShapedLink | None) -> None:
         """Give it a link of another bandwidth; None: as fast as the machine is."""
+        if self._is_delayed:
+            _run(self._network, "tc", "qdisc", "delete", "dev", INTERFACE, "root")
         # Even where nothing is shaped there is a queue, for its counter.
         kind = ["pfifo"]
         if link is not None:
@@ -156,6 +122,42 @@ class Host:
             kind += ["burst", str(link.burst_bytes), "limit", str(link.queue_bytes)]
         for network, interface in ((self._network, INTERFACE), (self._switch, self._port)):
             _run(network, "tc", "qdisc", "replace", "dev", interface, "root", *kind)
+        self._is_delayed = link is not None and link.latency_seconds > 0
+        if link is not None and self._is_delayed:
+            self._delay(link)
+
+    def _delay(self, link: ShapedLink) -> None:
+        """Let what it sends be late."""
+        with self._network.entered():
+            inner = f"{_root_queue()['handle']}1"
+        delay = ["netem", "delay", f"{round(link.latency_seconds * 1e6)}us", "limit", str(link.queue_packets)]
+        try:
+            _run(self._network, "tc", "qdisc", "add", "dev", INTERFACE, "parent", inner, *delay)
+        except InputError as error:
+            cause = str(error).rpartition("failed: ")[2].partition("\n")[0]
+            raise InputError(
+                f"this kernel can't delay packets, since it lacks sch_netem ({cause}); leave out the latency"
+            ) from error
+
+    def cut(self) -> None:
+        """Cut its link in both directions, like a pulled cable: nobody is told, what is sent is lost."""
+        _run(self._switch, "ip", "link", "set", self._port, "down")
+
+    def reconnect(self) -> None:
+        """Let its link be as it was before `cut`."""
+        _run(self._switch, "ip", "link", "set", self._port, "up")
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether its link is cut."""
+        with self._switch.entered():
+            (link,) = json.loads(_answer("ip", "-json", "link", "show", self._port))
+        return "UP" not in link["flags"]
+
+    @property
+    def network_path(self) -> str:
+        """Path of its network namespace, by which other processes enter it while this one lives."""
+        return self._network.path
 
     def process_ids(self) -> list[int]:
         """Return the ids of the processes on it."""
@@ -201,9 +203,14 @@ class Hosts(Sequence[Host]):
 def own_counters() -> Counters:
     """Return the counters of the host that the calling process is on."""
     (link,) = json.loads(_answer("ip", "-json", "-statistics", "link", "show", INTERFACE))
-    (queue,) = json.loads(_answer("tc", "-json", "-statistics", "qdisc", "show", "dev", INTERFACE))
     totals = link["stats64"]
-    return Counters(totals["tx"]["bytes"], totals["rx"]["bytes"], queue["bytes"])
+    return Counters(totals["tx"]["bytes"], totals["rx"]["bytes"], _root_queue()["bytes"])
+
+
+def _root_queue() -> dict[str, Any]:
+    """Return what the kernel tells of the outermost queue of the interface."""
+    queues = json.loads(_answer("tc", "-json", "-statistics", "qdisc", "show", "dev", INTERFACE))
+    return next(queue for queue in queues if queue.get("root"))
 
 
 @contextlib.contextmanager
@@ -259,29 +266,9 @@ def _orphans() -> list[int]:
             owner = next(
                 (v.removeprefix(marker).decode(errors="replace") for v in variables if v.startswith(marker)), ""
             )
-            found = _IDENTITY.fullmatch(owner)
-            if found is None or found["namespace"] != _process_namespace():
-                continue
-            if _identity(int(found["process_id"])) != owner:
+            if is_dead(owner):
                 orphans.append(int(folder.name))
     return orphans
-
-
-def _identity(process_id: int) -> str | None:
-    """Return what tells a process from all others since the machine started; None if it ended.
-
-    That is its id, its start time, and the namespace in which the id is valid: another one's ids say nothing here.
-    """
-    try:
-        words = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    state, start_time = words[0], words[19]
-    return None if state == "Z" else f"{process_id}-{start_time}-{_process_namespace()}"
-
-
-def _process_namespace() -> str:
-    return str(os.stat("/proc/self/ns/pid").st_ino)
 
 
 def _network() -> NetworkNamespace:

@@ -28,6 +28,7 @@ LARGEST_DEVIATION = 0.05
 _SIZES = tuple(64_000 * 4**power for power in range(6))  # bytes of the reduced tensor: 64 kB, ..., 65.5 MB
 _SENT_BEFORE, _SENT_AT_LEAST = 2 << 20, 16 << 20  # bytes: to empty the bucket, and to time
 _FEWEST = 3  # all-reduces of a size
+_TRIALS = 3
 _TIMEOUT_SECONDS = 300.0
 
 
@@ -75,6 +76,24 @@ def sweep_link(lab: Hosts) -> LinkFit:
         raise InputError("a link is measured between at least 2 hosts")
     seconds = json.loads(run_workers(lab, ["-m", "cluster.lab.link_sweep"], timeout=_TIMEOUT_SECONDS))
     return fit_link([_sent_bytes(size, len(lab)) for size in _SIZES], seconds)
+
+
+def accepted_link(lab: Hosts) -> LinkFit:
+    """Measure the link, again if the model does not fit: another program may have disturbed it.
+
+    Raises:
+        InputError: The model does not fit in any trial.
+    """
+    fits = []
+    for _ in range(_TRIALS):
+        fits.append(sweep_link(lab))
+        if fits[-1].is_accepted:
+            return fits[-1]
+    best = min(fit.largest_deviation for fit in fits)
+    raise InputError(
+        f"the link does not fit latency + bytes / bandwidth within {LARGEST_DEVIATION:.0%} ({best:.1%} at best); end "
+        "other programs on this machine, or choose a slower link"
+    )
 
 
 def _sent_bytes(size: int, world_size: int) -> float:

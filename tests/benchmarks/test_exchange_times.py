@@ -14,9 +14,7 @@ from benchmarks.exchange_process import Case
 from benchmarks.exchange_watch import Watch
 from cluster.exchange.cost import Computation, Link, predict_step
 from cluster.lab.hosts import hosts
-from cluster.lab.link_sweep import LinkFit
 from cluster.worker.exchanges import EXACT
-from pipeline.command import InputError
 
 CASE = Case(exchange="allreduce", measured="times", global_batch_size=32)
 SMALL = {"model": "alexnet_small", "image_size": 26, "steps": 1, "batch_size": 4}
@@ -106,12 +104,3 @@ def test_crossings_are_where_the_predictions_meet():
             }
             assert min(seconds, key=seconds.get) == expected
     assert str(crossings[-1]).startswith("2 workers: ") and str(crossings[-1]).endswith("allreduce above")
-
-
-def test_a_link_that_does_not_fit_its_model_is_refused(monkeypatch):
-    fits = iter([LinkFit(Link(0, 1e9), 0.3), LinkFit(Link(0, 1e9), 0.2), LinkFit(Link(0, 1e9), 0.04)])
-    monkeypatch.setattr(exchange_links, "sweep_link", lambda lab: next(fits))
-    assert exchange_links._accepted_link(None).largest_deviation == 0.04
-    monkeypatch.setattr(exchange_links, "sweep_link", lambda lab: LinkFit(Link(0, 1e9), 0.123))
-    with pytest.raises(InputError, match=r"within 5% \(12\.3% at best\)"):
-        exchange_links._accepted_link(None)
