@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 
 from cluster.lab.drill_report import Outage, PlannedEvent
-from cluster.lab.local_ray import LocalRay, Node, is_alive
+from cluster.lab.local_ray import LocalRay
+from cluster.lab.ray_node import Node, is_alive
 from cluster.run.run_folder import RunFolder
 from cluster.run.run_log import (
     LAUNCHES_JSONL,

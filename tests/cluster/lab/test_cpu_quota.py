@@ -134,7 +134,7 @@ def test_version_1_is_written_beside_this_process_or_in_the_containers_part(path
 
 def test_without_control_groups_it_is_said_what_to_do(tmp_path, monkeypatch):
     _pretend(tmp_path, monkeypatch, "0::/\n")
-    with pytest.raises(InputError, match="can't be limited here: no control group .*; leave out the limit"):
+    with pytest.raises(InputError, match=r"can't be limited here: no control group .*; leave out the limit"):
         CpuQuota("none", 1.0)
     assert remove_orphaned_quotas() == []
 

@@ -11,7 +11,8 @@ import urllib.request
 import psutil
 import pytest
 
-from cluster.lab.local_ray import LocalRay, environment, is_alive, local_ray
+from cluster.lab.local_ray import LocalRay, environment, local_ray
+from cluster.lab.ray_node import is_alive
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

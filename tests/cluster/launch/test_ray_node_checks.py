@@ -20,7 +20,8 @@ from ray._private.authentication_test_utils import reset_auth_token_state
 from ray._raylet import GcsClient
 from runs import entries
 
-from cluster.lab.local_ray import environment, free_port, local_ray
+from cluster.lab.local_ray import environment, local_ray
+from cluster.lab.ray_node import free_port
 from cluster.run.run_folder import RunFolder
 from cluster.run.run_log import Launched, only, read_launches
 from pipeline.paths import CHECKOUT

@@ -133,11 +133,12 @@ def server():
 @pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
 def test_servers_of_this_machine_are_asked_past_a_proxy(server, monkeypatch, name):
     pytest.importorskip("ray")
-    from cluster.lab.local_ray import _answers, environment
+    from cluster.lab.local_ray import environment
+    from cluster.lab.ray_node import _answer
     from cluster.launch.ray_submission import job_server_version, needed_variables
 
     monkeypatch.setenv(name, DEAD_PROXY)
-    assert _answers(server, "token")
+    assert _answer(server, "token") is not None
     assert job_server_version(server) == "2.60.0"
     assert environment()["no_proxy"] == "localhost,127.0.0.1,::1" and "no_proxy" not in os.environ
     assert needed_variables(server) == {"no_proxy": "localhost,127.0.0.1,::1"}
