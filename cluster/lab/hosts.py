@@ -226,9 +226,7 @@ def hosts(num_hosts: int, link: ShapedLink | None = None) -> Iterator[Hosts]:
     """
     if not 1 <= num_hosts <= MAX_HOSTS:
         raise InputError(f"{num_hosts} hosts; a lab has 1 to {MAX_HOSTS}")
-    for tool in ("ip", "tc"):
-        if shutil.which(tool) is None:
-            raise InputError(f"hosts on this machine need the command `{tool}`; install the package iproute2")
+    check_rights()
     end_orphans()
     with contextlib.ExitStack() as stack:
         switch = _network()
@@ -243,6 +241,18 @@ def hosts(num_hosts: int, link: ShapedLink | None = None) -> Iterator[Hosts]:
         lab = Hosts(members)
         lab.shape(link)
         yield lab
+
+
+def check_rights() -> None:
+    """Check that this process can make hosts.
+
+    Raises:
+        InputError: It is not root's, or a tool is missing.
+    """
+    for tool in ("ip", "tc"):
+        if shutil.which(tool) is None:
+            raise InputError(f"hosts on this machine need the command `{tool}`; install the package iproute2")
+    NetworkNamespace().close()
 
 
 def end_orphans() -> list[int]:

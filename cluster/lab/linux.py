@@ -51,9 +51,7 @@ class NetworkNamespace:
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """Let this thread be in the namespace: processes that it starts and sockets that it opens stay there."""
-        with _thread_returns():
-            if _LIBC.setns(self._descriptor, _CLONE_NEWNET) != 0:
-                raise _refusal()
+        with _entered(self._descriptor):
             yield
 
     def process_ids(self) -> list[int]:
@@ -73,6 +71,29 @@ class NetworkNamespace:
         """End the processes in it, and leave it to the kernel."""
         self.kill()
         os.close(self._descriptor)
+
+
+@contextlib.contextmanager
+def network_entered(path: str) -> Iterator[None]:
+    """Let this thread be in another process's namespace; see `NetworkNamespace.entered`.
+
+    Args:
+        path: Path of the namespace, as that process has it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with _entered(descriptor):
+            yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _entered(descriptor: int) -> Iterator[None]:
+    with _thread_returns():
+        if _LIBC.setns(descriptor, _CLONE_NEWNET) != 0:
+            raise _refusal()
+        yield
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ What `python -m cluster.lab` keeps up; see there.
 """
 
 import contextlib
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -34,9 +35,9 @@ class LabConfig:
     cpus: float | None = None
     """CPUs that the workers of a host may use from their first step on, such as 0.4. Default: no limit."""
     bandwidth: str | None = None
-    """Bandwidth of each host's link in both directions, such as 1gbit or 250mbit. Default: as fast as the machine is."""
+    """Bandwidth of each host's link, in both directions, such as 1gbit or 250mbit. Default: as the machine has it."""
     latency: str | None = None
-    """Time that a packet takes from one host to another, such as 2ms; needs a bandwidth, and a kernel with sch_netem."""
+    """Time that a packet takes from host to host, such as 2ms; needs --bandwidth, and a kernel with sch_netem."""
     check: bool = True
     """Measure the shaped link, and refuse it if latency + bytes / bandwidth does not fit it within 5 %."""
 
@@ -49,9 +50,8 @@ class LabConfig:
         if self.cpus is not None and not self.cpus > 0:
             raise ValueError(f"cpus={self.cpus}: must be above 0, such as 0.4")
 
-    @property
-    def link(self) -> ShapedLink | None:
-        """Link of each host.
+    def shaped_link(self) -> ShapedLink | None:
+        """Return the link of each host.
 
         Raises:
             InputError: Bandwidth or latency can't be read, or are out of range.
@@ -72,23 +72,30 @@ class LabConfig:
             raise InputError(str(error)) from error
 
 
-class RayLab:
-    """A lab that is up.
+@dataclass(frozen=True)
+class Entrance:
+    """What another process needs to run a command on a host.
 
     Attributes:
-        cluster: Its Ray.
-        head: Host of Ray's head.
+        network: Path of the host's network namespace.
+        environment: Variables of the command: those of the host, and Ray's addresses and token.
     """
+
+    network: str
+    environment: dict[str, str]
+
+
+class RayLab:
+    """A lab that is up."""
 
     def __init__(self, config: LabConfig, lab: Hosts, cluster: LocalRay, limits: WorkerLimits | None) -> None:
         """Start Ray on the other hosts; see `ray_lab`."""
-        self.cluster, self.head = cluster, lab[0]
-        self._config, self._lab, self._limits = config, lab, limits
+        self._config, self._lab, self._cluster, self._limits = config, lab, cluster, limits
         self._nodes: list[Node | None] = [cluster.head, *(cluster.begin_node(1, host) for host in lab[1:])]
 
     def wait_until_ready(self) -> None:
         """Wait until all hosts are part of the cluster."""
-        self.cluster.wait_until_ready()
+        self._cluster.wait_until_ready()
         for node in self._nodes[1:]:
             assert node is not None
             node.wait_until_ready()
@@ -132,12 +139,12 @@ class RayLab:
         if node is not None and self._stays(node, host, was_cut):
             return f"host {number} is part of the cluster" + (": it was not missed" if was_cut else " already")
         self._end_node(number)
-        self._nodes[number - 1] = self.cluster.add_node(1, host)
+        self._nodes[number - 1] = self._cluster.add_node(1, host)
         return f"host {number} has joined"
 
     def status(self) -> str:
         """Return what there is, a line for each host."""
-        living, bandwidth = self.cluster.living_addresses(), self._config.bandwidth
+        living, bandwidth = self._cluster.living_addresses(), self._config.bandwidth
         throttled = None if self._limits is None else self._limits.throttled_seconds()
         lines = []
         for index, host in enumerate(self._lab):
@@ -150,17 +157,38 @@ class RayLab:
             lines.append(", ".join(words))
         return "\n".join(lines)
 
+    def exit_status(self, job: str) -> int | None:
+        """Return the exit status of a job's command; None if Ray does not know it."""
+        answer = self._cluster.head.ask(f"{self._cluster.address}/api/jobs/{job}")
+        status = json.loads(answer or "{}").get("driver_exit_code")
+        return None if status is None else int(status)
+
+    def entrance(self, name: str) -> Entrance:
+        """Return what another process needs to run a command on a host.
+
+        Raises:
+            InputError: There is no such host.
+        """
+        host, cluster = self._lab[self._number(name) - 1], self._cluster
+        kept = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "no_proxy", "NO_PROXY")
+        variables = {key: value for key, value in cluster.environment.items() if key in kept}
+        variables |= {"RAY_ADDRESS": cluster.gcs_address, "RAY_API_SERVER_ADDRESS": cluster.address}
+        return Entrance(host.network_path, {**variables, **host.environment})
+
     def _other(self, name: str, what: str) -> tuple[int, Host]:
         """Return number and host by its name, which is not the head."""
+        if (number := self._number(name)) == _HEAD:
+            raise InputError(
+                f"host {_HEAD} is Ray's head, without which there is no cluster, so it can't be {what}; choose another "
+                "host, or take the lab down"
+            )
+        return number, self._lab[number - 1]
+
+    def _number(self, name: str) -> int:
         number = int(name.removeprefix("host")) if name.removeprefix("host").isdecimal() else 0
         if not 1 <= number <= len(self._lab):
             raise InputError(f"there is no host {name}; the lab has the hosts 1 to {len(self._lab)}")
-        if number == _HEAD:
-            raise InputError(
-                f"host {_HEAD} is Ray's head, without which there is no cluster, so it can't be {what}; choose another, "
-                "or take the lab down"
-            )
-        return number, self._lab[number - 1]
+        return number
 
     def _end_node(self, number: int) -> None:
         self._lab[number - 1].kill()
@@ -174,7 +202,7 @@ class RayLab:
         ends = time.monotonic() + (_STAYS_SECONDS if was_cut else 0)
         is_missed = False
         while node.is_running:
-            living = self.cluster.living_addresses()
+            living = self._cluster.living_addresses()
             if living is not None and host.address not in living and not is_missed:
                 is_missed, ends = True, time.monotonic() + _ENDS_SECONDS
             if time.monotonic() > ends:
@@ -195,13 +223,14 @@ def ray_lab(config: LabConfig, working_directory: Path, say: Callable[[str], Non
     Raises:
         InputError: This process may not, the link is not as it should be, or Ray did not start.
     """
+    link = config.shaped_link()
     with contextlib.ExitStack() as stack:
-        lab = stack.enter_context(hosts(config.hosts, config.link))
+        lab = stack.enter_context(hosts(config.hosts, link))
         limits = None
         if config.cpus is not None:
             limits = WorkerLimits(lab, config.cpus)
             stack.callback(limits.close)
-        if config.link is not None and config.check and config.hosts > 1:
+        if link is not None and config.check and config.hosts > 1:
             say(f"measuring the link of {config.bandwidth}")
             _check(lab, say)
         say(f"starting Ray on {config.hosts} host{'s' * (config.hosts > 1)}")

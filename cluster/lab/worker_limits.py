@@ -77,10 +77,8 @@ def _of(host: Host) -> Iterator[psutil.Process]:
 
 def _latest_step_times(worker: psutil.Process) -> Iterator[float]:
     """Yield when the run was last seen to step, of each run that a worker logs."""
-    try:
-        paths = [Path(file.path) for file in worker.open_files()]
-    except psutil.NoSuchProcess:
-        return
-    for path in paths:
-        if path.name == METRICS_JSONL and (steps := only(Steps, read_metrics(path))):
-            yield steps[-1].time
+    with contextlib.suppress(psutil.Error, OSError):  # it ends, or the run folder is removed
+        for file in worker.open_files():
+            path = Path(file.path)
+            if path.name == METRICS_JSONL and (steps := only(Steps, read_metrics(path))):
+                yield steps[-1].time

@@ -1,18 +1,14 @@
 """What some tests need that not every machine has."""
 
-import shutil
-
 import pytest
 
-from cluster.lab.linux import NetworkNamespace
+from cluster.lab.hosts import check_rights
 from pipeline.command import InputError
 
 
 def _missing_for_hosts() -> str | None:
-    if shutil.which("ip") is None or shutil.which("tc") is None:
-        return "needs iproute2"
     try:
-        NetworkNamespace().close()
+        check_rights()
     except (InputError, OSError) as error:
         return str(error)
     return None

@@ -56,7 +56,7 @@ for name in sys.argv[1:]:
 """
 COMMANDS = [
     *("jobs.train", "jobs.evaluate", "jobs.predict", "jobs.curves", "jobs.preflight", "jobs.demo"),
-    *("cluster.drill", "cluster.ledger"),
+    *("cluster.drill", "cluster.ledger", "cluster.lab.__main__"),
 ]
 
 

@@ -16,7 +16,8 @@ DOCUMENTS = [*CHECKOUT.glob("*.md"), *(path for folder in FOLDERS for path in (C
 COMMANDS = sorted(
     path
     for folder in ("pipeline", "cluster", "jobs")
-    for path in (CHECKOUT / folder).glob("*.py")
+    for pattern in ("*.py", "*/__main__.py")
+    for path in (CHECKOUT / folder).glob(pattern)
     if "run_command(main)" in path.read_text()
 )
 FORMAT = CHECKOUT / "docs" / "dataset_format.md"
@@ -31,7 +32,7 @@ def _module(path: Path) -> str:
 
 
 def test_the_commands_and_documents_are_found():
-    assert {"pipeline/shard.py", "jobs/train.py"} <= {_name(path) for path in COMMANDS}
+    assert {"pipeline/shard.py", "jobs/train.py", "cluster/lab/__main__.py"} <= {_name(path) for path in COMMANDS}
     assert {"README.md", "CHANGELOG.md", "docs/architecture.md"} <= {_name(path) for path in DOCUMENTS}
 
 
@@ -60,7 +61,8 @@ def test_a_command_shows_its_help_from_a_shell(words):
 
 @pytest.mark.parametrize("path", COMMANDS, ids=_name)
 def test_a_command_stands_in_the_readme(path):
-    forms = [f"python -m {_module(path)}"] + [f"python {_name(path)}"] * (path.parent.name == "jobs")
+    module = _module(path).removesuffix(".__main__")
+    forms = [f"python -m {module}"] + [f"python {_name(path)}"] * (path.parent.name == "jobs")
     readme = (CHECKOUT / "README.md").read_text()
     assert any(re.search(rf"{re.escape(form)}(?![\w.])", readme) for form in forms), f"README.md lacks {forms[-1]}"
 
