@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     end = words.index("--") if "--" in words else len(words)
     own, words = words[:end], words[end + 1 :]
     command = tyro.cli(
-        Up | Submit | Run | Cut | Join | Kill | Status | Down,  # type: ignore[arg-type]
+        Up | Submit | Run | Cut | Join | Kill | Status | Down,
         args=own,
         prog=_COMMAND,
         description=__doc__,

@@ -147,7 +147,7 @@ def _serve(lab: RayLab, listener: socket.socket) -> socket.socket:
                     request = json.loads(stream.readline())
                 if request["action"] == "down":
                     return connection
-                answer = {"answer": _answered(lab, request["action"], request["about"])}
+                answer: dict[str, Any] = {"answer": _answered(lab, request["action"], request["about"])}
             except InputError as error:
                 answer = {"error": str(error)}
             except (OSError, ValueError, KeyError, TypeError):  # who asked is gone, or is no command of ours
@@ -185,9 +185,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(
-            f"{folder} can't be the folder of a lab, since a file is in its place; choose another"
-        ) from error
+        raise InputError(f"{folder} can't be a lab's folder, since a file is in its place; choose another") from error
     with open(folder / _LOCK, "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -23,7 +23,7 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from cluster.launch.fatal_signals import FatalSignals
+from cluster.launch.launch_file import LaunchFile
 from cluster.launch.placement import Place, Placement
 from cluster.launch.ray_failures import explained
 from cluster.launch.ray_node_checks import FitNodes
@@ -35,7 +35,8 @@ from pipeline.command import InputError, Terminated
 from pipeline.system.ray_quirks import controller_callbacks, remove_placement_groups
 from pipeline.system.ray_session import has_cluster, ray_session
 
-_PARENT_POLL_SECONDS = 0.5
+_POLL_SECONDS = 0.5
+_NUM_OVER = 6  # times in a row that a launch is seen to be over: a network file system may err for a moment
 _NODE_ID = "ray.io/node-id"  # a label that Ray gives to each node
 _NO_RETRIES: dict[str, Any] = {"controller_failure_limit": 0, "max_preemption_failures": 0}  # of the v2 API
 
@@ -76,7 +77,7 @@ class RayCluster:
         stop_request: StopRequest | None = None,
     ) -> None:
         self._work, self._name, self._fit_nodes, self._stop_request = work, name, fit_nodes, stop_request
-        self._fatal_signals = FatalSignals(folder / f".{name}-faults.tmp")
+        self._launch_file = LaunchFile(folder / f".{name}-faults.tmp")
 
     def place(self, place: Place, wait_seconds: float) -> Placement:
         """Return a placement on nodes that are fit; see `FitNodes.place`."""
@@ -99,26 +100,26 @@ class RayCluster:
 
     def _fit(self, placement: Placement, **words: str) -> BaseException | None:
         """Run the trainer to its end; return what its failure means, in `words` of `explained`."""
-        signals = self._fatal_signals
+        launch_file = self._launch_file
         try:
             remove_placement_groups()
             storage = tempfile.TemporaryDirectory(prefix="alexnet-ray-", ignore_cleanup_errors=True)
-            with signals.expected(), storage as path:
+            with launch_file.lasting(), storage as path:
                 try:
                     _trainer(self._worker(), placement, self._name, path).fit()
                 except BaseException as error:
-                    return explained(error, signals.told(), **words)
+                    return explained(error, launch_file.told(), **words)
         except BaseException as error:
             return explained(error, **words)
         return None
 
     def _worker(self) -> Callable[[], None]:
         """Return what a worker runs; it is pickled, without this object."""
-        work, fatal_signals, stop_request = self._work, self._fatal_signals, self._stop_request
+        work, launch_file, stop_request = self._work, self._launch_file, self._stop_request
 
         def worker() -> None:
-            _end_with_parent()
-            fatal_signals.watch()
+            launch_file.watch()
+            _end_when_given_up(launch_file)
             context = ray.train.get_context()
             rank, device = context.get_world_rank(), torch.device(get_device())
             wants_to_stop = {} if stop_request is None or rank else {"wants_to_stop": stop_request.is_made}
@@ -186,13 +187,15 @@ def _trainer(worker: Callable[[], None], placement: Placement, name: str, storag
     )
 
 
-def _end_with_parent() -> None:
-    """End this worker as soon as its raylet is gone: Ray leaves it running for a while, and others take its place."""
+def _end_when_given_up(launch_file: LaunchFile) -> None:
+    """End this worker when its raylet is gone or its launch is over: Ray may leave it running, and others follow."""
     parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_PARENT_POLL_SECONDS)
+        num_over = 0
+        while os.getppid() == parent and num_over < _NUM_OVER:
+            time.sleep(_POLL_SECONDS)
+            num_over = num_over + 1 if launch_file.is_over() else 0
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -37,7 +37,6 @@ from pipeline.paths import CHECKOUT
 pytestmark = [pytest.mark.multinode, makes_hosts, pytest.mark.timeout(480)]
 
 _HOSTS, _NUM_STEPS = 3, 150
-_CUT = "2"
 _NOTICED_SECONDS = 60.0
 
 
@@ -79,14 +78,22 @@ def _networks(folder: Path) -> list[str]:
     return [keeper.ask(folder, "entrance", str(number))["network"] for number in range(1, _HOSTS + 1)]
 
 
-def _on_hosts(folder: Path) -> list[psutil.Process]:
-    """Return the processes on the hosts of a lab."""
-    networks, found = {os.stat(path).st_ino for path in _networks(folder)}, []
+def _on_hosts(folder: Path) -> dict[psutil.Process, int]:
+    """Return the processes on the hosts of a lab, and the numbers of their hosts."""
+    networks = {os.stat(path).st_ino: number for number, path in enumerate(_networks(folder), 1)}
+    found = {}
     for process in psutil.process_iter():
         with contextlib.suppress(OSError):
-            if os.stat(f"/proc/{process.pid}/ns/net").st_ino in networks:
-                found.append(process)
+            number = networks.get(os.stat(f"/proc/{process.pid}/ns/net").st_ino)
+            if number is not None:
+                found[process] = number
     return found
+
+
+def _to_be_cut(folder: Path, log: Path) -> str:
+    """Return the host of the first worker, which writes the run's log, or another if that is the head."""
+    (number,) = (n for p, n in _on_hosts(folder).items() if str(log) in {file.path for file in p.open_files()})
+    return str(max(2, number))
 
 
 def _limited() -> list[int]:
@@ -124,16 +131,17 @@ def test_a_run_outlives_a_cut_and_a_killed_keeper_leaves_nothing(raw_dataset, tm
         assert len(workers) == _HOSTS and workers <= set(_limited())
         assert not any("raylet" in titles.get(process_id, "") for process_id in _limited())
 
-        assert commands("cut", _CUT) == f"host {_CUT} is cut off\n"
+        other = _to_be_cut(commands.folder, run / METRICS_JSONL)
+        assert commands("cut", other) == f"host {other} is cut off\n"
         cut = time.time()
-        assert "is cut off already" in commands.refused("cut", _CUT)
+        assert "is cut off already" in commands.refused("cut", other)
         _wait(lambda: only(Lost, read_launches(run / LAUNCHES_JSONL)), "the cut is noticed", 90, job, log)
         noticed = only(Lost, read_launches(run / LAUNCHES_JSONL))[0].time - cut
         assert noticed < _NOTICED_SECONDS
         _wait(lambda: has_stepped(_HOSTS - 1), "two workers train", 120, job, log)
         assert "cut off, missed" in commands("status")
-        assert commands("join", _CUT) == f"host {_CUT} has joined\n"
-        assert commands("join", _CUT) == f"host {_CUT} is part of the cluster already\n"
+        assert commands("join", other) == f"host {other} has joined\n"
+        assert commands("join", other) == f"host {other} is part of the cluster already\n"
         _wait(lambda: has_stepped(_HOSTS), "three workers train again", 120, job, log)
         assert job.wait(180) == 0, log.read_text()
         assert world_sizes() == [3, 2, 3]

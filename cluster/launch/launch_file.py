@@ -1,10 +1,14 @@
-"""Which signal killed a worker, told by the worker itself: whoever watches its process need not know.
+"""What launcher and workers tell each other by a file that all see, and which lasts as long as the launch.
 
-Python's faulthandler writes to a file as the signal arrives. The launcher makes the file where all workers see it, and
-looks into it when one is lost. SIGKILL leaves nothing.
+To the launcher: which signal killed a worker, told by the worker itself, since whoever watches its process need not
+know. Python's faulthandler writes it as the signal arrives. SIGKILL leaves nothing.
+
+To the workers: that their launch is over. One whose node is cut off from the cluster, but not from the files, learns it
+in no other way, and would keep the run's log from the workers that take its place.
 """
 
 import contextlib
+import errno
 import faulthandler
 import os
 import re
@@ -24,8 +28,8 @@ _MEANINGS = {
 }
 
 
-class FatalSignals:
-    """A file for the last words of workers.
+class LaunchFile:
+    """A file that lasts as long as a launch, for the last words of its workers.
 
     Args:
         path: Path of the file; all workers see it.
@@ -33,10 +37,11 @@ class FatalSignals:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._descriptor: int | None = None  # of a worker
 
     @contextlib.contextmanager
-    def expected(self) -> Iterator[None]:
-        """Let workers write to the file while the block runs; where that is impossible, nothing is told."""
+    def lasting(self) -> Iterator[None]:
+        """Let the launch last as long as the block runs; where no file can be made, nothing is told."""
         with contextlib.suppress(OSError):
             self._path.write_bytes(b"")
         try:
@@ -48,7 +53,19 @@ class FatalSignals:
     def watch(self) -> None:
         """Let this process, a worker, write to the file when a signal kills it."""
         with contextlib.suppress(OSError):
-            faulthandler.enable(os.open(self._path, os.O_WRONLY | os.O_APPEND), all_threads=False)
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+            faulthandler.enable(self._descriptor, all_threads=False)
+
+    def is_over(self) -> bool:
+        """Return whether the launch of this process, a worker that watches, is over; False while that is not known."""
+        if self._descriptor is None:
+            return False
+        try:
+            return not os.path.samestat(os.stat(self._path), os.fstat(self._descriptor))
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            return error.errno == errno.ESTALE  # on a network file system: removed by another machine
 
     def told(self) -> str | None:
         """Return which signal killed a worker, and what it means where we know; None where nothing was written."""
