@@ -22,12 +22,13 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-from cluster.lab.linux import NetworkNamespace, ended_with_parent
+from cluster.lab.linux import NetworkNamespace, ended_with_parent, network_entered, network_of
 from cluster.lab.owner import is_dead, this_owner
 from cluster.lab.shaped_link import ShapedLink
 from pipeline.command import InputError
@@ -35,7 +36,6 @@ from pipeline.command import InputError
 INTERFACE = "eth0"
 MAX_HOSTS = 250
 _NETWORK = "198.18.0"  # of the range for benchmarks of networks, RFC 2544
-_OWNER = "ALEXNET_LAB_OWNER"  # variable in the environment of all processes on hosts
 _GIVE_UP_SECONDS = 10.0
 
 
@@ -84,7 +84,7 @@ class Host:
     @property
     def environment(self) -> dict[str, str]:
         """Variables for processes on this host: gloo takes an interface that leads to the others."""
-        return {"GLOO_SOCKET_IFNAME": INTERFACE, _OWNER: this_owner()}
+        return {"GLOO_SOCKET_IFNAME": INTERFACE}
 
     def popen(
         self, command: Sequence[str], environment: Mapping[str, str] | None = None, **options: Any
@@ -268,17 +268,23 @@ def end_orphans() -> list[int]:
 
 
 def _orphans() -> list[int]:
-    orphans = []
-    marker = f"{_OWNER}=".encode()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended
-            variables = (folder / "environ").read_bytes().split(b"\0")
-            owner = next(
-                (v.removeprefix(marker).decode(errors="replace") for v in variables if v.startswith(marker)), ""
-            )
-            if is_dead(owner):
-                orphans.append(int(folder.name))
-    return orphans
+    """Return the processes on hosts whose owner has died."""
+    own, networks = network_of("self"), defaultdict(list)
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and (network := network_of(name)) not in (None, own):
+            networks[network].append(int(name))
+    return [
+        process_id for process_ids in networks.values() if is_dead(_owner(process_ids)) for process_id in process_ids
+    ]
+
+
+def _owner(process_ids: Sequence[int]) -> str:
+    """Return the owner of the network that processes share; empty if it is no host's, or they end."""
+    for process_id in process_ids:
+        with contextlib.suppress(OSError, InputError), network_entered(f"/proc/{process_id}/ns/net"):
+            (link,) = json.loads(_answer("ip", "-json", "link", "show", "lo"))
+            return str(link.get("ifalias", ""))
+    return ""
 
 
 def _network() -> NetworkNamespace:
@@ -287,6 +293,8 @@ def _network() -> NetworkNamespace:
     # IPv6 looks for neighbours and routers by itself.
     with network.entered(), contextlib.suppress(OSError):
         Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")
+    # Not by a variable of the processes: Ray's write their titles over their environment.
+    _run(network, "ip", "link", "set", "lo", "alias", this_owner())
     return network
 
 

@@ -57,7 +57,7 @@ class NetworkNamespace:
     def process_ids(self) -> list[int]:
         """Return the ids of the processes in it, but for this one."""
         others = (int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid())
-        return [process_id for process_id in others if _network(process_id) == self._inode]
+        return [process_id for process_id in others if network_of(process_id) == self._inode]
 
     def kill(self) -> None:
         """End the processes in it by SIGKILL."""
@@ -107,7 +107,7 @@ def _thread_returns() -> Iterator[None]:
         os.close(present)
 
 
-def _network(process_id: int) -> int | None:
+def network_of(process_id: int | str) -> int | None:
     """Return the inode of a process's network namespace; None if it ends (a zombie has none) or may not be read."""
     try:
         return os.stat(f"/proc/{process_id}/ns/net").st_ino

@@ -16,7 +16,6 @@ import psutil
 import pytest
 from needs import MISSING_FOR_HOSTS, makes_hosts
 
-from cluster.lab import hosts as hosts_module
 from cluster.lab import linux
 from cluster.lab.host_workers import run_workers
 from cluster.lab.hosts import INTERFACE, end_orphans, hosts
@@ -198,7 +197,7 @@ def _family() -> Iterator[tuple]:
     """Yield a command that starts a process in a session of its own, and a function that reads that process."""
     script = (
         "import subprocess, sys, time\n"
-        f"child = subprocess.Popen({_SLEEP!r}, start_new_session=True)\n"
+        f"child = subprocess.Popen({_SLEEP!r}, start_new_session=True, env={{}})\n"
         "print(child.pid, flush=True)\n"
         "time.sleep(600)"
     )
@@ -262,13 +261,17 @@ def test_a_living_owner_has_no_orphans():
         assert end_orphans() == [] and sleeper.poll() is None
 
 
-@pytest.mark.parametrize("owner", ["alice", "12", "999999999-1-1"])
-def test_what_another_program_or_another_container_has_marked_is_left_alone(owner):
-    sleeper = subprocess.Popen(_SLEEP, env={**os.environ, hosts_module._OWNER: owner})
+@makes_hosts
+@pytest.mark.parametrize("owner", ["", "alice", "12", "999999999-1-1"])
+def test_what_runs_in_a_network_of_another_program_or_another_container_is_left_alone(owner):
+    network = NetworkNamespace()
+    with network.entered():
+        subprocess.run(["ip", "link", "set", "lo", "alias", owner], check=True)
+        sleeper = subprocess.Popen(_SLEEP)
     try:
         assert sleeper.pid not in end_orphans() and sleeper.poll() is None
     finally:
-        sleeper.kill()
+        network.close()
         sleeper.wait()
 
 
