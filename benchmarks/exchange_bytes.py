@@ -11,9 +11,11 @@ from functools import partial
 
 import tyro
 
-from benchmarks.exchange_process import Case, Name, num_bytes, run_case
+from benchmarks.exchange_process import Case, run_case
 from benchmarks.record import Comparison, publish, record_document, run_rounds
 from cluster.lab.hosts import hosts
+from cluster.scaling.cells import expected_bytes
+from cluster.scaling.experiment import ExchangeName
 from pipeline.command import run_command
 
 _SENT, _FORMULA, _RATIO = "megabytes_per_step", "megabytes_by_formula", "ratio_to_formula"
@@ -32,7 +34,7 @@ _DEVIATION, _MOST_OF_ALL_REDUCE = 0.05, 1 / 13
 class Arguments:
     """Command line of `python -m benchmarks.exchange_bytes`."""
 
-    exchanges: tuple[Name, ...] = ("allreduce", "bf16", "factors", "hybrid")
+    exchanges: tuple[ExchangeName, ...] = ("allreduce", "bf16", "factors", "hybrid")
     """Exchanges to measure."""
     workers: tuple[int, ...] = (2, 3, 4)
     """Numbers of workers."""
@@ -72,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(arguments: Arguments, exchange: Name, num_workers: int, size: int) -> Mapping[str, float]:
+def measure(arguments: Arguments, exchange: ExchangeName, num_workers: int, size: int) -> Mapping[str, float]:
     """Return the quantities of an exchange; see `_QUANTITIES`."""
     case = Case(
         exchange=exchange,
@@ -84,7 +86,7 @@ def measure(arguments: Arguments, exchange: Name, num_workers: int, size: int) -
     )
     with hosts(num_workers) as lab:
         measured = run_case(case, lab)
-    sent, formula = max(measured["bytes_per_step"]), num_bytes(case, num_workers)
+    sent, formula = max(measured["bytes_per_step"]), expected_bytes(case.cell(num_workers))
     return {
         _SENT: sent / 1e6,
         _FORMULA: formula / 1e6,
@@ -99,7 +101,7 @@ def comparisons_of(arguments: Arguments) -> list[Comparison]:
     comparisons = []
     for size in arguments.batch_sizes:
         for num_workers in arguments.workers:
-            label: Callable[[Name], str] = partial(_label, num_workers=num_workers, size=size)
+            label: Callable[[ExchangeName], str] = partial(_label, num_workers=num_workers, size=size)
             comparisons += [
                 Comparison(of=label(exchange), quantity=_RATIO, at_least=1 - _DEVIATION, at_most=1 + _DEVIATION)
                 for exchange in arguments.exchanges
@@ -115,7 +117,7 @@ def comparisons_of(arguments: Arguments) -> list[Comparison]:
     return comparisons
 
 
-def _label(exchange: Name, num_workers: int, size: int) -> str:
+def _label(exchange: ExchangeName, num_workers: int, size: int) -> str:
     return f"{exchange}, {num_workers} workers, batch {size}"
 
 

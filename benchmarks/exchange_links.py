@@ -16,12 +16,13 @@ from statistics import median
 import numpy as np
 import tyro
 
-from benchmarks.exchange_process import Case, Name, run_case
+from benchmarks.exchange_process import Case, run_case
 from benchmarks.record import Values, publish, record_document, run_rounds
 from cluster.exchange.cost import Computation, Link, predict_step
 from cluster.lab.hosts import Hosts, hosts
 from cluster.lab.link_sweep import accepted_link
 from cluster.lab.shaped_link import ShapedLink
+from cluster.scaling.experiment import ExchangeName
 from pipeline.command import run_command
 
 _STEP, _ALONE, _UPDATE = "step_seconds", "alone_seconds", "update_seconds"
@@ -40,7 +41,7 @@ _BANDWIDTHS = np.geomspace(0.01, 100, 2001)  # Gbit/s between which changes of p
 class Arguments:
     """Command line of `python -m benchmarks.exchange_links`."""
 
-    exchanges: tuple[Name, ...] = ("allreduce", "bf16", "factors", "hybrid")
+    exchanges: tuple[ExchangeName, ...] = ("allreduce", "bf16", "factors", "hybrid")
     """Exchanges to measure."""
     workers: tuple[int, ...] = (2, 4)
     """Numbers of workers."""
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def case_of(arguments: Arguments, exchange: Name) -> Case:
+def case_of(arguments: Arguments, exchange: ExchangeName) -> Case:
     """Return what the workers do."""
     return Case(
         exchange=exchange,
@@ -127,7 +128,7 @@ def case_of(arguments: Arguments, exchange: Name) -> Case:
     )
 
 
-def measure(arguments: Arguments, exchange: Name, lab: Hosts, link: Link) -> Mapping[str, float]:
+def measure(arguments: Arguments, exchange: ExchangeName, lab: Hosts, link: Link) -> Mapping[str, float]:
     """Return the quantities of an exchange; see `_QUANTITIES`."""
     case = case_of(arguments, exchange)
     measured = run_case(case, lab)
@@ -169,7 +170,7 @@ def _predict(case: Case, num_workers: int, link: Link, passes_seconds: float) ->
     return predict_step(exchange, workload, num_workers, link, Computation(passes_seconds, per_second))
 
 
-def _label(exchange: Name, num_workers: int, gigabits: float) -> str:
+def _label(exchange: ExchangeName, num_workers: int, gigabits: float) -> str:
     return f"{exchange}, {num_workers} workers, {gigabits:g} Gbit/s"
 
 

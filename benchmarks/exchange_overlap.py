@@ -12,9 +12,10 @@ from functools import partial
 
 import tyro
 
-from benchmarks.exchange_process import Case, Name, run_case
+from benchmarks.exchange_process import Case, run_case
 from benchmarks.record import Comparison, publish, record_document, run_rounds
 from cluster.lab.hosts import hosts
+from cluster.scaling.experiment import ExchangeName
 from pipeline.command import run_command
 
 _STEP, _ALONE, _EXTRA, _BLOCKED = "step_seconds", "alone_seconds", "extra_seconds", "blocked_seconds"
@@ -33,7 +34,7 @@ _LARGEST_RATIO = 1.1
 class Arguments:
     """Command line of `python -m benchmarks.exchange_overlap`."""
 
-    exchanges: tuple[Name, ...] = ("allreduce", "bf16", "factors", "hybrid")
+    exchanges: tuple[ExchangeName, ...] = ("allreduce", "bf16", "factors", "hybrid")
     """Exchanges to measure."""
     workers: tuple[int, ...] = (2,)
     """Numbers of workers."""
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(arguments: Arguments, exchange: Name, num_workers: int) -> Mapping[str, float]:
+def measure(arguments: Arguments, exchange: ExchangeName, num_workers: int) -> Mapping[str, float]:
     """Return the quantities of an exchange; see `_QUANTITIES`."""
     case = Case(
         exchange=exchange,
@@ -97,7 +98,7 @@ def measure(arguments: Arguments, exchange: Name, num_workers: int) -> Mapping[s
     }
 
 
-def _label(exchange: Name, num_workers: int) -> str:
+def _label(exchange: ExchangeName, num_workers: int) -> str:
     return f"{exchange}, {num_workers} workers"
 
 

@@ -5,7 +5,7 @@ python -m benchmarks.exchange_process '{"exchange": "factors", "measured": "byte
 The workers are those of a run: the same `Learner` with the same exchange, in float32. Only the batches are made up.
 """
 
-import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from statistics import median
 from typing import Any, Literal
 
@@ -21,29 +20,19 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from benchmarks.exchange_watch import Watch
-from cluster.exchange.base import Exchange
-from cluster.exchange.bf16 import Bf16
 from cluster.exchange.collectives import leave_process_group
 from cluster.exchange.cost import Workload
 from cluster.exchange.dense_layers import dense_layers
-from cluster.exchange.lossy_cost import bf16_bytes
-from cluster.exchange.names import Strategy
 from cluster.lab.host_workers import run_workers
 from cluster.lab.hosts import Host, own_counters
-from cluster.run.config import TrainingConfig
+from cluster.lab.scaling_table import NO_EXCHANGE, Cell
+from cluster.scaling.cells import operations_of, workload_of
+from cluster.scaling.experiment import ExchangeName
+from cluster.scaling.steps import Training
 from cluster.worker.allocator import ALLOCATOR_ENVIRONMENT
-from cluster.worker.exchanges import EXACT
-from cluster.worker.learner import Learner
 from cluster.worker.world import World
-from model.optim_config import OptimizerConfig
-from model.registry import ModelConfig, num_operations, outline_network
-from pipeline.online.batch import LoaderConfig
 from pipeline.online.order import RankShare
-from pipeline.online.synthetic_loader import SyntheticLoader
 
-Name = Strategy | Literal["bf16"]
-_FORWARD_AND_BACKWARD = 3  # operations of both passes, in those of the forward pass
 _NUM_PRODUCTS = 3
 _TIMEOUT_SECONDS = 1800.0
 _SETTLE_SECONDS = 0.2  # in which the last bytes leave
@@ -54,7 +43,7 @@ class Case:
     """What the workers do.
 
     Attributes:
-        exchange: Name of the exchange.
+        exchange: ExchangeName of the exchange.
         measured: `bytes` that leave a worker per step, or `times` of a step.
         model: Name of the model.
         image_size: Height and width of the pictures.
@@ -64,7 +53,7 @@ class Case:
         num_warm_up_steps: Number of steps before; after its first, DistributedDataParallel orders its buckets anew.
     """
 
-    exchange: Name
+    exchange: ExchangeName
     measured: Literal["bytes", "times"]
     model: str = "alexnet_2012"
     image_size: int = 224
@@ -73,89 +62,27 @@ class Case:
     num_steps: int = 3
     num_warm_up_steps: int = 2
 
-    @property
-    def model_config(self) -> ModelConfig:
-        """Configuration of the model."""
-        return ModelConfig(name=self.model)
-
-    @property
-    def config(self) -> TrainingConfig:
-        """Recipe."""
-        return TrainingConfig(
-            name="exchange",
-            model=self.model_config,
-            optimizer=OptimizerConfig(learning_rate=1e-4),
-            global_batch_size=self.global_batch_size,
-            num_epochs=1,
+    def cell(self, num_workers: int) -> Cell:
+        """Return it as a cell of a scaling experiment."""
+        return Cell(
+            model=self.model,
+            image_size=self.image_size,
+            num_classes=self.num_classes,
             precision="float32",
-            synthetic_data=True,
+            num_workers=num_workers,
+            global_batch_size=self.global_batch_size,
+            exchange=self.exchange,
         )
 
-    @cached_property
-    def network(self) -> nn.Module:
-        """The model's shapes, without weights."""
-        return outline_network(self.model_config, num_classes=self.num_classes)
-
-    @cached_property
+    @property
     def workload(self) -> Workload:
         """What the model exchanges."""
-        return Workload.of(self.network, self.global_batch_size)
-
-    @cached_property
-    def num_operations(self) -> int:
-        """Floating-point operations of a step of all workers, without an exchange and the update."""
-        per_sample = num_operations(self.model_config, self.num_classes, self.image_size)
-        return _FORWARD_AND_BACKWARD * self.global_batch_size * per_sample
-
-
-class NoExchange(Exchange):
-    """No exchange: each worker's gradient is that of its own samples, as large as that of all would be."""
-
-    name = "none"
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """Return the model itself."""
-        return model
+        return workload_of(self.cell(1))
 
     @property
-    def loss_scale(self) -> float:
-        """Factor w / G."""
-        return self.world_size / self.share.global_batch_size
-
-    def accumulating(self) -> contextlib.AbstractContextManager[None]:
-        """Return an empty context."""
-        return contextlib.nullcontext()
-
-
-class Training:
-    """One worker's steps with an exchange."""
-
-    def __init__(self, case: Case, make_exchange: Callable[[RankShare], Exchange]) -> None:
-        rank, world_size = dist.get_rank(), dist.get_world_size()
-        size = case.global_batch_size
-        world = World(rank, world_size, torch.device("cpu"))
-        self.learner = Learner(case.config, case.num_classes, case.num_steps + case.num_warm_up_steps, world)
-        self.learner.connect(make_exchange(RankShare(size, rank, world_size)))
-        self._loader = SyntheticLoader(
-            num_samples=size,
-            num_classes=case.num_classes,
-            crop_size=case.image_size,
-            global_batch_size=size,
-            rank=rank,
-            world_size=world_size,
-            config=LoaderConfig(layout="NHWC"),
-        )
-        self._samples_seen, self._size = 0, size
-
-    def step(self) -> None:
-        """Make a step."""
-        self.learner.step([next(self._loader)], self._samples_seen, 0)
-        self._samples_seen += self._size
-
-
-def make_exchange(name: Name) -> Callable[[RankShare], Exchange]:
-    """Return the function that makes an exchange."""
-    return Bf16 if name == "bf16" else EXACT[name]
+    def num_operations(self) -> float:
+        """Floating-point operations of a step of all workers, without an exchange and the update."""
+        return operations_of(self.cell(1))
 
 
 def run_case(case: Case, lab: Sequence[Host]) -> dict[str, Any]:
@@ -164,16 +91,9 @@ def run_case(case: Case, lab: Sequence[Host]) -> dict[str, Any]:
     return dict(json.loads(run_workers(lab, command, ALLOCATOR_ENVIRONMENT, _TIMEOUT_SECONDS)))
 
 
-def num_bytes(case: Case, num_workers: int) -> float:
-    """Return the bytes that a worker sends per step by the exchange's formula."""
-    if case.exchange == "bf16":
-        return bf16_bytes(case.network, num_workers)
-    return case.workload.num_bytes(case.exchange, num_workers)
-
-
 def measure_bytes(case: Case) -> dict[str, Any]:
     """Return the bytes that each worker's interface sent, by rank, and of them those that leave it when it idles."""
-    training = Training(case, make_exchange(case.exchange))
+    training = _training(case, case.exchange)
     for _ in range(case.num_warm_up_steps):
         training.step()
 
@@ -202,14 +122,12 @@ def measure_bytes(case: Case) -> dict[str, Any]:
 
 def measure_times(case: Case) -> dict[str, Any]:
     """Return medians of a step's times, each of the slowest worker, with the exchange and without, in turn."""
-    exchanging, alone = Training(case, make_exchange(case.exchange)), Training(case, NoExchange)
+    exchanging, alone = _training(case, case.exchange), _training(case, NO_EXCHANGE)
     rows: list[dict[str, float]] = []
     for number in range(case.num_warm_up_steps + case.num_steps):
         row = {}
         for name, training in (("", exchanging), ("alone_", alone)):
-            dist.barrier()
-            with Watch(training.learner) as watch:
-                training.step()
+            watch = training.step()
             row[f"{name}step_seconds"] = watch.step_seconds
             row[f"{name}update_seconds"] = watch.update_seconds
             row[f"{name}blocked_seconds"] = watch.blocked_seconds
@@ -218,6 +136,13 @@ def measure_times(case: Case) -> dict[str, Any]:
             rows.append(row)
     slowest = [{name: max(values) for name, values in _by_rank(row).items()} for row in rows]
     return {name: median(row[name] for row in slowest) for name in slowest[0]}
+
+
+def _training(case: Case, exchange: str) -> Training:
+    """Return this worker's steps of a case, with another exchange."""
+    world = World(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+    cell = dataclasses.replace(case.cell(world.world_size), exchange=exchange)
+    return Training(cell, world, case.num_steps + case.num_warm_up_steps)
 
 
 def _seconds_of_others_products(case: Case, model: nn.Module) -> float:

@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 from cluster.lab.hosts import Host
 from pipeline.command import InputError
@@ -32,7 +32,32 @@ def run_workers(
     Raises:
         InputError: A worker failed, or they did not end in time.
     """
-    threads = max(1, len(os.sched_getaffinity(0)) // len(lab))
+    with tempfile.TemporaryFile("w+") as printed:
+        workers = start_workers(lab, command, variables, first={"stdout": printed})
+        _wait(workers, timeout)
+        printed.seek(0)
+        return printed.read()
+
+
+def start_workers(
+    lab: Sequence[Host],
+    command: Sequence[str],
+    variables: Mapping[str, str] | None = None,
+    num_threads: int | None = None,
+    first: Mapping[str, Any] | None = None,
+    stderr: IO[str] | None = None,
+) -> list[subprocess.Popen[Any]]:
+    """Start workers on hosts; see `run_workers`.
+
+    Args:
+        lab: Host of each worker, by rank.
+        command: Arguments of this Python interpreter.
+        variables: Further variables of their environment.
+        num_threads: Threads of each; None: its share of the machine's cores.
+        first: Options of `subprocess.Popen` for the first one, the only one that can be heard.
+        stderr: File for the messages of all; None: this process's.
+    """
+    threads = num_threads or max(1, len(os.sched_getaffinity(0)) // len(lab))
     shared = {
         "OMP_NUM_THREADS": str(threads),
         "MASTER_ADDR": lab[0].address,
@@ -41,19 +66,17 @@ def run_workers(
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # the hosts have no names, of which it would warn
         **(variables or {}),
     }
-    with tempfile.TemporaryFile("w+") as printed:
-        workers = [
-            host.popen(
-                [sys.executable, *command],
-                environment={**os.environ, **shared, "RANK": str(rank)},
-                cwd=CHECKOUT,
-                stdout=printed if rank == 0 else subprocess.DEVNULL,
-            )
-            for rank, host in enumerate(lab)
-        ]
-        _wait(workers, timeout)
-        printed.seek(0)
-        return printed.read()
+    silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    return [
+        host.popen(
+            [sys.executable, *command],
+            environment={**os.environ, **shared, "RANK": str(rank)},
+            cwd=CHECKOUT,
+            stderr=stderr,
+            **(silent | (dict(first or {}) if rank == 0 else {})),
+        )
+        for rank, host in enumerate(lab)
+    ]
 
 
 def _wait(workers: Sequence[subprocess.Popen[Any]], timeout: float) -> None:

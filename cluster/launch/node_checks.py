@@ -169,8 +169,8 @@ def inspect_node(node: Node, requirements: Requirements, probe: Probe, temp_fold
     return NodeReport(
         node=node,
         executable=sys.executable,
-        versions=_versions(),
-        code_digest=_code_digest(),
+        versions=versions(),
+        code_digest=code_digest(),
         dataset_sha256=dataset_sha256,
         dataset_error=dataset_error,
         sees_probe=_sees(probe),
@@ -239,16 +239,17 @@ def _free_bytes(folder: Path) -> int | None:
         return None
 
 
-def _versions() -> dict[str, str]:
-    versions = {"Python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that decide what a run computes, and how fast."""
+    found = {"Python": platform.python_version()}
     for name, distributions in _DISTRIBUTIONS.items():
         for distribution in distributions:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                versions[name] = importlib.metadata.version(distribution)
-    return versions
+                found[name] = importlib.metadata.version(distribution)
+    return found
 
 
-def _code_digest(root: Path = CHECKOUT) -> str:
+def code_digest(root: Path = CHECKOUT) -> str:
     """Return the SHA-256 over names and contents of the project's modules."""
     digest = hashlib.sha256()
     for path in sorted(path for folder in _CODE_FOLDERS for path in (root / folder).rglob("*.py")):

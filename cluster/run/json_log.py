@@ -33,7 +33,7 @@ class JsonLog:
             while not _is_locked(self._file):
                 if time.monotonic() >= deadline:
                     raise InputError(
-                        f"{path.parent} is being trained by another job; wait for it, or stop it first (if its machine "
+                        f"{path.parent} is being written by another job; wait for it, or stop it first (if its machine "
                         "was lost, its lock may last two more minutes)"
                     )
                 time.sleep(_POLL_SECONDS)

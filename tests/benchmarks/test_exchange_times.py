@@ -1,17 +1,11 @@
 """What `benchmarks.exchange_overlap` and `benchmarks.exchange_links` measure, on hosts of this machine."""
 
-from types import SimpleNamespace
-
 import pytest
-import torch
-import torch.distributed as dist
 from needs import makes_hosts
-from torch import Tensor
 
-from benchmarks import exchange_links, exchange_overlap, exchange_watch
+from benchmarks import exchange_links, exchange_overlap
 from benchmarks.exchange_links import find_crossings
 from benchmarks.exchange_process import Case
-from benchmarks.exchange_watch import Watch
 from cluster.exchange.cost import Computation, Link, predict_step
 from cluster.lab.hosts import hosts
 from cluster.worker.exchanges import EXACT
@@ -39,55 +33,6 @@ def test_a_cell_has_a_step_and_its_prediction():
         measured = exchange_links.measure(arguments, "allreduce", lab, Link(0.5, 1e9))
     assert measured["predicted_seconds"] > 0.5 + measured["update_seconds"]  # one waits for the link's latency
     assert 0 < measured["update_seconds"] < measured["alone_seconds"]
-
-
-class _Model(torch.nn.Module):
-    """Two parameters and their optimiser."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = self
-        self.first, self.last = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
-        self.optimizer = torch.optim.SGD([self.first, self.last], lr=0.1)
-
-
-@pytest.fixture
-def clock(monkeypatch) -> SimpleNamespace:
-    """The watch's clock, which stands still unless its `now` is moved."""
-    clock = SimpleNamespace(now=10.0)
-    monkeypatch.setattr(exchange_watch, "time", SimpleNamespace(perf_counter=lambda: clock.now))
-    return clock
-
-
-def test_only_waiting_counts_as_held_up(clock):
-    model = _Model()
-    engine = torch.autograd.Variable._execution_engine  # with which DistributedDataParallel queues its wait
-
-    def take(seconds: float) -> None:
-        clock.now += seconds
-
-    model.last.register_hook(lambda _: take(1))  # computation of a gradient
-    model.optimizer.register_step_pre_hook(lambda *_: take(8))
-    step, backward, wait = type(model.optimizer).step, Tensor.backward, dist.Work.wait
-    with Watch(model) as watch:
-        model.first.register_post_accumulate_grad_hook(lambda _: engine.queue_callback(lambda: take(2)))
-        (model.first * model.last).sum().backward()
-        take(4)
-        model.optimizer.step()
-    assert (watch.step_seconds, watch.blocked_seconds, watch.update_seconds) == (15, 2, 8)
-    assert (type(model.optimizer).step, Tensor.backward, dist.Work.wait) == (step, backward, wait)
-    assert model.optimizer.step.__func__ is step
-
-
-def test_a_wait_for_a_collective_operation_counts_as_held_up(clock, monkeypatch):
-    def wait(work: object) -> None:
-        clock.now += 2
-
-    monkeypatch.setattr(dist.Work, "wait", wait)
-    with Watch(_Model()) as watch:
-        clock.now += 1
-        dist.Work.wait(None)
-    assert (watch.step_seconds, watch.blocked_seconds) == (3, 2)
 
 
 def test_crossings_are_where_the_predictions_meet():

@@ -27,8 +27,8 @@ from cluster.launch.node_checks import (
     Node,
     NodeReport,
     Requirements,
-    _code_digest,
     _read_dataset,
+    code_digest,
     inspect_node,
     written_probe,
 )
@@ -113,10 +113,10 @@ def test_a_folder_that_takes_no_file_is_told(tmp_path):
 def test_the_code_of_another_checkout_has_another_digest(tmp_path):
     for folder in ("pipeline", "model", "cluster"):
         shutil.copytree(CHECKOUT / folder, tmp_path / folder)
-    assert _code_digest(tmp_path) == _code_digest()
+    assert code_digest(tmp_path) == code_digest()
     with open(tmp_path / "model" / "lrn.py", "a") as file:
         file.write("\n")
-    assert _code_digest(tmp_path) != _code_digest()
+    assert code_digest(tmp_path) != code_digest()
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

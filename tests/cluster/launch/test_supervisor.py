@@ -292,6 +292,6 @@ def test_a_result_that_is_seen_late_is_waited_for(run):
 
 def test_a_run_has_one_supervisor(run):
     log = RunLog(run.launches_path)
-    with pytest.raises(UserError, match="is being trained by another job"):
+    with pytest.raises(UserError, match="is being written by another job"):
         supervised(run, FakeCluster(run, []))
     log.close()

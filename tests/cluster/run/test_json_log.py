@@ -42,7 +42,7 @@ def test_a_second_writer_is_refused_or_waits_for_the_end_of_the_first(tmp_path):
     path = tmp_path / "log.jsonl"
     first = JsonLog(path)
     first.write("first")
-    with pytest.raises(InputError, match="is being trained by another job"):
+    with pytest.raises(InputError, match="is being written by another job"):
         JsonLog(path)
     threading.Timer(0.3, first.close).start()
     second = JsonLog(path, wait_seconds=30)

@@ -144,7 +144,7 @@ def test_the_rate_follows_the_global_batch(raw_dataset, tmp_path):
 def test_two_trainers_of_one_run_are_refused(raw_dataset, tmp_path):
     run = RunFolder.create(tmp_path, CONFIG, raw_dataset)
     first = Trainer(raw_dataset, run, ALONE)
-    with pytest.raises(InputError, match="is being trained by another job"):
+    with pytest.raises(InputError, match="is being written by another job"):
         Trainer(raw_dataset, run, ALONE)
     first.close()
     Trainer(raw_dataset, run, ALONE).close()

@@ -1,0 +1,236 @@
+"""One worker of a launch: prepares each cell, warms up, and measures its steps, together with the others.
+
+As a process on a host of the lab, `python -m cluster.scaling.worker JSON` takes orders from standard input, one per
+line, which the first worker hands on to the others; it answers each on standard output. So whoever gives the orders can
+shape links and limit CPUs in between.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, median, quantiles
+from typing import IO, Any
+
+import torch
+import torch.distributed as dist
+
+from cluster.exchange.collectives import leave_process_group
+from cluster.lab.scaling_table import Cell
+from cluster.scaling.steps import Training
+from cluster.scaling.watch import Watch
+from cluster.worker.world import World
+from pipeline.system.processor import this_processor
+
+_CLEAR_PEAK = "5"  # what /proc/PID/clear_refs takes to forget the peak of the resident memory
+_PARTS = ("step", "data_wait", "forward", "backward", "blocked", "update")  # of a step, as `Watch` names them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all cells of an experiment have in common.
+
+    Attributes:
+        num_steps: Number of timed steps.
+        num_warm_up_steps: Number of steps before, at least 1: in the first, libraries choose their kernels, and after
+            it, DistributedDataParallel orders its buckets anew.
+        seed: Seed of weights, order and augmentation.
+        data: Dataset folders by their encoding.
+    """
+
+    num_steps: int
+    num_warm_up_steps: int
+    seed: int = 0
+    data: Mapping[str, str] = field(default_factory=dict)
+
+
+class CellWorker:
+    """Measures cells; every worker makes the same calls in the same order.
+
+    Args:
+        world: Place of this worker.
+        settings: What all cells have in common.
+    """
+
+    def __init__(self, world: World, settings: Settings) -> None:
+        torch.set_num_threads(world.num_threads)
+        self._world, self._settings = world, settings
+        self._training: Training | None = None
+        self._counts_bytes = self._can_count()
+
+    def _can_count(self) -> bool:
+        """Return whether each worker has a network of its own, with one interface that its traffic passes."""
+        networks = _gathered(self._world, _network())
+        return len(set(networks)) == len(networks) and max(_gathered(self._world, len(_sent_by_interface()))) <= 1
+
+    def machines(self) -> list[str]:
+        """Return the kind of each worker's machine."""
+        return _gathered(self._world, machine_kind(self._world.device))
+
+    def prepare(self, cell: Cell) -> dict[str, Any]:
+        """Build what trains a cell, and make a first step."""
+        self.close()
+        num_steps, data = self._num_steps, {name: Path(path) for name, path in self._settings.data.items()}
+        self._training = Training(cell, self._world, num_steps, data, self._settings.seed)
+        self._training.step()
+        return {}
+
+    def warm_up(self) -> dict[str, Any]:
+        """Make the other steps of the warm-up."""
+        assert self._training is not None
+        for _ in range(self._settings.num_warm_up_steps - 1):
+            self._training.step()
+        return {}
+
+    def measure(self) -> dict[str, Any]:
+        """Make the timed steps, and return the measured fields of a row."""
+        assert self._training is not None
+        num_steps, device = self._settings.num_steps, self._world.device
+        began, sent = time.process_time(), _sent_bytes()
+        watches = [self._training.step() for _ in range(num_steps)]
+        if self._world.world_size > 1:
+            dist.barrier()  # then all that was sent has arrived, and was counted
+        own = {
+            "steps": [_seconds(watch) for watch in watches],
+            "sent_bytes": (_sent_bytes() - sent) / num_steps,
+            "cpu_seconds": (time.process_time() - began) / num_steps,
+            "peak_memory_bytes": _peak_memory_bytes(),
+        }
+        return self._summary(_gathered(self._world, own), blocks_thread=device.type == "cpu")
+
+    def close(self) -> None:
+        """Give up the cell, and its memory."""
+        if self._training is not None:
+            self._training.close()
+        self._training = None
+        _free_memory()
+
+    @property
+    def _num_steps(self) -> int:
+        return self._settings.num_steps + self._settings.num_warm_up_steps
+
+    def _summary(self, of_workers: list[dict[str, Any]], blocks_thread: bool) -> dict[str, Any]:
+        """Return the fields of a row, from all workers' values."""
+        # Of each step the slowest worker counts, part by part.
+        steps = [
+            {part: max(step[part] for step in of_all) for part in _PARTS}
+            for of_all in zip(*(worker["steps"] for worker in of_workers), strict=True)
+        ]
+        found: dict[str, Any] = {f"{part}_seconds": median(step[part] for step in steps) for part in _PARTS}
+        whole = [step["step"] for step in steps]
+        found["step_seconds_p90"] = quantiles(whole, n=10, method="inclusive")[-1] if len(whole) > 1 else whole[0]
+        found["blocked_seconds"] = found["blocked_seconds"] if blocks_thread else None
+        found["sent_bytes"] = fmean(worker["sent_bytes"] for worker in of_workers) if self._counts_bytes else None
+        found["cpu_seconds"] = sum(worker["cpu_seconds"] for worker in of_workers)
+        found["peak_memory_bytes"] = max(worker["peak_memory_bytes"] for worker in of_workers)
+        return found
+
+
+def machine_kind(device: torch.device) -> str:
+    """Return what kind of machine a worker runs on: its card, or the processor and the number of its cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{len(os.sched_getaffinity(0))} cores of {this_processor()}"
+
+
+def serve(worker: CellWorker, world: World, orders: IO[str], answers: IO[str]) -> None:
+    """Follow the orders that the first worker reads, until they end.
+
+    Args:
+        worker: Does what is ordered.
+        world: Place of this worker.
+        orders: Lines of JSON, `{"order": "prepare", "cell": {...}}` and so on, for the first worker.
+        answers: Where the first worker writes a line for each.
+    """
+    _answer(world, answers, {"machines": worker.machines()})
+    while (order := _handed_on(world, orders)) is not None:
+        calls: dict[str, Callable[[], dict[str, Any]]] = {
+            "prepare": lambda: worker.prepare(Cell(**order["cell"])),  # called at once
+            "warm_up": worker.warm_up,
+            "measure": worker.measure,
+        }
+        _answer(world, answers, calls[order["order"]]())
+    worker.close()
+
+
+def main() -> None:
+    """Serve as a process on a host of the lab."""
+    settings = Settings(**json.loads(sys.argv[1]))
+    dist.init_process_group("gloo")
+    world = World(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+    serve(CellWorker(world, settings), world, sys.stdin, sys.stdout)
+    dist.barrier()
+    leave_process_group()
+
+
+def _handed_on(world: World, orders: IO[str]) -> dict[str, Any] | None:
+    """Return the next order, which the first worker reads and hands on; None: there are no more."""
+    line = orders.readline() if world.is_first else ""
+    lines = [line]
+    dist.broadcast_object_list(lines, src=0)
+    return dict(json.loads(lines[0])) if lines[0] else None
+
+
+def _answer(world: World, answers: IO[str], answer: dict[str, Any]) -> None:
+    """Let the first worker write an answer, once all have done what was ordered."""
+    dist.barrier()
+    if world.is_first:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _gathered(world: World, value: Any) -> list[Any]:
+    """Return all workers' values, by rank, on each."""
+    if world.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * world.world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _seconds(watch: Watch) -> dict[str, float]:
+    return {part: getattr(watch, f"{part}_seconds") for part in _PARTS}
+
+
+def _network() -> str:
+    """Return what tells this worker's network from another's: machine and namespace."""
+    return f"{socket.gethostname()} {os.stat('/proc/self/ns/net').st_ino}"
+
+
+def _sent_by_interface() -> dict[str, int]:
+    """Return the bytes that each interface but loopback has sent, of those that sent anything."""
+    lines = Path("/proc/self/net/dev").read_text().splitlines()[2:]
+    sent = {name.strip(): int(values.split()[8]) for name, _, values in (line.partition(":") for line in lines)}
+    return {name: num_bytes for name, num_bytes in sent.items() if name != "lo" and num_bytes}
+
+
+def _sent_bytes() -> int:
+    return sum(_sent_by_interface().values())
+
+
+def _free_memory() -> None:
+    """Give memory back to the system, and forget the peak so far, so that the next cell's is its own."""
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":  # told to keep what is free, it gives it back only when asked
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text(_CLEAR_PEAK)
+    except OSError:
+        pass  # then the peak is that of all cells so far
+
+
+def _peak_memory_bytes() -> int:
+    """Return the largest resident memory of this process since `_free_memory`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+if __name__ == "__main__":
+    main()
