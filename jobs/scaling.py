@@ -2,14 +2,17 @@
 
 import contextlib
 import sys
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from cluster.scaling.cells import Plan
+from cluster.lab.hosts import check_rights
+from cluster.scaling.cells import Plan, make_plan
 from cluster.scaling.experiment import Experiment
 from cluster.scaling.folder import SweepFolder
 from cluster.scaling.on_hosts import OnHosts, check_cpus
 from cluster.scaling.sweep import Place, Sweep
 from cluster.scaling.worker import Settings
+from jobs.bootstrap import RAY, check_interpreter
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.online.augmentation import AugmentationConfig
@@ -42,7 +45,7 @@ def scale(arguments: "Arguments", experiment: Experiment) -> int:
         raise InputError("nothing is left to measure:\n" + "\n".join(plan.left_out))
     if plan is not None and sweep.is_finished(plan):
         return _finish(folder, plan, experiment.blocks, "is finished already")
-    _announce(plan)
+    _announce(sweep, plan)
     if arguments.dry_run:
         return 0
     settings = Settings(
@@ -51,10 +54,28 @@ def scale(arguments: "Arguments", experiment: Experiment) -> int:
         seed=experiment.seed,
         data={encoding: str(dataset.path) for encoding, dataset in datasets.items()},
     )
-    place: Place = OnHosts(settings, experiment.cpus_per_worker, folder.workers_log)
-    with contextlib.closing(folder.begin(declaration)) as log:
+    with (
+        contextlib.closing(folder.begin(declaration)) as log,
+        _place(on, experiment, settings, folder, datasets) as place,
+    ):
         plan = sweep.run(place, log)
     return _finish(folder, plan, experiment.blocks, "is finished")
+
+
+@contextlib.contextmanager
+def _place(
+    on: str, experiment: Experiment, settings: Settings, folder: SweepFolder, datasets: Mapping[str, Dataset]
+) -> Iterator[Place]:
+    """Yield where the workers run."""
+    if on == "hosts":
+        check_rights()
+        yield OnHosts(settings, experiment.cpus_per_worker, folder.workers_log)
+        return
+    check_interpreter(RAY)  # checked here, since hosts need no Ray
+    from cluster.scaling.on_ray import on_ray
+
+    with on_ray(settings, folder.path, list(datasets.values()), experiment.workers) as place:
+        yield place
 
 
 def _datasets(arguments: "Arguments", experiment: Experiment) -> dict[str, Dataset]:
@@ -79,10 +100,15 @@ def _datasets(arguments: "Arguments", experiment: Experiment) -> dict[str, Datas
     return datasets
 
 
-def _announce(plan: Plan | None) -> None:
-    if plan is not None:
-        sys.stdout.write("".join(f"{cell}\n" for cell in plan.cells))
-        sys.stdout.write("".join(f"left out: {line}\n" for line in plan.left_out))
+def _announce(sweep: Sweep, plan: Plan | None) -> None:
+    """Print the cells, and how long they will take."""
+    if plan is None:
+        # Which bandwidths they are shows the time of a step without an exchange, and nothing else changes with it.
+        plan = make_plan(sweep.experiment, sweep.computations())
+        sys.stdout.write("links: found from the computation, which is measured first\n")
+    sys.stdout.write("".join(f"{cell}\n" for cell in plan.cells))
+    sys.stdout.write("".join(f"left out: {line}\n" for line in plan.left_out))
+    sys.stdout.write(f"{sweep.estimate(plan)}\n")
     sys.stdout.flush()
 
 

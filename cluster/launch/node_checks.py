@@ -40,8 +40,8 @@ class Requirements:
     """What a run needs of every node that may hold a worker.
 
     Attributes:
-        dataset_path: Dataset folder, absolute.
-        dataset_sha256: SHA-256 of its `dataset.json`.
+        dataset_path: Dataset folder, absolute; None: no dataset is needed.
+        dataset_sha256: SHA-256 of its `dataset.json`; None without one.
         folder: Folder that the workers write to and all of them read; absolute, may not exist yet.
         option: Option of the command line that names the folder.
         num_bytes: Bytes that will be written to the folder.
@@ -51,8 +51,8 @@ class Requirements:
         num_shards: Number of shards of the dataset.
     """
 
-    dataset_path: Path
-    dataset_sha256: str
+    dataset_path: Path | None
+    dataset_sha256: str | None
     folder: Path
     option: str = "--run"
     num_bytes: int = 0
@@ -189,8 +189,10 @@ def this_host() -> str:
     return socket.gethostname()
 
 
-def _read_dataset(path: Path, replaces_bad_samples: bool = False) -> tuple[str | None, str]:
+def _read_dataset(path: Path | None, replaces_bad_samples: bool = False) -> tuple[str | None, str]:
     """Return the SHA-256 of `dataset.json`, and what is wrong with the files that it names and that the run needs."""
+    if path is None:
+        return None, ""
     try:
         content = (path / "dataset.json").read_bytes()
         files = {name: written["num_bytes"] for name, written in json.loads(content)["files"].items()}

@@ -62,6 +62,7 @@ class Measured:
         place: Place of the cell in the launch's order.
         num_steps: Number of timed steps.
         fields: Measured fields of its row.
+        link: The link between the launch's workers as it is; None: not measured.
         time: When it was written, in seconds since 1970.
     """
 
@@ -71,6 +72,7 @@ class Measured:
     place: int
     num_steps: int
     fields: dict[str, float | None]
+    link: Link | None
     time: float
 
 
@@ -164,6 +166,7 @@ class SweepFolder:
                 place=line["place"],
                 num_steps=line["num_steps"],
                 fields=line["fields"],
+                link=None if launch["link"] is None else Link(**launch["link"]),
                 time=line["time"],
             )
             for launch, line in self._launched(block)
@@ -192,7 +195,11 @@ class SweepFolder:
         for cell in cells:
             if cell not in measured:
                 return None
-            rows.append(_row(block, measured[cell], links.get((cell.num_workers, cell.gigabits_per_second))))
+            fit = links.get((cell.num_workers, cell.gigabits_per_second))
+            as_it_is = measured[cell].link
+            if fit is None and as_it_is is not None:
+                fit = LinkFit(as_it_is, math.nan)
+            rows.append(_row(block, measured[cell], fit))
         return with_exposed(rows)
 
     def write_table(self, blocks: Iterable[int], cells: Iterable[Cell]) -> int:
@@ -204,14 +211,27 @@ class SweepFolder:
         return len(whole)
 
 
-def write_launch(log: JsonLog, identity: Identity, versions: dict[str, str]) -> None:
-    """Begin a launch in its log."""
-    log.write("launch", **dataclasses.asdict(identity), versions=versions)
+def write_launch(log: JsonLog, identity: Identity, versions: dict[str, str], link: Link | None = None) -> None:
+    """Begin a launch in its log.
+
+    Args:
+        log: The log.
+        identity: Code and machine of the workers.
+        versions: Versions of Python and the libraries.
+        link: The link between the workers as it is, where it is not shaped; None: not measured.
+    """
+    found = None if link is None else dataclasses.asdict(link)
+    log.write("launch", **dataclasses.asdict(identity), versions=versions, link=found)
 
 
 def write_cell(log: JsonLog, cell: Cell, place: int, num_steps: int, fields: dict[str, Any]) -> None:
     """Add a measured cell to a launch's log."""
     log.write("cell", cell=dataclasses.asdict(cell), place=place, num_steps=num_steps, fields=fields)
+
+
+def read_cells(log: Path) -> list[tuple[Cell, float]]:
+    """Return the cells of a launch's log, in order, with the time of a step."""
+    return [(Cell(**line["cell"]), line["fields"]["step_seconds"]) for line in _lines(log) if line["kind"] == "cell"]
 
 
 def _row(block: int, measured: Measured, fit: LinkFit | None) -> Row:

@@ -23,7 +23,7 @@ from cluster.lab.hosts import Hosts, hosts
 from cluster.lab.link_sweep import LinkFit, accepted_link
 from cluster.lab.scaling_table import Cell
 from cluster.lab.shaped_link import ShapedLink
-from cluster.launch.node_checks import code_digest, versions
+from cluster.launch.node_checks import versions
 from cluster.run.json_log import JsonLog
 from cluster.scaling.folder import Identity, Say, write_cell, write_launch
 from cluster.scaling.worker import Settings
@@ -45,7 +45,7 @@ class HostWorkers:
         log: File for their messages.
 
     Attributes:
-        machine: Kind of the machine, as the workers see it.
+        identity: Code and kind of machine of the workers.
     """
 
     def __init__(self, lab: Hosts, settings: Settings, cpus: float | None, log: IO[str]) -> None:
@@ -66,7 +66,7 @@ class HostWorkers:
                     quota = resources.enter_context(cpu_quota(f"worker{rank}", _all_cpus()))
                     quota.add(worker.pid)
                     self._quotas.append(quota)
-            self.machine = str(self._answer()["machines"][0])
+            self.identity = Identity(**self._answer())
             self._resources = resources.pop_all()
 
     def __enter__(self) -> "HostWorkers":
@@ -174,7 +174,7 @@ class OnHosts:
             HostWorkers(lab, self._settings, self._cpus, messages) as workers,
             contextlib.closing(JsonLog(log)) as launch,
         ):
-            write_launch(launch, Identity(code_digest(), workers.machine), versions())
+            write_launch(launch, workers.identity, versions())
             for place, cell in cells:
                 fields = workers.measure(cell)
                 write_cell(launch, cell, place, self._settings.num_steps, fields)

@@ -21,6 +21,7 @@ from cluster.scaling.cells import (
     make_plan,
     workload_of,
 )
+from cluster.scaling.estimate import Estimate, estimate
 from cluster.scaling.experiment import Experiment
 from cluster.scaling.folder import Say, SweepFolder
 from cluster.scaling.like import matching_gigabits
@@ -99,6 +100,19 @@ class Sweep:
         """Return whether nothing is left to measure, or to write."""
         blocks = range(self.experiment.blocks)
         return self.folder.table.exists() and not any(self.missing(block, plan.cells) for block in blocks)
+
+    def estimate(self, plan: Plan) -> Estimate:
+        """Return the time that what is left will take."""
+        blocks = range(self.experiment.blocks)
+        missing = [self.missing(block, plan.cells) for block in blocks]
+        links = [link for link in _shaped_links(plan) if link not in self.folder.links()]
+        known = {
+            each.cell: seconds
+            for block in blocks
+            for each in self.folder.measured(block)
+            if (seconds := each.fields["step_seconds"]) is not None
+        }
+        return estimate(self.experiment, missing, links, known)
 
     def run(self, place: Place, log: JsonLog) -> Plan:
         """Measure all that is missing; return the plan, with what was refused.

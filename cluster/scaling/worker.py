@@ -6,6 +6,7 @@ shape links and limit CPUs in between.
 """
 
 import ctypes
+import dataclasses
 import gc
 import json
 import os
@@ -24,9 +25,12 @@ import torch.distributed as dist
 
 from cluster.exchange.collectives import leave_process_group
 from cluster.lab.scaling_table import Cell
+from cluster.launch.node_checks import code_digest
+from cluster.scaling.folder import Identity
 from cluster.scaling.steps import Training
 from cluster.scaling.watch import Watch
 from cluster.worker.world import World
+from pipeline.command import InputError
 from pipeline.system.processor import this_processor
 
 _CLEAR_PEAK = "5"  # what /proc/PID/clear_refs takes to forget the peak of the resident memory
@@ -65,14 +69,25 @@ class CellWorker:
         self._training: Training | None = None
         self._counts_bytes = self._can_count()
 
+    def identity(self) -> Identity:
+        """Return the code and the kind of machine of all workers.
+
+        Raises:
+            InputError: They differ.
+        """
+        found = set(_gathered(self._world, Identity(code_digest(), machine_kind(self._world.device))))
+        if len(found) > 1:
+            first, second = sorted(found, key=lambda identity: (identity.machine, identity.code))[:2]
+            raise InputError(
+                f"workers of one launch were measured {second.difference(first)}; let all nodes that may get a worker "
+                "be of one kind, with one version of this project"
+            )
+        return found.pop()
+
     def _can_count(self) -> bool:
         """Return whether each worker has a network of its own, with one interface that its traffic passes."""
         networks = _gathered(self._world, _network())
         return len(set(networks)) == len(networks) and max(_gathered(self._world, len(_sent_by_interface()))) <= 1
-
-    def machines(self) -> list[str]:
-        """Return the kind of each worker's machine."""
-        return _gathered(self._world, machine_kind(self._world.device))
 
     def prepare(self, cell: Cell) -> dict[str, Any]:
         """Build what trains a cell, and make a first step."""
@@ -149,7 +164,7 @@ def serve(worker: CellWorker, world: World, orders: IO[str], answers: IO[str]) -
         orders: Lines of JSON, `{"order": "prepare", "cell": {...}}` and so on, for the first worker.
         answers: Where the first worker writes a line for each.
     """
-    _answer(world, answers, {"machines": worker.machines()})
+    _answer(world, answers, dataclasses.asdict(worker.identity()))
     while (order := _handed_on(world, orders)) is not None:
         calls: dict[str, Callable[[], dict[str, Any]]] = {
             "prepare": lambda: worker.prepare(Cell(**order["cell"])),  # called at once

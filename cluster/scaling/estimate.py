@@ -1,0 +1,86 @@
+"""How long an experiment will take, from what its folder has already, else from a stated guess of the computation."""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from cluster.exchange.cost import Computation, Link, Workload, fraction_sent, predict_step
+from cluster.lab.scaling_table import NO_EXCHANGE, Cell
+from cluster.scaling.cells import operations_of, workload_of
+from cluster.scaling.experiment import Experiment
+
+GUESSED_OPERATIONS_PER_SECOND = 50e9  # per CPU
+_GUESSED_LINK = Link(0.0002, 1e9)  # where it is not shaped
+_LAUNCH_SECONDS, _CELL_SECONDS, _SWEEP_SECONDS = 20.0, 4.0, 8.0  # beside steps, and beside what is sent
+_SWEEP_BYTES = 320e6  # of the all-reduced tensors of a sweep
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The time of an experiment.
+
+    Attributes:
+        num_launches: Number of launches that are left.
+        num_cells: Number of cells to measure in them.
+        seconds: Time in all.
+        is_guessed: Whether the computation of some was guessed.
+    """
+
+    num_launches: int
+    num_cells: int
+    seconds: float
+    is_guessed: bool
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        rate = f"{GUESSED_OPERATIONS_PER_SECOND / 1e9:.0f} GFLOP/s per CPU"
+        grounds = f"at a guess of {rate}" if self.is_guessed else "by the steps measured so far"
+        minutes = max(1, round(self.seconds / 60))
+        return f"{self.num_cells} cells in {self.num_launches} launches: about {minutes} min, {grounds}"
+
+
+def estimate(
+    experiment: Experiment,
+    missing: Iterable[Iterable[Cell]],
+    links: Iterable[tuple[int, float]],
+    known: Mapping[Cell, float],
+) -> Estimate:
+    """Return the time that an experiment will take.
+
+    Args:
+        experiment: The declaration.
+        missing: Cells that each block lacks.
+        links: Number of workers and Gbit/s of each link that is still to be swept.
+        known: Time of a step of cells that were measured.
+    """
+    seconds = sum(
+        _SWEEP_SECONDS + 2 * fraction_sent(workers) * _SWEEP_BYTES / (rate * 1e9 / 8) for workers, rate in links
+    )
+    num_steps, launches, num_cells, is_guessed = experiment.steps + experiment.warm_up_steps, 0, 0, False
+    for cells in map(list, missing):
+        launches += len({cell.num_workers for cell in cells})
+        num_cells += len(cells)
+        is_guessed |= any(cell not in known for cell in cells)
+        seconds += sum(_CELL_SECONDS + num_steps * (known.get(cell) or guessed_step(cell)) for cell in cells)
+    return Estimate(launches, num_cells, seconds + launches * _LAUNCH_SECONDS, is_guessed)
+
+
+def guessed_step(cell: Cell) -> float:
+    """Return a guess of the time of a cell's step."""
+    cpus = cell.cpus_per_worker or len(os.sched_getaffinity(0)) / cell.num_workers
+    per_second = cpus * GUESSED_OPERATIONS_PER_SECOND
+    computation = Computation(operations_of(cell) / cell.num_workers / per_second, per_second)
+    link = _GUESSED_LINK
+    if cell.gigabits_per_second:
+        link = Link(_GUESSED_LINK.latency_seconds, cell.gigabits_per_second * 1e9 / 8)
+    workload: Workload = workload_of(cell)
+    match cell.exchange:
+        case "factors" | "hybrid" | "allreduce":
+            return predict_step(cell.exchange, workload, cell.num_workers, link, computation)
+        case "bf16":
+            rounded = dataclasses.replace(workload, gradient_bytes=2)
+            return predict_step("allreduce", rounded, cell.num_workers, link, computation)
+        case _:
+            assert cell.exchange == NO_EXCHANGE
+            return computation.step_seconds
