@@ -181,6 +181,8 @@ def _run(folder: Path, host: str, words: Sequence[str]) -> int:
         with network_entered(entrance["network"]):
             process = subprocess.Popen(words, env=environment() | entrance["environment"])
     except FileNotFoundError as error:
+        if error.filename != words[0]:  # the lab has ended meanwhile
+            raise
         raise InputError(f"there is no command {words[0]}; name one that is on the PATH") from error
     try:
         return process.wait()

@@ -19,7 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def ask(folder: Path, action: str, about: str = "") -> Any:
 
     Args:
         folder: Folder of the lab.
-        action: One of those of `_answered`.
+        action: `down`, or one of those of `_answer`.
         about: Host or job that it concerns.
 
     Raises:
@@ -141,38 +141,44 @@ def _serve(lab: RayLab, listener: socket.socket) -> socket.socket:
     while True:
         if select.select([listener], [], [], _LOOK_SECONDS)[0]:
             connection, _ = listener.accept()
-            connection.settimeout(_REQUEST_SECONDS)
-            try:
-                with connection.makefile() as stream:
-                    request = json.loads(stream.readline())
-                if request["action"] == "down":
-                    return connection
-                answer: dict[str, Any] = {"answer": _answered(lab, request["action"], request["about"])}
-            except InputError as error:
-                answer = {"error": str(error)}
-            except (OSError, ValueError, KeyError, TypeError):  # who asked is gone, or is no command of ours
+            request = _request(connection)
+            if request is None:
                 connection.close()
-                continue
-            with connection:
-                _tell(connection, answer)
+            elif request["action"] == "down":
+                return connection
+            else:
+                with connection:
+                    _tell(connection, _answer(lab, request["action"], request["about"]))
         lab.look_after()
 
 
-def _answered(lab: RayLab, action: str, about: str) -> Any:
-    match action:
-        case "cut":
-            return lab.cut(about)
-        case "join":
-            return lab.join(about)
-        case "kill":
-            return lab.kill(about)
-        case "status":
-            return lab.status()
-        case "entrance":
-            return dataclasses.asdict(lab.entrance(about))
-        case "exit-status":
-            return lab.exit_status(about)
-    raise InputError(f"the lab's keeper does not know `{action}`; it is of another version: take the lab down")
+def _request(connection: socket.socket) -> dict[str, str] | None:
+    """Return what is asked; None if that is no command of ours, or who asked is gone."""
+    connection.settimeout(_REQUEST_SECONDS)
+    try:
+        with connection.makefile() as stream:
+            request = json.loads(stream.readline())
+        return {name: str(request[name]) for name in ("action", "about")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _answer(lab: RayLab, action: str, about: str) -> dict[str, Any]:
+    """Return the answer to a command."""
+    actions: dict[str, Callable[[], Any]] = {
+        "cut": lambda: lab.cut(about),
+        "join": lambda: lab.join(about),
+        "kill": lambda: lab.kill(about),
+        "status": lab.status,
+        "entrance": lambda: dataclasses.asdict(lab.entrance(about)),
+        "exit-status": lambda: lab.exit_status(about),
+    }
+    if action not in actions:
+        return {"error": f"the lab's keeper does not know `{action}`; it is of another version: take the lab down"}
+    try:
+        return {"answer": actions[action]()}
+    except (InputError, OSError) as error:
+        return {"error": str(error)}
 
 
 def _tell(connection: socket.socket, answer: dict[str, Any]) -> None:
