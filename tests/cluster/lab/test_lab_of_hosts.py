@@ -136,9 +136,8 @@ def test_a_run_outlives_a_cut_and_a_killed_keeper_leaves_nothing(raw_dataset, tm
         assert len(workers) == _HOSTS and workers <= set(_limited())
         assert not any("raylet" in titles.get(process_id, "") for process_id in _limited())
 
-        undisturbed = stack.enter_context(ThreadPoolExecutor()).submit(
-            _train_alone, *alone
-        )  # while it has little to do
+        threads = stack.enter_context(ThreadPoolExecutor())
+        undisturbed = threads.submit(_train_alone, *alone)  # while the cut one waits
         other = _to_be_cut(commands.folder, run / METRICS_JSONL)
         assert commands("cut", other) == f"host {other} is cut off\n"
         cut = time.time()
