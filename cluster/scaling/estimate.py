@@ -10,7 +10,7 @@ from cluster.lab.scaling_table import NO_EXCHANGE, Cell
 from cluster.scaling.cells import operations_of, workload_of
 from cluster.scaling.experiment import Experiment
 
-GUESSED_OPERATIONS_PER_SECOND = 50e9  # per CPU
+GUESSED_OPERATIONS_PER_SECOND = 100e9  # per CPU
 _GUESSED_LINK = Link(0.0002, 1e9)  # where it is not shaped
 _LAUNCH_SECONDS, _CELL_SECONDS, _SWEEP_SECONDS = 20.0, 4.0, 8.0  # beside steps, and beside what is sent
 _SWEEP_BYTES = 320e6  # of the all-reduced tensors of a sweep

@@ -33,6 +33,7 @@ from pipeline.command import InputError
 _COMMAND = ("-m", "cluster.scaling.worker")
 _TIMEOUT_SECONDS = 3600.0  # for one answer
 _POLL_SECONDS = 0.2
+_REFUSED = 2  # status of a worker that can't use its input
 
 
 class HostWorkers:
@@ -130,10 +131,13 @@ class HostWorkers:
 
     def _check(self) -> None:
         failed = {rank: worker.returncode for rank, worker in enumerate(self._workers) if worker.poll()}
-        if failed:
-            ranks = ", ".join(f"{rank} with status {status}" for rank, status in failed.items())
-            last = _last_line(Path(self._log.name))
-            raise InputError(f"a worker on a host failed ({ranks}): {last}; see {self._log.name}")
+        if not failed:
+            return
+        last = _last_line(Path(self._log.name))
+        if _REFUSED in failed.values():
+            raise InputError(last.removeprefix("error: "))
+        ranks = ", ".join(f"{rank} with status {status}" for rank, status in failed.items())
+        raise InputError(f"a worker on a host failed ({ranks}): {last}; see {self._log.name}")
 
     def _kill(self) -> None:
         for worker in self._workers:

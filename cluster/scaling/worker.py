@@ -14,7 +14,7 @@ import platform
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median, quantiles
@@ -30,7 +30,7 @@ from cluster.scaling.folder import Identity
 from cluster.scaling.steps import Training
 from cluster.scaling.watch import Watch
 from cluster.worker.world import World
-from pipeline.command import InputError
+from pipeline.command import InputError, run_command
 from pipeline.system.processor import this_processor
 
 _CLEAR_PEAK = "5"  # what /proc/PID/clear_refs takes to forget the peak of the resident memory
@@ -175,7 +175,7 @@ def serve(worker: CellWorker, world: World, orders: IO[str], answers: IO[str]) -
     worker.close()
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Serve as a process on a host of the lab."""
     settings = Settings(**json.loads(sys.argv[1]))
     dist.init_process_group("gloo")
@@ -183,6 +183,7 @@ def main() -> None:
     serve(CellWorker(world, settings), world, sys.stdin, sys.stdout)
     dist.barrier()
     leave_process_group()
+    return 0
 
 
 def _handed_on(world: World, orders: IO[str]) -> dict[str, Any] | None:
@@ -248,4 +249,4 @@ def _peak_memory_bytes() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -55,7 +55,7 @@ for name in sys.argv[1:]:
         sys.exit(f"{name} loads {heavy}")
 """
 COMMANDS = [
-    *("jobs.train", "jobs.evaluate", "jobs.predict", "jobs.curves", "jobs.preflight", "jobs.demo"),
+    *("jobs.train", "jobs.evaluate", "jobs.predict", "jobs.curves", "jobs.preflight", "jobs.demo", "jobs.scale"),
     *("cluster.drill", "cluster.ledger", "cluster.lab.__main__"),
 ]
 

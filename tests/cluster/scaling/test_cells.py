@@ -1,0 +1,147 @@
+"""Which cells an experiment has, and in which order a block measures them."""
+
+import itertools
+
+import pytest
+
+from cluster.lab.scaling_table import NO_EXCHANGE, Cell
+from cluster.scaling.cells import (
+    computation_cells,
+    expected_bytes,
+    in_random_order,
+    launches_in_random_order,
+    make_plan,
+    operations_of,
+    workload_of,
+)
+from cluster.scaling.experiment import Experiment
+from cluster.scaling.like import LikeCluster, matching_gigabits
+
+EXPERIMENT = Experiment(
+    workers=(1, 2, 4),
+    global_batch_sizes=(32,),
+    batch_sizes_per_worker=(8,),
+    models=("alexnet_2012",),
+    exchanges=("allreduce", "factors", "hybrid", "bf16"),
+    links=(0.25, 1.0),
+    cpus_per_worker=0.4,
+)
+
+
+def _plan(experiment: Experiment, encodings=()):
+    return make_plan(experiment, computation_cells(experiment, encodings, 1000))
+
+
+def test_strong_and_weak_cells_share_what_belongs_to_both():
+    plan = _plan(EXPERIMENT)
+    assert len(set(plan.cells)) == len(plan.cells)
+    batches = {n: sorted({c.global_batch_size for c in plan.cells if c.num_workers == n}) for n in (1, 2, 4)}
+    assert batches == {1: [8, 32], 2: [16, 32], 4: [32]}
+
+
+def test_each_computation_has_one_cell_without_an_exchange_and_a_single_worker_no_other():
+    plan = _plan(EXPERIMENT)
+    alone = [cell for cell in plan.cells if cell.exchange == NO_EXCHANGE]
+    assert {cell.without_exchange for cell in plan.cells} == set(alone)
+    assert all(cell.gigabits_per_second == 0 for cell in alone)
+    assert all(cell.exchange == NO_EXCHANGE for cell in plan.cells if cell.num_workers == 1)
+    exchanging = {(c.exchange, c.gigabits_per_second) for c in plan.cells if c.num_workers == 4} - {(NO_EXCHANGE, 0)}
+    assert exchanging == set(itertools.product(EXPERIMENT.exchanges, EXPERIMENT.links))
+    assert any(line.startswith("1 worker: ") for line in plan.left_out)
+
+
+def test_an_exchange_that_is_all_reduce_for_a_model_is_left_out_and_named():
+    experiment = Experiment(workers=(2,), global_batch_sizes=(2,), models=("alexnet_small:26",))
+    assert {cell.exchange for cell in _plan(experiment).cells} == {"none", "allreduce", "factors", "hybrid"}
+    many = Experiment(workers=(2048,), global_batch_sizes=(2048,), models=("alexnet_small:26",), num_classes=10)
+    plan = make_plan(many, computation_cells(many, (), 10))
+    assert {cell.exchange for cell in plan.cells} == {"none", "allreduce", "factors"}
+    assert [line for line in plan.left_out if line.startswith("hybrid with alexnet_small on 2048 workers: ")]
+
+
+def test_a_batch_that_so_many_workers_cannot_share_is_left_out_and_named():
+    experiment = Experiment(workers=(1, 4), global_batch_sizes=(32,), models=("alexnet_bn",))
+    plan = _plan(experiment)
+    assert {cell.num_workers for cell in plan.cells} == {1}  # a group of 32 stays on one worker
+    assert any("4 workers: a batch of 32 can't be shared by so many in groups of 32" in line for line in plan.left_out)
+
+
+def test_real_cells_have_each_encoding_and_synthetic_ones_none():
+    experiment = Experiment(workers=(1,), global_batch_sizes=(8,), loaders=("synthetic", "real"))
+    cells = _plan(experiment, ("jpeg", "raw")).cells
+    assert [(cell.loader, cell.encoding) for cell in cells] == [("real", "jpeg"), ("real", "raw"), ("synthetic", "")]
+
+
+def test_a_block_has_an_order_of_its_own_that_the_seed_decides():
+    cells = [cell for cell in _plan(EXPERIMENT).cells if cell.num_workers == 4]
+    orders = [in_random_order(cells, seed, block) for seed, block in itertools.product((0, 1), (0, 1, 2))]
+    assert len({tuple(order) for order in orders}) == 6
+    assert all(sorted(order) == sorted(cells) for order in orders)
+    assert in_random_order(reversed(cells), 0, 1) == orders[1]
+    launches = {tuple(launches_in_random_order((4, 2, 1, 2), 0, block)) for block in range(9)}
+    assert len(launches) > 1 and all(sorted(launch) == [1, 2, 4] for launch in launches)
+
+
+def test_bytes_and_operations_are_those_of_the_formulas():
+    cell = Cell(
+        model="alexnet_2012",
+        image_size=224,
+        num_classes=1000,
+        precision="float32",
+        num_workers=2,
+        global_batch_size=128,
+        exchange="allreduce",
+    )
+    parameters = 60_965_224
+    values = {name: expected_bytes(Cell(**vars(cell) | {"exchange": name})) for name in ("allreduce", "bf16", "none")}
+    assert values == {"allreduce": 4 * parameters, "bf16": 2 * parameters, "none": 0}
+    assert expected_bytes(Cell(**vars(cell) | {"num_workers": 1})) == 0
+    in_bfloat16 = Cell(**vars(cell) | {"exchange": "factors", "precision": "bfloat16"})
+    assert expected_bytes(in_bfloat16) < expected_bytes(Cell(**vars(in_bfloat16) | {"precision": "float32"}))
+    assert operations_of(cell) == 128 * operations_of(Cell(**vars(cell) | {"global_batch_size": 1}))
+
+
+def test_a_cluster_is_read_and_its_ratio_is_met_by_the_matching_bandwidth():
+    cluster = LikeCluster.parse("8 x 20000 img/s @ 100gbit")
+    assert cluster == LikeCluster(8, 20000, 100)
+    assert LikeCluster.parse("2x15.5 images/s @ 500 Mbit/s") == LikeCluster(2, 15.5, 0.5)
+    cell = next(c for c in _plan(EXPERIMENT).cells if c.num_workers == 2 and c.global_batch_size == 16)
+    there = workload_of(Cell(**vars(cell) | {"global_batch_size": 64}))  # 8 samples per worker
+    ratio = cluster.ratio(there)
+    # 2 * 7 / 8 * 4 bytes per parameter, at 12.5 GB/s, to 64 samples at 160,000 per second
+    assert ratio == pytest.approx(2 * 7 / 8 * 4 * 60_965_224 / 12.5e9 / (64 / 160_000))
+    here = workload_of(cell)
+    gigabits = matching_gigabits(ratio, here, 2, compute_seconds=3.0)
+    assert here.num_bytes("allreduce", 2) / (gigabits * 1e9 / 8) / 3.0 == pytest.approx(ratio, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "text", ["8 x 20000", "1 x 20000 img/s @ 100gbit", "8 x 0 img/s @ 1gbit", "8 x 2.. img/s @ 1gbit"]
+)
+def test_a_cluster_that_cannot_be_read_is_refused(text):
+    with pytest.raises(ValueError, match=r'must be like "8 x 20000 img/s @ 100gbit"'):
+        LikeCluster.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"workers": ()}, "workers=()"),
+        ({"workers": (0,)}, "must be at least 1"),
+        ({"models": ("alexnet",)}, "there is no model 'alexnet'"),
+        ({"models": ("alexnet_small:big",)}, "NAME or NAME:PIXELS"),
+        ({"models": ("alexnet_2012:26",)}, "26"),
+        ({"exchanges": ("powersgd",)}, "'powersgd'"),
+        ({"links": (0.0,)}, "above 0"),
+        ({"links": (1.0,), "like": "8 x 20000 img/s @ 100gbit"}, "leave out one"),
+        ({"like_batch": 8}, "goes with like"),
+        ({"like": "fast"}, "must be like"),
+        ({"warm_up_steps": 1}, "at least 2"),
+        ({"cpus_per_worker": 0.0}, "above 0"),
+        ({"blocks": 0}, "at least 1"),
+    ],
+)
+def test_a_declaration_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(ValueError, match=r"=|:") as refused:
+        Experiment(**fields)
+    assert message in str(refused.value)
