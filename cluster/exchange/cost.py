@@ -25,7 +25,26 @@ from cluster.exchange.names import Strategy
 _GRADIENT_BYTES = 4
 # Gradients that are sent together: DistributedDataParallel's default, and that of `replicated.py`.
 _BUCKET_BYTES: dict[Strategy, int] = {"allreduce": 25 * 2**20, "factors": 2**20, "hybrid": 2**20}
-_BACKWARD = 2 / 3  # of a step's operations
+BACKWARD_SHARE = 2 / 3  # of a step's operations
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What a worker sends in a step, and what it computes for that alone.
+
+    Attributes:
+        num_hidden: Number of collective operations that may go on during the backward pass.
+        hidden_bytes: Bytes that a worker sends in them.
+        num_awaited: Number of collective operations for which the computation waits.
+        awaited_bytes: Bytes that a worker sends in them.
+        extra_operations: Floating-point operations of a worker.
+    """
+
+    num_hidden: int = 0
+    hidden_bytes: float = 0.0
+    num_awaited: int = 0
+    awaited_bytes: float = 0.0
+    extra_operations: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +109,25 @@ class Workload:
         """Return the bytes that a worker sends per step."""
         return self.num_gradient_bytes(strategy, world_size) + self.num_activation_bytes(strategy, world_size)
 
+    def traffic(self, strategy: Strategy, world_size: int) -> Traffic:
+        """Return what a worker sends per step."""
+        gradients = self.num_gradient_bytes(strategy, world_size)
+        activations = self.num_activation_bytes(strategy, world_size)
+        num_buckets = math.ceil(gradients / _BUCKET_BYTES[strategy]) + 1
+        match strategy:
+            case "allreduce":
+                return Traffic(num_buckets, gradients)
+            case "factors":
+                num_others = self.global_batch_size * fraction_sent(world_size)
+                return Traffic(
+                    num_buckets + 2 * len(self.units),
+                    gradients + activations,
+                    extra_operations=2 * self.num_dense * num_others,
+                )
+            case "hybrid":
+                num_awaited = 2 * (len(self.units) + 1) * self.num_pieces
+                return Traffic(num_buckets, gradients, num_awaited, activations)
+
     def choices(self, world_size: int) -> tuple[Strategy, ...]:
         """Return the strategies that differ from each other for this model and number of workers."""
         if world_size == 1 or not self.units:
@@ -140,18 +178,12 @@ def predict_step(
         link: Link between them.
         computation: Computation of a worker.
     """
-    gradients = workload.num_gradient_bytes(strategy, world_size)
-    activations = workload.num_activation_bytes(strategy, world_size)
-    num_buckets = math.ceil(gradients / _BUCKET_BYTES[strategy]) + 1
+    traffic = workload.traffic(strategy, world_size)
     # Gradients travel during the last piece's backward pass alone.
-    backward, extra, waiting = _BACKWARD * computation.step_seconds / workload.num_pieces, 0.0, 0.0
-    hidden = link.seconds(num_buckets, gradients)
-    if strategy == "factors":
-        hidden += link.seconds(2 * len(workload.units), activations)
-        num_others = workload.global_batch_size * (1 - 1 / world_size)
-        extra = 2 * workload.num_dense * num_others / computation.operations_per_second
-    if strategy == "hybrid":
-        waiting = link.seconds(2 * (len(workload.units) + 1) * workload.num_pieces, activations)
+    backward = BACKWARD_SHARE * computation.step_seconds / workload.num_pieces
+    extra = traffic.extra_operations / computation.operations_per_second
+    waiting = link.seconds(traffic.num_awaited, traffic.awaited_bytes)
+    hidden = link.seconds(traffic.num_hidden, traffic.hidden_bytes)
     return computation.step_seconds + extra + waiting + max(0.0, hidden - backward)
 
 

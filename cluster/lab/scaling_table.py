@@ -140,6 +140,8 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         InputError: There is none at this path, or it is no table of a scaling experiment.
     """
+    if not path.is_file():
+        raise InputError(f"{path} is not there; name the scaling.parquet of jobs/scale.py")
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
