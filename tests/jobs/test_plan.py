@@ -1,0 +1,184 @@
+"""`jobs/plan.py`: from a table, from stated inputs, and from both; each figure against one worked out by hand."""
+
+import dataclasses
+import json
+
+import pytest
+from scaling_rows import LAW, cells_of, make_rows
+
+from cluster.lab.cost_model import CostModel, Network, Pace
+from cluster.lab.kind import Kind
+from cluster.lab.planning import Job, find_bottleneck, predict_point, scan
+from cluster.lab.scaling_table import write_rows
+from jobs import plan
+from jobs.plan_inputs import read_recovery
+from pipeline.command import InputError
+
+STATED = [
+    "--workers", "16", "--images-per-second-per-worker", "2000", "--bandwidth", "10gbit",
+    "--latency-microseconds", "20", "--batch-size-per-worker", "128",
+]  # fmt: skip
+MODEL = CostModel(
+    kind=Kind(model="alexnet_2012", image_size=224, num_classes=1000, precision="float32"),
+    pace=Pace(seconds_per_sample=1 / 2000),
+    network=Network(message_seconds=20e-6),
+)
+JOB = Job(num_images=1_281_167, num_epochs=90, batch_size_per_worker=128, gigabits_per_second=10)
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sweep") / "scaling.parquet"
+    write_rows(path, make_rows(cells_of(batches=(32, 64)), noise=0.02))
+    return path
+
+
+def _planned(arguments, tmp_path):
+    assert plan.main([*arguments, "--json", str(tmp_path / "plan.json")]) == 0
+    return json.loads((tmp_path / "plan.json").read_text())
+
+
+def test_from_stated_inputs_alone(tmp_path, capsys):
+    found = _planned([*STATED, "--price-per-hour", "2", "--bytes-per-image", "30000"], tmp_path)
+    asked = found["plan"]
+    assert asked["images_per_second"] == pytest.approx(predict_point(MODEL, JOB, 16).images_per_second)
+    hours = 1_281_167 * 90 / asked["images_per_second"] / 3600
+    assert (asked["hours"], asked["price"]) == (pytest.approx(hours), pytest.approx(hours * 16 * 2))
+    low, high = asked["images_per_second_interval"]
+    assert low < asked["images_per_second"] == high
+    assert found["disk_bytes"] == 1_281_167 * 30_000
+    assert found["loader_images_per_second_per_worker"] == pytest.approx(asked["images_per_second"] / 16)
+    assert {each["source"] for each in found["inputs"]} == {"stated", "assumed"}
+    assert [point["num_workers"] for point in found["scan"]] == list(range(1, 17))
+    assert found["fastest"]["hours"] == min(point["hours"] for point in found["scan"])
+    assert found["cheapest"]["price"] == min(point["price"] for point in found["scan"])
+    assert min(found["exchanges"], key=found["exchanges"].get) == asked["exchange"]
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("16 workers, global batch 2,048") for line in lines)
+    assert sum(line.split()[:1] in ([str(2**power)] for power in range(5)) for line in lines[-6:]) == 5
+
+
+def test_from_a_table(table, tmp_path, capsys):
+    found = _planned(
+        ["--table", str(table), "--workers", "8", "--bandwidth", "1gbit", "--global-batch-size", "64"], tmp_path
+    )
+    cell = dataclasses.replace(
+        cells_of(workers=(8,), links=(1.0,))[1], exchange=found["plan"]["exchange"]
+    )  # fmt: skip
+    assert found["plan"]["images_per_second"] == pytest.approx(LAW.images_per_second(cell), rel=0.06)
+    low, high = found["plan"]["images_per_second_interval"]
+    assert low < found["plan"]["images_per_second"] < high
+    assert "4 workers, kept out of a fit" in found["interval"]
+    sources = {each["name"]: each["source"] for each in found["inputs"]}
+    assert (sources["computation"], sources["overlap"], sources["bandwidth"]) == ("measured", "measured", "stated")
+    assert "1 to 4 workers, 8 to 64 samples per worker, 0.1 to 1 Gbit/s" in capsys.readouterr().out
+
+
+def test_what_is_stated_replaces_what_was_measured(table, tmp_path):
+    arguments = ["--table", str(table), "--workers", "8", "--bandwidth", "1gbit", "--global-batch-size", "64"]
+    found = _planned([*arguments, "--images-per-second-per-worker", "5", "--latency-microseconds", "1"], tmp_path)
+    sources = {each["name"]: each["source"] for each in found["inputs"]}
+    assert (sources["computation"], sources["message"], sources["overlap"]) == ("stated", "stated", "measured")
+    assert found["plan"]["images_per_second"] == pytest.approx(5 * 8, rel=0.02)
+
+
+def test_the_dataset_says_what_a_picture_takes(jpeg_dataset, tmp_path):
+    found = _planned([*STATED, "--data", str(jpeg_dataset.path), "--num-images", "1000"], tmp_path)
+    shards = list(jpeg_dataset.path.glob("train-*.tar"))
+    size = sum(shard.stat().st_size for shard in shards) / jpeg_dataset.num_samples("train")
+    assert found["disk_bytes"] == pytest.approx(1000 * size)
+
+
+def test_what_binds_and_what_would_bind_next():
+    cell = predict_point(MODEL, JOB, 16).cell
+    slow = dataclasses.replace(cell, exchange="allreduce", gigabits_per_second=0.1)
+    found = find_bottleneck(MODEL, slow)
+    assert (found.resource, found.next_resource) == ("exchange", "computation")
+    assert found.next_images_per_second == pytest.approx(16 * 2000)
+    starved = dataclasses.replace(MODEL, pace=dataclasses.replace(MODEL.pace, loader_images_per_second=500.0))
+    found = find_bottleneck(starved, dataclasses.replace(cell, gigabits_per_second=100))
+    assert (found.resource, found.next_resource) == ("loader", "computation")
+    tail = dataclasses.replace(MODEL, pace=dataclasses.replace(MODEL.pace, update_seconds=1.0))
+    assert find_bottleneck(tail, cell.without_exchange).resource == "update"
+
+
+def test_interruptions_cost_what_a_drill_measured(tmp_path, capsys):
+    drill = tmp_path / "drill.json"
+    events = [
+        {"event": name, "first_step_seconds": took} for name, took in (("worker", 10), ("node", 18), ("join", 99))
+    ]
+    drill.write_text(json.dumps({"events": events}))
+    assert read_recovery(drill) == 14
+    calm = _planned(STATED, tmp_path)["plan"]["hours"]
+    spot = ["--interruptions-per-hour", "0.5", "--drill", str(drill), "--checkpoint-seconds", "60"]
+    found = _planned([*STATED, *spot], tmp_path)
+    assert found["plan"]["hours"] == pytest.approx(calm / (1 - 16 * 0.5 * (14 + 30) / 3600))
+    assert ("restart", "measured") in {(each["name"], each["source"]) for each in found["inputs"]}
+    assert "8 interruptions per hour of 44 s each take 9.8% of it" in capsys.readouterr().out
+
+
+def test_where_interruptions_leave_nothing_it_is_said(tmp_path, capsys):
+    spot = ["--interruptions-per-hour", "10", "--restart-seconds", "100", "--checkpoint-seconds", "0"]
+    found = _planned([*STATED, *spot], tmp_path)
+    assert found["plan"]["hours"] is None and found["fastest"]["num_workers"] < 4
+    assert "it never ends" in capsys.readouterr().out
+    with pytest.raises(InputError, match="never ends on any number of workers"):
+        plan.main([*STATED, "--interruptions-per-hour", "100", "--restart-seconds", "100"])
+
+
+def test_the_cheapest_in_time(tmp_path, capsys):
+    found = _planned([*STATED, "--within-hours", "4"], tmp_path)
+    slower = [point for point in found["scan"] if point["num_workers"] < found["cheapest"]["num_workers"]]
+    assert found["cheapest"]["hours"] <= 4 and all(point["hours"] > 4 for point in slower)
+    assert _planned([*STATED, "--within-hours", "0.01"], tmp_path)["cheapest"] is None
+    assert "none ends within 0.01 h" in capsys.readouterr().out
+
+
+def test_many_workers_are_scanned_in_equal_ratios():
+    points = scan(MODEL, JOB, 5000)
+    numbers = [point.cell.num_workers for point in points]
+    assert numbers[:5] == [1, 2, 3, 4, 5] and numbers[-1] == 5000 and len(numbers) < 256
+    strong = dataclasses.replace(JOB, global_batch_size=100, batch_size_per_worker=None)
+    assert scan(MODEL, strong, 5000)[-1].cell.num_workers <= 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workers", "0", "--epochs", "0"], r"--workers is 0; it must be at least 1\n--epochs is 0"),
+        (["--workers", "4"], "give either --global-batch-size or --batch-size-per-worker"),
+        (["--workers", "4", "--global-batch-size", "2"], "leaves some of 4 workers without a sample"),
+        (["--workers", "4", "--global-batch-size", "64"], "speed of a worker is unknown; give --table"),
+        ([*STATED[:4], "--global-batch-size", "64"], "bandwidth of a worker's link is unknown"),
+        ([*STATED[:6], "--global-batch-size", "64"], "latency of a worker's link is unknown"),
+        ([*STATED, "--bandwidth", "fast"], "fast is not a bandwidth"),
+        ([*STATED, "--bandwidth", "0gbit"], "must be more than 0"),
+        ([*STATED, "--image-size", "20"], "--model alexnet_2012, --image-size 20"),
+        ([*STATED, "--model", "resnet"], "--model resnet"),
+        ([*STATED, "--interruptions-per-hour", "1"], "what an interruption costs is unknown"),
+        (
+            [*STATED, "--interruptions-per-hour", "1", "--drill", "none.json"],
+            "none.json can't be read as the drill.json",
+        ),
+        ([*STATED, "--drill", "a", "--restart-seconds", "1"], "say the same twice"),
+        ([*STATED, "--table", "none.parquet"], "none.parquet is not there"),
+    ],
+)
+def test_bad_input_is_one_line_per_cause(arguments, message):
+    with pytest.raises(InputError, match=message):
+        plan.main(arguments)
+
+
+def test_a_table_that_leaves_a_choice_names_it(table, tmp_path):
+    both = tmp_path / "both.parquet"
+    other = dataclasses.replace(LAW.kind, precision="bfloat16")
+    rows = make_rows(cells_of(links=(0.1, 1.0))) + make_rows(cells_of(links=(1.0,), kind=other))
+    write_rows(both, rows)
+    arguments = ["--workers", "4", "--global-batch-size", "64", "--table"]
+    with pytest.raises(InputError, match=r"fits several: .*bfloat16.*; choose by --model, --precision"):
+        plan.main([*arguments, str(both)])
+    assert plan.main([*arguments, str(both), "--precision", "bfloat16"]) == 0
+    with pytest.raises(InputError, match=r"unknown; give --bandwidth, such as 10gbit; the table has 0.1gbit, 1gbit"):
+        plan.main([*arguments, str(both), "--precision", "float32"])
+    with pytest.raises(InputError, match="has no rows of this model and precision; it holds alexnet_small"):
+        plan.main([*arguments, str(table), "--model", "caffenet"])
