@@ -213,9 +213,9 @@ def _network(arguments: "Arguments", rows: Sequence[Row], inputs: list[Input]) -
 
 def _overlap_input(overlap: Overlap, rows: Sequence[Row]) -> Input:
     values = f"kappa {overlap.kappa:.2f}, hidden share {overlap.hidden_share:.2f}, tail {overlap.tail:.2f}"
-    num = sum(map(is_exchanging, rows))
+    num = len({row.cell for row in rows if is_exchanging(row)})
     if num:
-        return Input("overlap", values, "measured", f"fitted to {num} rows")
+        return Input("overlap", values, "measured", f"fitted to {num} cells")
     return Input("overlap", values, "assumed", "all that fits behind the backward pass hides")
 
 

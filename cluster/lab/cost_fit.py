@@ -8,19 +8,50 @@ errors.
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 from scipy.optimize import least_squares, nnls
 
 from cluster.lab.cost_model import CostModel, Network, Overlap, Pace, num_messages
+from cluster.lab.efficiency import by_cell
 from cluster.lab.kind import Kind, samples_per_worker
-from cluster.lab.scaling_table import NO_EXCHANGE, Row
+from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Row
 from pipeline.command import InputError
 
 _BINDING_WAIT = 0.1  # share of a step: a loader that is waited for longer holds up the step
 _LARGEST = (3.0, 1.0, 1.0)  # of kappa, the hidden share and the tail
 _STARTS = (0.1, 0.6)  # of each, as shares of the largest: the errors have kinks, so one start may end in a corner
+
+
+@dataclass(frozen=True)
+class _Times:
+    """A cell's times: medians over its blocks, so that a block that was disturbed counts little."""
+
+    cell: Cell
+    step_seconds: float
+    update_seconds: float
+    data_wait_seconds: float
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "_Times":
+        return cls(
+            rows[0].cell,
+            median(row.step_seconds for row in rows),
+            median(row.update_seconds for row in rows),
+            median(row.data_wait_seconds for row in rows),
+        )
+
+    @property
+    def is_loader_binding(self) -> bool:
+        return self.data_wait_seconds > _BINDING_WAIT * self.step_seconds
+
+    @property
+    def passes_seconds(self) -> float:
+        """Time of the passes, without an exchange; a short wait for the loader counts as theirs."""
+        wait = self.data_wait_seconds if self.is_loader_binding else 0.0
+        return self.step_seconds - self.update_seconds - wait
 
 
 def fit_cost_model(rows: Sequence[Row]) -> CostModel:
@@ -41,25 +72,19 @@ def fit_pace(rows: Iterable[Row]) -> Pace:
     Raises:
         InputError: No row is without an exchange.
     """
-    alone = [row for row in rows if row.exchange == NO_EXCHANGE]
+    alone = [_Times.of(found) for cell, found in by_cell(list(rows)).items() if cell.exchange == NO_EXCHANGE]
     if not alone:
         raise InputError("the table has no cell without an exchange, which the cost model starts from")
-    binding = [row for row in alone if row.data_wait_seconds > _BINDING_WAIT * row.step_seconds]
-    samples_R = np.array([samples_per_worker(row) for row in alone], np.float64)
-    seconds_R = np.array(
-        [
-            row.step_seconds - row.update_seconds - (row.data_wait_seconds if row in binding else 0.0)
-            for row in alone
-        ]
-    )  # fmt: skip
-    fixed, per_sample = _relative_fit(np.stack([np.ones_like(samples_R), samples_R], 1), seconds_R)
+    binding = [times for times in alone if times.is_loader_binding]
+    samples_C = np.array([samples_per_worker(times.cell) for times in alone], np.float64)
+    passes_C = np.array([times.passes_seconds for times in alone])
+    fixed, per_sample = _relative_fit(np.stack([np.ones_like(samples_C), samples_C], 1), passes_C)
+    rates = [samples_per_worker(times.cell) / times.step_seconds for times in binding]
     return Pace(
         fixed_seconds=fixed,
         seconds_per_sample=per_sample,
-        update_seconds=median(row.update_seconds for row in alone),
-        loader_images_per_second=median(samples_per_worker(row) / row.step_seconds for row in binding)
-        if binding
-        else math.inf,
+        update_seconds=median(times.update_seconds for times in alone),
+        loader_images_per_second=median(rates) if rates else math.inf,
     )
 
 
@@ -94,14 +119,14 @@ def fit_overlap(rows: Sequence[Row]) -> Overlap:
     Raises:
         InputError: They lack what the model is made of.
     """
-    exchanging = [row for row in rows if is_exchanging(row)]
+    exchanging = [_Times.of(found) for found in by_cell([row for row in rows if is_exchanging(row)]).values()]
     model = CostModel(kind=Kind.of(rows[0]), pace=fit_pace(rows), network=fit_network(rows))
-    terms = [model.terms(row.cell) for row in exchanging]
-    measured_R = np.array([row.step_seconds for row in exchanging])
+    terms = [model.terms(times.cell) for times in exchanging]
+    measured_C = np.array([times.step_seconds for times in exchanging])
 
     def errors(values_3: np.ndarray) -> np.ndarray:
         overlap = _overlap(values_3)
-        return np.array([term.parts(overlap).step_seconds for term in terms]) / measured_R - 1
+        return np.array([term.parts(overlap).step_seconds for term in terms]) / measured_C - 1
 
     starts = itertools.product(*[[start * largest for start in _STARTS] for largest in _LARGEST])
     fits = [least_squares(errors, start, bounds=((0, 0, 0), _LARGEST)) for start in starts]
@@ -113,7 +138,7 @@ def _overlap(values_3: np.ndarray) -> Overlap:
     return Overlap(kappa=kappa, hidden_share=hidden_share, tail=tail)
 
 
-def _relative_fit(terms_RN: np.ndarray, values_R: np.ndarray) -> list[float]:
+def _relative_fit(terms_CN: np.ndarray, values_C: np.ndarray) -> list[float]:
     """Return the coefficients, none below 0, of the least sum of squared relative errors."""
-    found, _ = nnls(terms_RN / values_R[:, None], np.ones(len(values_R)))
+    found, _ = nnls(terms_CN / values_C[:, None], np.ones(len(values_C)))
     return [float(value) for value in found]
