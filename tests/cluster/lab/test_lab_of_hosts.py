@@ -37,7 +37,7 @@ from pipeline.paths import CHECKOUT
 
 pytestmark = [pytest.mark.multinode, makes_hosts, pytest.mark.timeout(600)]
 
-_HOSTS, _NUM_STEPS = 3, 120
+_HOSTS, _NUM_STEPS, _CPUS = 3, 130, 0.2  # enough steps, and slow ones, for the host to join before the last
 _NOTICED_SECONDS = 60.0
 
 
@@ -111,7 +111,9 @@ def test_a_run_outlives_a_cut_and_a_killed_keeper_leaves_nothing(raw_dataset, tm
     reference = tmp_path / "undisturbed"
     options = ["--data", str(raw_dataset.path), "--run", str(reference), *recipe]
     alone = options, tmp_path / "undisturbed.log", time.monotonic() + 480
-    assert "3 hosts are up" in commands("up", "--hosts", "3", "--cpus", "0.4", "--bandwidth", "1gbit", "--no-check")
+    assert "3 hosts are up" in commands(
+        "up", "--hosts", "3", "--cpus", str(_CPUS), "--bandwidth", "1gbit", "--no-check"
+    )
     with contextlib.ExitStack() as stack:
         stack.callback(commands, "down")
         assert "host 1 is Ray's head" in commands.refused("cut", "1")
