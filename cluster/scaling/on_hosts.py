@@ -32,6 +32,7 @@ from pipeline.command import InputError
 
 _COMMAND = ("-m", "cluster.scaling.worker")
 _TIMEOUT_SECONDS = 3600.0  # for one answer
+_END_SECONDS = 20.0
 _POLL_SECONDS = 0.2
 _REFUSED = 2  # status of a worker that can't use its input
 
@@ -74,8 +75,14 @@ class HostWorkers:
         """Begin."""
         return self
 
-    def __exit__(self, *error: object) -> None:
-        """End the workers."""
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        """End the workers: without an error, by the end of orders."""
+        orders = self._workers[0].stdin
+        if kind is None and orders is not None:
+            orders.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                for worker in self._workers:
+                    worker.wait(_END_SECONDS)
         self._resources.close()
 
     def measure(self, cell: Cell) -> dict[str, Any]:
@@ -142,6 +149,7 @@ class HostWorkers:
     def _kill(self) -> None:
         for worker in self._workers:
             worker.kill()
+        for worker in self._workers:
             worker.wait()
         for pipe in (self._workers[0].stdin, self._workers[0].stdout):
             assert pipe is not None
