@@ -4,15 +4,12 @@ import dataclasses
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 from cluster.exchange.cost import Workload
+from cluster.lab.kind import Kind
 from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Loader
 from cluster.scaling.experiment import Experiment
-from model.registry import ModelConfig, num_operations, outline_network
-
-_FORWARD_AND_BACKWARD = 3  # operations of both passes, in those of the forward pass
-_ACTIVATION_BYTES = {"bfloat16": 2}
+from model.registry import ModelConfig
 
 Links = Mapping[Cell, Sequence[float]]
 """Bandwidths in Gbit/s for each cell without exchange, for `Experiment.like`."""
@@ -117,38 +114,20 @@ def launches_in_random_order(workers: Iterable[int], seed: int, block: int) -> l
 
 def workload_of(cell: Cell) -> Workload:
     """Return what a cell's model exchanges."""
-    workload = _workload(cell.model, cell.num_classes, _ACTIVATION_BYTES.get(cell.precision, 4))
-    return dataclasses.replace(workload, global_batch_size=cell.global_batch_size)
+    return Kind.of(cell).workload(cell.global_batch_size)
 
 
 def expected_bytes(cell: Cell) -> float:
     """Return the bytes that a worker sends per step by the exchange's formula."""
-    match cell.exchange:
-        case _ if cell.exchange == NO_EXCHANGE or cell.num_workers == 1:
-            return 0.0
-        case "bf16":
-            return workload_of(cell).num_bytes("allreduce", cell.num_workers) / 2
-        case "allreduce" | "factors" | "hybrid":
-            return workload_of(cell).num_bytes(cell.exchange, cell.num_workers)
-    raise ValueError(f"exchange={cell.exchange!r}: must be none, bf16, allreduce, factors or hybrid")
+    traffic = Kind.of(cell).traffic(cell.exchange, cell.num_workers, cell.global_batch_size)
+    return traffic.hidden_bytes + traffic.awaited_bytes
 
 
 def operations_of(cell: Cell) -> float:
     """Return the floating-point operations of a step's forward and backward passes, over all workers."""
-    return cell.global_batch_size * _operations_per_sample(cell.model, cell.num_classes, cell.image_size)
+    return cell.global_batch_size * Kind.of(cell).operations_per_sample
 
 
 def _global_batches(experiment: Experiment, num_workers: int) -> set[int]:
     weak = {size * num_workers for size in experiment.batch_sizes_per_worker}
     return weak | set(experiment.global_batch_sizes)
-
-
-@lru_cache(maxsize=64)
-def _workload(model: str, num_classes: int, activation_bytes: int) -> Workload:
-    network = outline_network(ModelConfig(name=model), num_classes=num_classes)
-    return Workload.of(network, global_batch_size=1, activation_bytes=activation_bytes)
-
-
-@lru_cache(maxsize=64)
-def _operations_per_sample(model: str, num_classes: int, image_size: int) -> float:
-    return float(_FORWARD_AND_BACKWARD * num_operations(ModelConfig(name=model), num_classes, image_size))
