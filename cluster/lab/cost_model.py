@@ -2,12 +2,14 @@
 
     T      = max(T_input, t0 + b t_img + extra + update + kappa T_comm + exposed)
     T_comm = alpha messages + bytes / beta, that of what may hide plus that of what the computation waits for
-    exposed = T_awaited + max(tail T_hidden, T_hidden - hidden share x backward pass)
+    exposed = T_awaited + max(0, T_hidden - hidden share x backward pass) + tail sqrt(2 ln w) (t0 + b t_img)
 
-b are the samples of a worker. Messages, bytes and extra operations are those of `cluster/exchange/cost.py`; a
+b are the samples of each of w workers. Messages, bytes and extra operations are those of `cluster/exchange/cost.py`; a
 collective operation of w workers in a ring passes on 2 (w - 1) messages, one after the other. t0, t_img and the update
 are measured without an exchange, alpha and beta by a sweep of the link. Only the three numbers of `Overlap` are fitted
-to steps with an exchange; all are ratios, so they keep their meaning where everything is ten times as fast.
+to steps with an exchange; all are ratios, so they keep their meaning where everything is ten times as fast. The last
+term is the wait for the slowest worker, which an exchange makes of each step: the largest of w normal variables lies
+about sqrt(2 ln w) standard deviations above their mean.
 """
 
 import math
@@ -69,7 +71,7 @@ class Overlap:
     Attributes:
         kappa: Seconds that the computation loses per second of exchange.
         hidden_share: Share of the backward pass behind which an exchange hides.
-        tail: Share of an exchange that never hides.
+        tail: Standard deviation of a worker's passes from step to step, over their mean.
     """
 
     kappa: float = 0.0
@@ -136,8 +138,9 @@ class CostModel:
         num_workers, num_samples = cell.num_workers, samples_per_worker(cell)
         traffic = self.kind.traffic(cell.exchange, num_workers, cell.global_batch_size)
         passes = self.pace.passes_seconds(num_samples)
-        hidden = awaited = 0.0
+        hidden = awaited = slowest = 0.0
         if traffic.num_hidden:
+            slowest = math.sqrt(2 * math.log(num_workers))
             link = self.network.link(cell.gigabits_per_second, num_workers)
             hidden = link.seconds(traffic.num_hidden, traffic.hidden_bytes)
             awaited = link.seconds(traffic.num_awaited, traffic.awaited_bytes)
@@ -148,6 +151,7 @@ class CostModel:
             update_seconds=self.pace.update_seconds * self._updated_share(cell),
             hidden_seconds=hidden,
             awaited_seconds=awaited,
+            slowest=slowest,
         )
 
     def _updated_share(self, cell: Cell) -> float:
@@ -169,6 +173,7 @@ class Terms:
         update_seconds: Update of the weights a worker holds.
         hidden_seconds: Exchange that may hide behind the backward pass.
         awaited_seconds: Exchange that the computation waits for.
+        slowest: Standard deviations by which the slowest worker is later than the mean; 0 without an exchange.
     """
 
     input_seconds: float
@@ -177,12 +182,14 @@ class Terms:
     update_seconds: float
     hidden_seconds: float
     awaited_seconds: float
+    slowest: float
 
     def parts(self, overlap: Overlap) -> StepParts:
         """Return the prediction."""
         alone = self.hidden_seconds + self.awaited_seconds
         behind = overlap.hidden_share * BACKWARD_SHARE * self.passes_seconds
-        exposed = self.awaited_seconds + max(overlap.tail * self.hidden_seconds, self.hidden_seconds - behind)
+        exposed = self.awaited_seconds + max(0.0, self.hidden_seconds - behind)
+        exposed += overlap.tail * self.slowest * self.passes_seconds
         return StepParts(
             input_seconds=self.input_seconds,
             compute_seconds=self.passes_seconds + self.extra_seconds,

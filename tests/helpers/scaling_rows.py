@@ -14,7 +14,7 @@ LAW = CostModel(
     kind=KIND,
     pace=Pace(fixed_seconds=0.01, seconds_per_sample=0.002, update_seconds=0.004),
     network=Network(message_seconds=2e-4, shares=((0.1, 0.95), (1.0, 0.9))),
-    overlap=Overlap(kappa=0.3, hidden_share=0.6, tail=0.2),
+    overlap=Overlap(kappa=0.3, hidden_share=0.6, tail=0.05),
 )
 EXCHANGES = ("allreduce", "bf16", "factors", "hybrid")
 
