@@ -17,6 +17,8 @@ if __name__ == "__main__":
 
     check_interpreter()
 
+import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -41,6 +43,9 @@ class Arguments:
     """Table of jobs/scale.py: `scaling.parquet`."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Folder to write the figures to."""
+    loader_images_per_second_per_worker: float | None = None
+    """Speed of a worker's loader alone, as `python -m pipeline.bench` measures it, for its ceiling. Default: that of the
+    table, where the loader holds up a step."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if arguments.out.exists() and not arguments.out.is_dir():
         raise InputError(f"--out {arguments.out} is a file; name a folder")
+    rate = arguments.loader_images_per_second_per_worker
+    if rate is not None and not 0 < rate < math.inf:
+        raise InputError(f"--loader-images-per-second-per-worker is {rate}; it must be more than 0")
     rows = read_rows(arguments.table)
     if not rows:
         raise InputError(f"{arguments.table} has no rows; let jobs/scale.py finish a block")
@@ -63,21 +71,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = _model(members)
         if model is not None:
             sys.stdout.writelines(f"{line}\n" for line in describe_crossings(kind, members, model))
-        for name, figure in _figures(kind, members, model):
+        for name, figure in _figures(kind, members, model, rate):
             path = arguments.out / f"{name}.png"
             write_figure(figure, path)
             sys.stdout.write(f"figure: {path}\n")
     return 0
 
 
-def _figures(kind: "Kind", rows: "Sequence[Row]", model: "CostModel | None") -> "Iterator[tuple[str, Figure]]":
+def _figures(
+    kind: "Kind", rows: "Sequence[Row]", model: "CostModel | None", loader_rate: float | None
+) -> "Iterator[tuple[str, Figure]]":
     from jobs.exchange_drawing import draw_exchanges
     from jobs.step_drawing import draw_steps
     from jobs.worker_drawing import draw_workers, links_of
 
-    name = _file_name(kind)
+    name, ceilings = _file_name(kind), model
+    if model is not None and loader_rate is not None:
+        pace = dataclasses.replace(model.pace, loader_images_per_second=loader_rate)
+        ceilings = dataclasses.replace(model, pace=pace)
     for gigabits in links_of(rows):
-        if (figure := draw_workers(kind, rows, gigabits, model)) is not None:
+        if (figure := draw_workers(kind, rows, gigabits, ceilings)) is not None:
             yield f"workers-{name}" + (f"-{gigabits:g}gbit" if gigabits else ""), figure
     yield f"steps-{name}", draw_steps(kind, rows)
     if model is not None:

@@ -24,7 +24,8 @@ ROWS = make_rows([*cells_of(), *WEAK], noise=0.02)
 def test_the_command_writes_every_figure_and_the_table(tmp_path, capsys):
     table = tmp_path / "scaling.parquet"
     write_rows(table, make_rows([*cells_of(links=(0.3,)), *WEAK], noise=0.02))
-    assert scaling_figures.main([str(table), "-o", str(tmp_path / "figures")]) == 0
+    loader = ["--loader-images-per-second-per-worker", "900"]
+    assert scaling_figures.main([str(table), "-o", str(tmp_path / "figures"), *loader]) == 0
     names = {path.stem for path in (tmp_path / "figures").iterdir()}
     of = "alexnet_small-28-float32-0.5cpus"
     assert names == {f"workers-{of}-0.3gbit", f"steps-{of}", f"exchanges-{of}"}
@@ -52,6 +53,9 @@ def test_what_cannot_be_drawn_is_said(tmp_path):
         scaling_figures.main([str(tmp_path / "empty.parquet"), "--out", str(tmp_path / "figures")])
     with pytest.raises(InputError, match=r"empty.parquet is a file; name a folder"):
         scaling_figures.main([str(tmp_path / "empty.parquet"), "--out", str(tmp_path / "empty.parquet")])
+    with pytest.raises(InputError, match="--loader-images-per-second-per-worker is 0"):
+        loader = ["--loader-images-per-second-per-worker", "0"]
+        scaling_figures.main([str(tmp_path / "empty.parquet"), "--out", str(tmp_path / "figures"), *loader])
 
 
 def test_throughput_and_efficiency_are_those_of_the_rows():
@@ -81,6 +85,14 @@ def test_throughput_and_efficiency_are_those_of_the_rows():
     assert line(weak_efficiency, "#009e73")[1] == pytest.approx([100, 25 * four / speeds[1, 16, NO_EXCHANGE, 0.0]])
     dashed = next(one for one in strong.lines if one.get_linestyle() == "--")
     assert list(dashed.get_ydata()) == pytest.approx([alone, 2 * alone, 4 * alone])
+
+
+def test_the_loaders_ceiling_is_drawn_where_it_is_known():
+    rows = make_rows(cells_of(links=(1.0,)))
+    pace = dataclasses.replace(LAW.pace, loader_images_per_second=300.0)
+    for model, expected in ((LAW, []), (dataclasses.replace(LAW, pace=pace), [[300, 600, 1200]])):
+        axes = draw_workers(KIND, rows, 1.0, model).axes[0]
+        assert [list(line.get_ydata()) for line in axes.lines if line.get_linestyle() == "-."] == expected
 
 
 def test_without_one_worker_there_is_no_efficiency_to_draw():
