@@ -17,6 +17,7 @@ _RESOURCES = {
     "loader": "the loader",
     "computation": "the computation",
     "exchange": "the exchange",
+    "slowest worker": "the wait for the slowest worker",
     "update": "the update of the weights",
 }
 
@@ -155,7 +156,9 @@ def _exchange_words(inputs: PlanInputs, point: Point) -> str:
 def _step_words(point: Point) -> str:
     parts = point.parts
     words = [f"{parts.step_seconds:.3g} s: computation {parts.compute_seconds:.3g}"]
-    words += [f"exchange {parts.exchange_seconds:.3g}", f"update {parts.update_seconds:.3g}"]
+    words += [f"exchange {parts.exchange_seconds:.3g}"]
+    words += [f"wait for the slowest worker {parts.slowest_seconds:.3g}"] * (parts.slowest_seconds > 0)
+    words += [f"update {parts.update_seconds:.3g}"]
     words += [f"beside a loader that takes {parts.input_seconds:.3g}"] * (parts.input_seconds > 0)
     return ", ".join(words)
 

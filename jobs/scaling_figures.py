@@ -44,8 +44,8 @@ class Arguments:
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Folder to write the figures to."""
     loader_images_per_second_per_worker: float | None = None
-    """Speed of a worker's loader alone, as `python -m pipeline.bench` measures it, for its ceiling. Default: that of the
-    table, where the loader holds up a step."""
+    """Speed of a worker's loader alone, as `python -m pipeline.bench` measures it, for its ceiling. Default: that in
+    the table, where the loader holds up a step."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

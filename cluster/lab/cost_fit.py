@@ -21,7 +21,8 @@ from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Row
 from pipeline.command import InputError
 
 _BINDING_WAIT = 0.1  # share of a step: a loader that is waited for longer holds up the step
-_LARGEST = (3.0, 1.0, 1.0)  # of kappa, the hidden share and the tail
+_FITTED = ("kappa", "hidden_share", "tail")
+_LARGEST = (3.0, 1.0, 1.0)
 _STARTS = (0.1, 0.6)  # of each, as shares of the largest: the errors have kinks, so one start may end in a corner
 
 
@@ -125,17 +126,14 @@ def fit_overlap(rows: Sequence[Row]) -> Overlap:
     measured_C = np.array([times.step_seconds for times in exchanging])
 
     def errors(values_3: np.ndarray) -> np.ndarray:
-        overlap = _overlap(values_3)
+        overlap = Overlap(**dict(zip(_FITTED, values_3, strict=True)))
         return np.array([term.parts(overlap).step_seconds for term in terms]) / measured_C - 1
 
     starts = itertools.product(*[[start * largest for start in _STARTS] for largest in _LARGEST])
     fits = [least_squares(errors, start, bounds=((0, 0, 0), _LARGEST)) for start in starts]
-    return _overlap(min(fits, key=lambda fit: float(fit.cost)).x)
-
-
-def _overlap(values_3: np.ndarray) -> Overlap:
-    kappa, hidden_share, tail = map(float, values_3)
-    return Overlap(kappa=kappa, hidden_share=hidden_share, tail=tail)
+    best = min(fits, key=lambda fit: float(fit.cost)).x
+    # A search inside bounds never reaches them: without the last digits, 0 is 0.
+    return Overlap(**{name: round(float(value), 4) for name, value in zip(_FITTED, best, strict=True)})
 
 
 def _relative_fit(terms_CN: np.ndarray, values_C: np.ndarray) -> list[float]:

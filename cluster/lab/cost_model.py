@@ -1,8 +1,9 @@
 """The cost model: what a step takes with any number of workers, batch, bandwidth and exchange.
 
-    T      = max(T_input, t0 + b t_img + extra + update + kappa T_comm + exposed)
-    T_comm = alpha messages + bytes / beta, that of what may hide plus that of what the computation waits for
-    exposed = T_awaited + max(0, T_hidden - hidden share x backward pass) + tail sqrt(2 ln w) (t0 + b t_img)
+    T       = max(T_input, t0 + b t_img + extra + update + kappa T_comm + exposed + slowest)
+    T_comm  = alpha messages + bytes / beta, that of what may hide plus that of what the computation waits for
+    exposed = T_awaited + max(0, T_hidden - hidden share x backward pass)
+    slowest = tail sqrt(2 ln w) (t0 + b t_img)
 
 b are the samples of each of w workers. Messages, bytes and extra operations are those of `cluster/exchange/cost.py`; a
 collective operation of w workers in a ring passes on 2 (w - 1) messages, one after the other. t0, t_img and the update
@@ -87,6 +88,7 @@ class StepParts:
         input_seconds: Time in which the loader makes a worker's samples; it goes on beside the rest.
         compute_seconds: Forward and backward passes.
         exchange_seconds: What the exchange adds to them.
+        slowest_seconds: What the wait for the slowest worker adds, where there is an exchange.
         update_seconds: Update of the weights.
         exchange_alone_seconds: The exchange with nothing beside it, T_comm.
     """
@@ -94,13 +96,15 @@ class StepParts:
     input_seconds: float
     compute_seconds: float
     exchange_seconds: float
+    slowest_seconds: float
     update_seconds: float
     exchange_alone_seconds: float
 
     @property
     def step_seconds(self) -> float:
         """The step."""
-        return max(self.input_seconds, self.compute_seconds + self.exchange_seconds + self.update_seconds)
+        in_turn = self.compute_seconds + self.exchange_seconds + self.slowest_seconds + self.update_seconds
+        return max(self.input_seconds, in_turn)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,11 +193,11 @@ class Terms:
         alone = self.hidden_seconds + self.awaited_seconds
         behind = overlap.hidden_share * BACKWARD_SHARE * self.passes_seconds
         exposed = self.awaited_seconds + max(0.0, self.hidden_seconds - behind)
-        exposed += overlap.tail * self.slowest * self.passes_seconds
         return StepParts(
             input_seconds=self.input_seconds,
             compute_seconds=self.passes_seconds + self.extra_seconds,
             exchange_seconds=overlap.kappa * alone + exposed,
+            slowest_seconds=overlap.tail * self.slowest * self.passes_seconds,
             update_seconds=self.update_seconds,
             exchange_alone_seconds=alone,
         )

@@ -13,12 +13,13 @@ from typing import Literal
 
 import numpy as np
 
-from cluster.lab.cost_model import CostModel, Overlap, StepParts
+from cluster.lab.cost_model import CostModel, Network, Overlap, StepParts
 from cluster.lab.scaling_table import NO_EXCHANGE, Cell
 
-Resource = Literal["loader", "computation", "exchange", "update"]
+Resource = Literal["loader", "computation", "exchange", "slowest worker", "update"]
 _MOST_POINTS = 256
 _NOTHING_HIDES = Overlap(hidden_share=0.0)
+_INFINITE = Network(message_seconds=0.0, shares=((1.0, math.inf),))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +142,10 @@ def scan(model: CostModel, job: Job, most_workers: int) -> list[Point]:
 def find_bottleneck(model: CostModel, cell: Cell) -> Bottleneck:
     """Return what holds up a cell's step."""
     first = _longest(model.predict(cell))
-    without, other = _without(model, cell, first)
-    parts = without.predict(other)
-    remaining = [resource for resource in _seconds(parts) if resource != first]
+    parts = _without(model, first).predict(cell)
     return Bottleneck(
         resource=first,
-        next_resource=_longest(parts, remaining),
+        next_resource=_longest(parts, besides=first),
         next_images_per_second=cell.global_batch_size / parts.step_seconds if parts.step_seconds else math.inf,
     )
 
@@ -161,28 +160,31 @@ def _seconds(parts: StepParts) -> Mapping[Resource, float]:
         "loader": parts.input_seconds,
         "computation": parts.compute_seconds,
         "exchange": parts.exchange_seconds,
+        "slowest worker": parts.slowest_seconds,
         "update": parts.update_seconds,
     }
 
 
-def _longest(parts: StepParts, among: Sequence[Resource] = ("loader", "computation", "exchange", "update")) -> Resource:
+def _longest(parts: StepParts, besides: Resource | None = None) -> Resource:
     """Return what holds up a step: the loader if the rest waits for it, else the longest of the rest."""
-    seconds = _seconds(parts)
-    if "loader" in among and parts.input_seconds > 0 and parts.input_seconds >= parts.step_seconds:
+    if 0 < parts.input_seconds == parts.step_seconds:
         return "loader"
-    return max((resource for resource in among if resource != "loader"), key=lambda resource: seconds[resource])
+    seconds = {name: took for name, took in _seconds(parts).items() if name not in ("loader", besides)}
+    return max(seconds, key=lambda resource: seconds[resource])
 
 
-def _without(model: CostModel, cell: Cell, resource: Resource) -> tuple[CostModel, Cell]:
-    """Return the model and the cell if a resource took no time."""
-    pace = model.pace
+def _without(model: CostModel, resource: Resource) -> CostModel:
+    """Return the model if a resource took no time."""
     match resource:
         case "loader":
-            pace = dataclasses.replace(pace, loader_images_per_second=math.inf)
+            pace = dataclasses.replace(model.pace, loader_images_per_second=math.inf)
+            return dataclasses.replace(model, pace=pace)
         case "computation":
-            pace = dataclasses.replace(pace, fixed_seconds=0.0, seconds_per_sample=0.0)
+            pace = dataclasses.replace(model.pace, fixed_seconds=0.0, seconds_per_sample=0.0)
+            return dataclasses.replace(model, pace=pace)
         case "exchange":
-            cell = cell.without_exchange
+            return dataclasses.replace(model, network=_INFINITE)
+        case "slowest worker":
+            return dataclasses.replace(model, overlap=dataclasses.replace(model.overlap, tail=0.0))
         case "update":
-            pace = dataclasses.replace(pace, update_seconds=0.0)
-    return dataclasses.replace(model, pace=pace), cell
+            return dataclasses.replace(model, pace=dataclasses.replace(model.pace, update_seconds=0.0))

@@ -7,7 +7,7 @@ import math
 import pytest
 from scaling_rows import LAW, cells_of, make_rows
 
-from cluster.lab.cost_model import CostModel, Network, Pace
+from cluster.lab.cost_model import CostModel, Network, Overlap, Pace
 from cluster.lab.kind import Kind
 from cluster.lab.planning import Job, find_bottleneck, predict_point, scan
 from cluster.lab.scaling_table import write_rows
@@ -100,6 +100,12 @@ def test_what_binds_and_what_would_bind_next():
     starved = dataclasses.replace(MODEL, pace=dataclasses.replace(MODEL.pace, loader_images_per_second=500.0))
     found = find_bottleneck(starved, dataclasses.replace(cell, gigabits_per_second=100))
     assert (found.resource, found.next_resource) == ("loader", "computation")
+    fast = dataclasses.replace(slow, gigabits_per_second=100)
+    uneven = {tail: dataclasses.replace(MODEL, overlap=Overlap(tail=tail)) for tail in (0.3, 0.5)}
+    found = find_bottleneck(uneven[0.3], fast)
+    assert (found.resource, found.next_resource) == ("computation", "exchange")
+    found = find_bottleneck(uneven[0.5], fast)
+    assert (found.resource, found.next_resource) == ("slowest worker", "computation")
     tail = dataclasses.replace(MODEL, pace=dataclasses.replace(MODEL.pace, update_seconds=1.0))
     assert find_bottleneck(tail, cell.without_exchange).resource == "update"
 
