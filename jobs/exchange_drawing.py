@@ -98,6 +98,7 @@ def draw_exchanges(kind: Kind, rows: Sequence[Row], model: CostModel) -> Figure:
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     num_crossings = sum(_draw_panel(axes, panel) for axes, panel in zip(grid.flat, panels, strict=False))
+    grid[0][0].set_ylim(bottom=0)  # of all panels, now that all have been drawn
     for axes in grid[:, 0]:
         axes.set_ylabel("throughput, % of that without exchange")
     figure.suptitle(str(kind), fontsize=10.5, color=TEXT)
@@ -176,7 +177,6 @@ def _draw_panel(axes: Axes, panel: Panel) -> int:
     plain(axes)
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    axes.set_ylim(bottom=0)
     axes.set_xlabel("r: exchange time of all-reduce / computing time")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_title(f"{panel.cell.num_workers} workers, global batch {panel.cell.global_batch_size}", fontsize=10)

@@ -42,9 +42,12 @@ def draw_steps(kind: Kind, rows: Sequence[Row]) -> Figure:
                 _draw_bar(axes, places[_bar(cell)], step_parts(found, cells))
         axes.set_title(f"{num_workers} workers, global batch {batch}", fontsize=10)
         axes.set_xlabel("seconds per step")
+        axes.set_xlim(0, 1.03 * axes.dataLim.x1)
         plain(axes)
         axes.grid(visible=False, axis="y")
-    grid[0][0].set_yticks(list(places.values()), [_label(bar) for bar in bars], fontsize=8.5)
+    grid[0][0].set_yticks(list(places.values()), [_label(bar) for bar in bars])
+    for axes in grid[:, 0]:
+        axes.tick_params(axis="y", labelsize=8.5)
     grid[0][0].set_ylim(height - 0.4, -0.6)
     figure.suptitle(str(kind), fontsize=10.5, color=TEXT)
     patches = [Patch(color=color) for color in _COLORS]

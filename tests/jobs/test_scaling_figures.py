@@ -136,4 +136,7 @@ def test_points_stand_on_the_curves_of_a_law_without_noise():
             r = panel.r(cell)
             assert r == pytest.approx(model.exchange_ratio(cell), rel=1e-3)
             assert panel.predicted(cell.exchange, np.array([r])) == pytest.approx([measured], rel=0.01)
-    assert len(draw_exchanges(KIND, rows, model).axes) == 2
+    first, second = draw_exchanges(KIND, rows, model).axes
+    for axes in (first, second):
+        lines = [line for line in axes.lines if line.get_linestyle() != "--"]
+        assert max(max(line.get_ydata()) for line in lines) < axes.get_ylim()[1] and axes.get_ylim()[0] == 0
