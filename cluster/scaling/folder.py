@@ -202,13 +202,12 @@ class SweepFolder:
             rows.append(_row(block, measured[cell], fit))
         return with_exposed(rows)
 
-    def write_table(self, blocks: Iterable[int], cells: Iterable[Cell]) -> int:
-        """Write the rows of all whole blocks; return how many blocks are."""
+    def write_table(self, blocks: Iterable[int], cells: Iterable[Cell]) -> None:
+        """Write the rows of all whole blocks, if there are any."""
         cells = list(cells)
         whole = [rows for block in blocks if (rows := self.rows(block, cells)) is not None]
         if whole:
             write_rows(self.table, [row for rows in whole for row in rows])
-        return len(whole)
 
 
 def write_launch(log: JsonLog, identity: Identity, versions: dict[str, str], link: Link | None = None) -> None:

@@ -130,6 +130,16 @@ def test_a_killed_sweep_goes_on_where_it_was_stopped(tmp_path, dies_after):
     assert second.swept == []
 
 
+def test_only_whole_blocks_are_in_the_table(tmp_path):
+    with pytest.raises(Killed):
+        _run(tmp_path, FakePlace(dies_after=8))  # 6 cells of the first block, 2 of the second
+    folder = SweepFolder(tmp_path)
+    assert {row.block for row in read_rows(folder.table)} == {0}
+    plan = Sweep(EXPERIMENT, folder, (), 10).plan()
+    folder.write_table(range(2), plan.cells)
+    assert {row.block for row in read_rows(folder.table)} == {0}
+
+
 def test_a_finished_sweep_starts_nothing_and_more_blocks_only_these(tmp_path):
     sweep, plan = _run(tmp_path, FakePlace())
     before = sweep.folder.table.read_bytes()
