@@ -60,6 +60,7 @@ class FitNodes:
         self._prefers_native = prefers_native
         self._emulations: dict[str, Emulation] = {}
         self._gpus_per_worker: int | None = None  # of the first placement, and so of all
+        self._shared = "folder and code" if requirements.dataset_path is None else "dataset, folder and code"
         self._is_local, self._inquiries = is_local, NodeInquiries(requirements, is_local, answer_seconds)
         self._fit: set[str] = set()
         self._left_out: dict[str, _LeftOut] = {}
@@ -184,8 +185,8 @@ class FitNodes:
         if num_new and not self._is_local:
             versions = self._inquiries.driver_versions
             sys.stdout.write(
-                f"{num_new} node{'s' * (num_new > 1)} checked in {seconds:.1f} s: the same dataset, run folder and "
-                f"code, torch {versions['torch']}, DALI {versions['DALI']}\n"
+                f"{num_new} node{'s' * (num_new > 1)} checked in {seconds:.1f} s: the same {self._shared}, torch "
+                f"{versions['torch']}, DALI {versions['DALI']}\n"
             )
             sys.stdout.flush()
 

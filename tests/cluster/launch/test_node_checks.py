@@ -43,7 +43,7 @@ from pipeline.online import shard_maps
 from pipeline.paths import CHECKOUT
 
 
-def _inspect(dataset_path: Path, folder: Path, dataset_sha256: str = "") -> NodeReport:
+def _inspect(dataset_path: Path | None, folder: Path, dataset_sha256: str | None = "") -> NodeReport:
     requirements = Requirements(dataset_path=dataset_path, dataset_sha256=dataset_sha256, folder=folder)
     with written_probe(folder) as probe:
         return inspect_node(Node("here"), requirements, probe, Path("/tmp"))
@@ -62,6 +62,12 @@ def test_this_machine_has_what_it_has(raw_dataset, tmp_path):
     assert list(tmp_path.rglob("*")) == []  # neither probe nor folder remains
     assert judge(report, report, Requirements(dataset_path=raw_dataset.path, dataset_sha256=raw_dataset.sha256,
                                                 folder=tmp_path)) == []  # fmt: skip
+
+
+def test_where_no_dataset_is_needed_none_is_missed(tmp_path):
+    report = _inspect(None, tmp_path, None)
+    assert (report.dataset_sha256, report.dataset_error) == (None, "")
+    assert judge(report, report, Requirements(dataset_path=None, dataset_sha256=None, folder=tmp_path)) == []
 
 
 def test_a_dataset_that_is_not_there_or_not_whole_is_noticed(raw_dataset, tmp_path):
