@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from cluster.lab.cpu_quota import CpuQuota
 from cluster.lab.hosts import check_rights
 from cluster.scaling.cells import Plan, make_plan
 from cluster.scaling.experiment import Experiment
@@ -69,6 +70,8 @@ def _place(
     """Yield where the workers run."""
     if on == "hosts":
         check_rights()
+        if experiment.cpus_per_worker is not None:
+            CpuQuota("trial", experiment.cpus_per_worker).close()
         yield OnHosts(settings, experiment.cpus_per_worker, folder.workers_log)
         return
     check_interpreter(RAY)  # checked here, since hosts need no Ray

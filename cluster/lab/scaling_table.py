@@ -2,7 +2,8 @@
 
 A cell is one choice on each axis. It is repeated in blocks: a block starts its processes anew, on one kind of machine,
 and runs all its cells in a random order. So two rows of one block are a pair, and their ratio is free of what differs
-between blocks; the steps within a row are no independent repeats.
+between blocks; the steps within a row are no independent repeats. A single worker exchanges nothing, so it has the cell
+without an exchange alone.
 """
 
 import dataclasses
