@@ -56,8 +56,8 @@ def scale(arguments: "Arguments", experiment: Experiment) -> int:
         data={encoding: str(dataset.path) for encoding, dataset in datasets.items()},
     )
     with (
+        _place(on, experiment, settings, folder, datasets) as place,  # where there is none, nothing is written
         contextlib.closing(folder.begin(declaration)) as log,
-        _place(on, experiment, settings, folder, datasets) as place,
     ):
         plan = sweep.run(place, log)
     return _finish(folder, plan, experiment.blocks, "is finished")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs import scale
+from jobs import scale, scaling
 from jobs.experiments import EXPERIMENTS, get_experiment
 from pipeline.command import InputError
 
@@ -43,6 +43,16 @@ def test_bad_input_is_one_line_and_writes_nothing(words, message, tmp_path):
     with pytest.raises(InputError) as refused:
         scale.main(["--out", str(tmp_path / "out"), *words])
     assert message in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_hosts_cannot_be_made_nothing_is_written(tmp_path, monkeypatch):
+    def refuse() -> None:
+        raise InputError("run the command as root")
+
+    monkeypatch.setattr(scaling, "check_rights", refuse)
+    with pytest.raises(InputError, match="as root"):
+        scale.main(["--out", str(tmp_path / "out"), *SMALL, "--links", "1"])
     assert not (tmp_path / "out").exists()
 
 
