@@ -79,6 +79,7 @@ class HostWorkers:
         """End the workers: without an error, by the end of orders."""
         orders = self._workers[0].stdin
         if kind is None and orders is not None:
+            self._limit(_all_cpus())
             orders.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 for worker in self._workers:
