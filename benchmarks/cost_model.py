@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import tyro
 
 from benchmarks.record import Comparison, Values, publish, record_document
-from cluster.lab.cost_fit import fit_cost_model
-from cluster.lab.held_out import MODEL, Verdict, judge, splits
-from cluster.lab.kind import Kind, by_kind
+from cluster.lab.cost_model.fit import fit_cost_model
+from cluster.lab.cost_model.held_out import MODEL, Verdict, judge, splits
+from cluster.lab.cost_model.kind import Kind, by_kind
 from cluster.lab.scaling_table import Row, read_rows
 from pipeline.command import InputError, run_command
 

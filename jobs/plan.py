@@ -94,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     _check(arguments)
     # Imported here: the command's help needs neither torch nor SciPy, which take seconds to load.
-    from jobs.plan_inputs import gather_inputs
-    from jobs.plan_report import format_plan, plan_document
+    from jobs.scaling.plan_inputs import gather_inputs
+    from jobs.scaling.plan_report import format_plan, plan_document
 
     inputs = gather_inputs(arguments)
     if arguments.json is not None:

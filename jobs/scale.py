@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
     arguments, experiment = _parse(argv)
     # Imported here: the command's help needs neither torch nor DALI, which take seconds to load.
-    from jobs.scaling import scale
+    from jobs.scaling.sweep import scale
 
     return scale(arguments, experiment)
 

@@ -30,8 +30,8 @@ from pipeline.command import InputError, run_command
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from cluster.lab.cost_model import CostModel
-    from cluster.lab.kind import Kind
+    from cluster.lab.cost_model.kind import Kind
+    from cluster.lab.cost_model.model import CostModel
     from cluster.lab.scaling_table import Row
 
 
@@ -52,11 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     # Imported here: the command's help needs neither torch nor Matplotlib, which take seconds to load.
+    from cluster.lab.cost_model.kind import by_kind
     from cluster.lab.efficiency import format_efficiencies
-    from cluster.lab.kind import by_kind
     from cluster.lab.scaling_table import read_rows
-    from jobs.exchange_drawing import describe_crossings
     from jobs.figures import write_figure
+    from jobs.scaling.exchange_drawing import describe_crossings
 
     if arguments.out.exists() and not arguments.out.is_dir():
         raise InputError(f"--out {arguments.out} is a file; name a folder")
@@ -81,9 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _figures(
     kind: "Kind", rows: "Sequence[Row]", model: "CostModel | None", loader_rate: float | None
 ) -> "Iterator[tuple[str, Figure]]":
-    from jobs.exchange_drawing import draw_exchanges
-    from jobs.step_drawing import draw_steps
-    from jobs.worker_drawing import draw_workers, links_of
+    from jobs.scaling.exchange_drawing import draw_exchanges
+    from jobs.scaling.step_drawing import draw_steps
+    from jobs.scaling.worker_drawing import draw_workers, links_of
 
     name, ceilings = _file_name(kind), model
     if model is not None and loader_rate is not None:
@@ -99,7 +99,7 @@ def _figures(
 
 def _model(rows: "Sequence[Row]") -> "CostModel | None":
     """Return the cost model, fitted to all rows; None where they lack what it needs, which is said."""
-    from cluster.lab.cost_fit import fit_cost_model
+    from cluster.lab.cost_model.fit import fit_cost_model
 
     try:
         return fit_cost_model(rows)

@@ -101,13 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     launcher = arguments.launcher or ("torch" if is_under_torchrun() else "ray")
     if launcher == "ray":
         check_interpreter(RAY)  # checked here, since the other launchers need no Ray
-        from jobs.training_on_ray import train_on_ray
+        from jobs.training.on_ray import train_on_ray
 
         train_on_ray(arguments, config, workers)
     elif workers is not None or arguments.cpus_per_worker is not None:
         raise InputError(f"--workers and --cpus-per-worker are for Ray, not for --launcher {launcher}; leave them out")
     else:
-        from jobs.training_here import train_here
+        from jobs.training.here import train_here
 
         train_here(arguments, config, launcher)
     return 0

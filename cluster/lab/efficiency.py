@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import numpy as np
 from scipy.stats import norm, t
 
-from cluster.lab.kind import Kind, samples_per_worker
+from cluster.lab.cost_model.kind import Kind, samples_per_worker
 from cluster.lab.scaling_table import Cell, Row
 
 Scaling = Literal["strong", "weak"]

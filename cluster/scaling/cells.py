@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cluster.exchange.cost import Workload
-from cluster.lab.kind import Kind
+from cluster.lab.cost_model.kind import Kind
 from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Loader
 from cluster.scaling.experiment import Experiment
 from model.registry import ModelConfig

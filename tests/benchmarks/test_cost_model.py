@@ -7,7 +7,7 @@ from scaling_rows import cells_of, make_rows
 
 from benchmarks import cost_model
 from benchmarks.record import publish
-from cluster.lab.held_out import judge, splits
+from cluster.lab.cost_model.held_out import judge, splits
 from cluster.lab.scaling_table import write_rows
 from pipeline.command import InputError
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from cluster.lab.cost_model import CostModel, Network, Overlap, Pace
-from cluster.lab.kind import Kind, samples_per_worker
+from cluster.lab.cost_model.kind import Kind, samples_per_worker
+from cluster.lab.cost_model.model import CostModel, Network, Overlap, Pace
 from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Row, with_exposed
 
 KIND = Kind(model="alexnet_small", image_size=28, num_classes=10, precision="float32", cpus_per_worker=0.5)

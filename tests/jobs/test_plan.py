@@ -7,12 +7,12 @@ import math
 import pytest
 from scaling_rows import LAW, cells_of, make_rows
 
-from cluster.lab.cost_model import CostModel, Network, Overlap, Pace
-from cluster.lab.kind import Kind
-from cluster.lab.planning import Job, find_bottleneck, predict_point, scan
+from cluster.lab.cost_model.kind import Kind
+from cluster.lab.cost_model.model import CostModel, Network, Overlap, Pace
+from cluster.lab.cost_model.planning import Job, find_bottleneck, predict_point, scan
 from cluster.lab.scaling_table import write_rows
 from jobs import plan
-from jobs.plan_inputs import read_recovery
+from jobs.scaling.plan_inputs import read_recovery
 from pipeline.command import InputError
 
 STATED = [

@@ -2,8 +2,9 @@
 
 import pytest
 
-from jobs import scale, scaling
+from jobs import scale
 from jobs.experiments import EXPERIMENTS, get_experiment
+from jobs.scaling import sweep
 from pipeline.command import InputError
 
 SMALL = ["--workers", "1", "2", "--global-batch-sizes", "8", "--models", "alexnet_small:26"]
@@ -50,7 +51,7 @@ def test_where_hosts_cannot_be_made_nothing_is_written(tmp_path, monkeypatch):
     def refuse() -> None:
         raise InputError("run the command as root")
 
-    monkeypatch.setattr(scaling, "check_rights", refuse)
+    monkeypatch.setattr(sweep, "check_rights", refuse)
     with pytest.raises(InputError, match="as root"):
         scale.main(["--out", str(tmp_path / "out"), *SMALL, "--links", "1"])
     assert not (tmp_path / "out").exists()

@@ -8,13 +8,13 @@ import pytest
 from matplotlib.image import imread
 from scaling_rows import KIND, LAW, cells_of, make_rows
 
-from cluster.lab.cost_fit import fit_cost_model
+from cluster.lab.cost_model.fit import fit_cost_model
 from cluster.lab.efficiency import by_cell
 from cluster.lab.scaling_table import NO_EXCHANGE, write_rows
 from jobs import scaling_figures
-from jobs.exchange_drawing import draw_exchanges, find_crossings, find_panels
-from jobs.step_drawing import PARTS, draw_steps, step_parts
-from jobs.worker_drawing import draw_workers, links_of
+from jobs.scaling.exchange_drawing import draw_exchanges, find_crossings, find_panels
+from jobs.scaling.step_drawing import PARTS, draw_steps, step_parts
+from jobs.scaling.worker_drawing import draw_workers, links_of
 from pipeline.command import InputError
 
 WEAK = cells_of(workers=(1,), batches=(16,))

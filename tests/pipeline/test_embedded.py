@@ -4,7 +4,8 @@ import functools
 
 import pytest
 
-from jobs import evaluate, train, training_job
+from jobs import evaluate, train
+from jobs.training import job
 from pipeline import embedded, shard
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
@@ -18,7 +19,7 @@ def test_both_commands_work_on_the_embedded_default(tmp_path, monkeypatch, capsy
     arguments, config = train.parse([])
     assert config.name == "synthetic_demo" and train.parse(["--data", "d"])[1].name == "small_demo"
     # The training command makes the dataset if it is not there yet, as the sharding command does.
-    assert training_job.find_paths(arguments) == (embedded.dataset_folder(), embedded.run_folder())
+    assert job.find_paths(arguments) == (embedded.dataset_folder(), embedded.run_folder())
     first, second = capsys.readouterr().out.splitlines()[:2]
     assert first.startswith("no --data given: training on the embedded synthetic mini-ImageNet in ")
     assert second.startswith("no SOURCE given: sharding the embedded synthetic mini-ImageNet into ")
@@ -26,7 +27,7 @@ def test_both_commands_work_on_the_embedded_default(tmp_path, monkeypatch, capsy
     assert (dataset.num_samples("train"), dataset.num_samples("val"), dataset.stored_size) == (8, 4, 32)
     assert shard.main([]) == 0
     assert "the dataset is already there; train on it with" in capsys.readouterr().out
-    assert training_job.find_paths(arguments)[0] == embedded.dataset_folder()
+    assert job.find_paths(arguments)[0] == embedded.dataset_folder()
 
 
 def test_a_dataset_of_another_version_is_told_of_and_left_alone(tmp_path, monkeypatch, capsys):

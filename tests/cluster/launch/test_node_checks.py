@@ -215,7 +215,7 @@ def test_the_exchange_and_the_numbers_of_workers_reach_the_checks(one_local_node
     def stop(*arguments: object) -> None:
         raise InputError(str(arguments[3:]))
 
-    monkeypatch.setattr("jobs.training_on_ray.training_requirements", stop)
+    monkeypatch.setattr("jobs.training.on_ray.training_requirements", stop)
     command = ["--data", str(raw_dataset.path), "--run", str(tmp_path / "run"), "--dry-run"]
     for options, asked in (
         ([], "('auto', (1, 1))"),

@@ -17,11 +17,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import ArrayLike
 
-from cluster.lab.cost_model import CostModel, Network
+from cluster.lab.cost_model.kind import Kind
+from cluster.lab.cost_model.model import CostModel, Network
 from cluster.lab.efficiency import by_cell, paired_ratio
-from cluster.lab.kind import Kind
 from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Row
-from jobs.scaling_style import COLORS, FAINT, MARKS, TEXT, draw_interval, exchange_name, in_order, new_figure, plain
+from jobs.scaling.style import COLORS, FAINT, MARKS, TEXT, draw_interval, exchange_name, in_order, new_figure, plain
 
 _PANEL_WIDTH, _PANEL_HEIGHT, _MARGIN, _LEAST_WIDTH = 4.4, 3.5, 0.9, 6.2  # inches
 _MOST_COLUMNS = 2

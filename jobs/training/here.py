@@ -11,7 +11,7 @@ from cluster.worker.emulation import Emulation
 from cluster.worker.precision import emulations_of_all
 from cluster.worker.training import train
 from cluster.worker.world import World
-from jobs.training_job import TrainingJob
+from jobs.training.job import TrainingJob
 
 if TYPE_CHECKING:
     from jobs.train import Arguments

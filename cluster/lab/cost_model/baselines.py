@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.optimize import nnls
 
-from cluster.lab.kind import samples_per_worker
+from cluster.lab.cost_model.kind import samples_per_worker
 from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Row
 
 Terms = Callable[[Cell], Sequence[float]]

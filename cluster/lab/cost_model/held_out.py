@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from cluster.lab.baselines import BASELINES, predict_by_baseline
-from cluster.lab.cost_fit import fit_cost_model, is_exchanging
+from cluster.lab.cost_model.baselines import BASELINES, predict_by_baseline
+from cluster.lab.cost_model.fit import fit_cost_model, is_exchanging
+from cluster.lab.cost_model.kind import Kind
 from cluster.lab.efficiency import by_cell, paired_ratio
-from cluster.lab.kind import Kind
 from cluster.lab.scaling_table import Cell, Row
 from pipeline.command import InputError
 

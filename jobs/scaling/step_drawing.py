@@ -7,10 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from cluster.lab.cost_model.kind import Kind
 from cluster.lab.efficiency import by_cell
-from cluster.lab.kind import Kind
 from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Row
-from jobs.scaling_style import ORDER, TEXT, exchange_name, new_figure, plain
+from jobs.scaling.style import ORDER, TEXT, exchange_name, new_figure, plain
 
 PARTS = ("data wait", "forward", "backward", "waiting for the exchange", "update", "rest")
 _COLORS = ("#e69f00", "#56b4e9", "#0072b2", "#d55e00", "#999999", "#dddddd")

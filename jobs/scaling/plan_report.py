@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from cluster.lab.planning import Bottleneck, Point, find_bottleneck, predict_exchanges, scan
-from jobs.plan_inputs import PlanInputs
+from cluster.lab.cost_model.planning import Bottleneck, Point, find_bottleneck, predict_exchanges, scan
+from jobs.scaling.plan_inputs import PlanInputs
 from pipeline.command import InputError
 
 if TYPE_CHECKING:

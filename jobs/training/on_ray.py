@@ -12,7 +12,7 @@ from cluster.launch.supervisor import supervise
 from cluster.run.config import TrainingConfig
 from cluster.run.run_folder import stop_request_of
 from cluster.worker.training import train
-from jobs.training_job import TrainingJob
+from jobs.training.job import TrainingJob
 
 if TYPE_CHECKING:
     from jobs.train import Arguments

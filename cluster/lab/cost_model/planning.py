@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from cluster.lab.cost_model import CostModel, Network, Overlap, StepParts
+from cluster.lab.cost_model.model import CostModel, Network, Overlap, StepParts
 from cluster.lab.scaling_table import NO_EXCHANGE, Cell
 
 Resource = Literal["loader", "computation", "exchange", "slowest worker", "update"]

@@ -7,11 +7,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from cluster.lab.cost_model import CostModel
+from cluster.lab.cost_model.kind import Kind, samples_per_worker
+from cluster.lab.cost_model.model import CostModel
 from cluster.lab.efficiency import Scaling, by_cell, efficiencies, throughput
-from cluster.lab.kind import Kind, samples_per_worker
 from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Row
-from jobs.scaling_style import COLORS, FAINT, MARKS, TEXT, draw_interval, exchange_name, in_order, new_figure, plain
+from jobs.scaling.style import COLORS, FAINT, MARKS, TEXT, draw_interval, exchange_name, in_order, new_figure, plain
 
 _NARROW, _WIDE, _HEIGHT = 6.2, 4.2, 6.4  # inches: a single column, each of several, all rows
 _ROOM = 1.35  # factor above the ideal, and below the lowest point, that a panel shows

@@ -14,9 +14,9 @@ from statistics import median
 import numpy as np
 from scipy.optimize import least_squares, nnls
 
-from cluster.lab.cost_model import CostModel, Network, Overlap, Pace, num_messages
+from cluster.lab.cost_model.kind import Kind, samples_per_worker
+from cluster.lab.cost_model.model import CostModel, Network, Overlap, Pace, num_messages
 from cluster.lab.efficiency import by_cell
-from cluster.lab.kind import Kind, samples_per_worker
 from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Row
 from pipeline.command import InputError
 

@@ -6,9 +6,9 @@ import math
 import pytest
 from scaling_rows import LAW, cells_of, make_rows
 
-from cluster.lab.baselines import predict_by_baseline
-from cluster.lab.held_out import MODEL, find_choices, judge, splits
-from cluster.lab.kind import samples_per_worker
+from cluster.lab.cost_model.baselines import predict_by_baseline
+from cluster.lab.cost_model.held_out import MODEL, find_choices, judge, splits
+from cluster.lab.cost_model.kind import samples_per_worker
 from cluster.lab.scaling_table import NO_EXCHANGE
 
 ROWS = make_rows(cells_of(batches=(32, 64)), noise=0.02)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.exchange.cost import BACKWARD_SHARE, Link
-from cluster.lab.kind import Kind, samples_per_worker
+from cluster.lab.cost_model.kind import Kind, samples_per_worker
 from cluster.lab.scaling_table import Cell
 
 

@@ -7,9 +7,9 @@ import pytest
 from scaling_rows import EXCHANGES, KIND, LAW, cells_of, make_rows
 
 from cluster.exchange.cost import Computation, Link, predict_step
-from cluster.lab.cost_fit import fit_cost_model, fit_network, fit_pace
-from cluster.lab.cost_model import CostModel, Network, Overlap, Pace
-from cluster.lab.kind import Kind, by_kind, samples_per_worker
+from cluster.lab.cost_model.fit import fit_cost_model, fit_network, fit_pace
+from cluster.lab.cost_model.kind import Kind, by_kind, samples_per_worker
+from cluster.lab.cost_model.model import CostModel, Network, Overlap, Pace
 from cluster.lab.scaling_table import NO_EXCHANGE
 from pipeline.command import InputError
 

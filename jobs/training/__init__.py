@@ -1,0 +1,1 @@
+"""A training job: what `jobs/train.py` consists of."""
