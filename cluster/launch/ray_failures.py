@@ -19,7 +19,7 @@ def explained(
 
     Args:
         error: Error raised by Ray Train, or met by the driver as it launched.
-        fatal_signal: Signal that killed a worker, where it is known; see `cluster.launch.launch_file`.
+        fatal_signal: Signal that killed a worker, where it is known; see `cluster.launch.last_words`.
         next_time: Effect of running the same command again.
 
     Returns:

@@ -23,11 +23,12 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from cluster.launch.launch_file import LaunchFile
+from cluster.launch.last_words import LastWords
 from cluster.launch.placement import Place, Placement
 from cluster.launch.ray_failures import explained
 from cluster.launch.ray_node_checks import FitNodes
 from cluster.launch.supervisor import WorkersLost
+from cluster.run.launch_mark import LaunchMark
 from cluster.run.stop_request import StopRequest
 from cluster.worker.allocator import ALLOCATOR_ENVIRONMENT
 from cluster.worker.world import World, process_group_backend
@@ -36,7 +37,6 @@ from pipeline.system.ray_quirks import controller_callbacks, remove_placement_gr
 from pipeline.system.ray_session import has_cluster, ray_session
 
 _POLL_SECONDS = 0.5
-_NUM_OVER = 6  # times in a row that a launch is seen to be over: a network file system may err for a moment
 _NODE_ID = "ray.io/node-id"  # a label that Ray gives to each node
 _NO_RETRIES: dict[str, Any] = {"controller_failure_limit": 0, "max_preemption_failures": 0}  # of the v2 API
 
@@ -77,49 +77,51 @@ class RayCluster:
         stop_request: StopRequest | None = None,
     ) -> None:
         self._work, self._name, self._fit_nodes, self._stop_request = work, name, fit_nodes, stop_request
-        self._launch_file = LaunchFile(folder / f".{name}-faults.tmp")
+        self._folder = folder
 
     def place(self, place: Place, wait_seconds: float) -> Placement:
         """Return a placement on nodes that are fit; see `FitNodes.place`."""
         return self._fit_nodes.place(place, wait_seconds)
 
     def start(self, placement: Placement) -> "RayLaunch":
-        """Launch the workers, which go on from the latest checkpoint."""
-        return RayLaunch(functools.partial(self._fit, placement))
+        """Launch the workers, which go on from the latest checkpoint; those of earlier launches in the folder end."""
+        return RayLaunch(functools.partial(self._fit, placement, LaunchMark(self._folder)))
 
     def run(self, placement: Placement) -> None:
         """Launch the workers and wait for their end; those that are lost are not launched again.
+
+        Others may run beside it, with the same folder.
 
         Raises:
             InputError: A worker refused its input, or was lost.
         """
         try:
-            RayLaunch(functools.partial(self._fit, placement, next_time="tries again")).wait()
+            RayLaunch(functools.partial(self._fit, placement, None, next_time="tries again")).wait()
         except WorkersLost as lost:
             raise InputError(f"{lost}; the same command tries again") from lost
 
-    def _fit(self, placement: Placement, **words: str) -> BaseException | None:
+    def _fit(self, placement: Placement, mark: LaunchMark | None, **words: str) -> BaseException | None:
         """Run the trainer to its end; return what its failure means, in `words` of `explained`."""
-        launch_file = self._launch_file
+        last_words = LastWords(self._folder)
         try:
             remove_placement_groups()
             storage = tempfile.TemporaryDirectory(prefix="alexnet-ray-", ignore_cleanup_errors=True)
-            with launch_file.lasting(), storage as path:
+            lasting = contextlib.nullcontext() if mark is None else mark.lasting()
+            with lasting, last_words.kept(), storage as path:
                 try:
-                    _trainer(self._worker(), placement, self._name, path).fit()
+                    _trainer(self._worker(mark, last_words), placement, self._name, path).fit()
                 except BaseException as error:
-                    return explained(error, launch_file.told(), **words)
+                    return explained(error, last_words.told(), **words)
         except BaseException as error:
             return explained(error, **words)
         return None
 
-    def _worker(self) -> Callable[[], None]:
+    def _worker(self, mark: LaunchMark | None, last_words: LastWords) -> Callable[[], None]:
         """Return what a worker runs; it is pickled, without this object."""
-        work, launch_file, stop_request = self._work, self._launch_file, self._stop_request
+        work, stop_request = self._work, self._stop_request
 
         def worker() -> None:
-            launch_file.watch()
-            _end_when_given_up(launch_file)
+            _watch_launch(mark, last_words)
             context = ray.train.get_context()
             rank, device = context.get_world_rank(), torch.device(get_device())
             wants_to_stop = {} if stop_request is None or rank else {"wants_to_stop": stop_request.is_made}
@@ -187,15 +189,15 @@ def _trainer(worker: Callable[[], None], placement: Placement, name: str, storag
     )
 
 
-def _end_when_given_up(launch_file: LaunchFile) -> None:
+def _watch_launch(mark: LaunchMark | None, last_words: LastWords) -> None:
     """End this worker when its raylet is gone or its launch is over: Ray may leave it running, and others follow."""
     parent = os.getppid()
+    last_words.prepare()
 
     def watch() -> None:
-        num_over = 0
-        while os.getppid() == parent and num_over < _NUM_OVER:
+        while os.getppid() == parent and not (mark is not None and mark.is_over()):
             time.sleep(_POLL_SECONDS)
-            num_over = num_over + 1 if launch_file.is_over() else 0
+            last_words.prepare()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -30,6 +30,7 @@ import numpy as np
 
 from cluster.run.checkpoint import CheckpointStore
 from cluster.run.config import Precision, TrainingConfig
+from cluster.run.launch_mark import CURRENT_LAUNCH
 from cluster.run.ledger_files import Ledger
 from cluster.run.run_log import LAUNCHES_JSONL, METRICS_JSONL, RunLog
 from cluster.run.stop_request import StopRequest
@@ -44,7 +45,7 @@ _CONFIG_JSON = "config.json"
 _MEAN_IMAGE = "mean_image.npy"
 _FORMAT_VERSION = 2  # version of config.json; version 1 had no number
 _STOP_REQUEST = "stop-request"
-_BEFORE_CONFIG = {LAUNCHES_JSONL, _MEAN_IMAGE, _STOP_REQUEST}
+_BEFORE_CONFIG = {LAUNCHES_JSONL, _MEAN_IMAGE, _STOP_REQUEST, CURRENT_LAUNCH}
 _DISTRIBUTIONS = ("alexnet-at-scale", "torch", "ray", "numpy", "pyarrow")
 
 

@@ -6,6 +6,7 @@ OUT/
   blocks/BLOCK-WORKERS.jsonl  a launch: a line for its machine and code, and one for each measured cell
   scaling.parquet             the rows of all whole blocks, see `cluster/lab/scaling_table.py`
   workers.log                 messages of workers on hosts
+  current-launch              mark of the launch that is under way on Ray, see `cluster/run/launch_mark.py`
 
 A block is whole if it has all its cells, measured by one code on one kind of machine.
 """

@@ -10,6 +10,7 @@ from coded_source import CodedSource
 from runs import CONFIG
 
 from cluster.run.checkpoint import CheckpointStore
+from cluster.run.launch_mark import LaunchMark
 from cluster.run.ledger_files import Ledger
 from cluster.run.run_folder import RunFolder, open_launches, stop_request_of
 from pipeline.command import InputError
@@ -54,12 +55,14 @@ def test_a_folder_of_the_name_of_one_of_our_files_is_no_beginning_of_a_run(raw_d
 def test_what_a_run_writes_before_its_config_is_a_beginning(raw_dataset, tmp_path):
     open_launches(tmp_path).close()
     stop_request_of(tmp_path).clear()
+    with LaunchMark(tmp_path).lasting():
+        pass
     for name in ("mean_image.npy", "config.json"):
         assert is_temporary(_left_aside(tmp_path / name))
         (tmp_path / name).unlink()
     (tmp_path / "mean_image.npy").write_bytes(b"whole")
     (tmp_path / f".preflight-{uuid.uuid4().hex}.tmp").touch()
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.iterdir())) == 7
     assert RunFolder.resume(tmp_path, CONFIG, raw_dataset) is None
 
 
