@@ -7,6 +7,7 @@ A group stays behind where the process that made it is killed; the next group re
 """
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -18,24 +19,40 @@ from pipeline.command import InputError
 _PREFIX = "alexnet-lab-"
 _PERIOD_MICROSECONDS = 10_000
 _MIN_QUOTA_MICROSECONDS = 1_000  # the kernel's smallest
+MIN_CPUS = _MIN_QUOTA_MICROSECONDS / _PERIOD_MICROSECONDS
 _ROOT, _OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _GIVE_UP_SECONDS = 5.0
 _POLL_SECONDS = 0.02
 
 
+def check_limit(field: str, cpus: float | None) -> None:
+    """Check that the kernel can limit a group to so many CPUs; None: no limit.
+
+    Raises:
+        ValueError: Names the field, its value and what would be right.
+    """
+    if cpus is not None and not MIN_CPUS <= cpus < math.inf:
+        milliseconds = _PERIOD_MICROSECONDS // 1_000
+        raise ValueError(
+            f"{field}={cpus}: must be at least {MIN_CPUS}, the kernel's least in periods of {milliseconds} ms"
+        )
+
+
 class CpuQuota:
     """One group of processes. What they start joins it."""
 
-    def __init__(self, name: str, cpus: float) -> None:
+    def __init__(self, name: str, cpus: float | None) -> None:
         """Make the group.
 
         Args:
             name: Its name, unlike those of this process's other groups.
-            cpus: CPUs that it may use, such as 0.4.
+            cpus: CPUs that it may use, such as 0.4; None: no limit yet.
 
         Raises:
+            ValueError: That is less than the kernel can limit a group to.
             InputError: The machine offers no such groups to this process.
         """
+        check_limit("cpus", cpus)
         parent, self._is_v2 = _parent()
         remove_orphaned_quotas()
         self._folder = parent / f"{_PREFIX}{this_owner()}-{name}"
@@ -50,14 +67,19 @@ class CpuQuota:
                 "writable, or leave out the limit"
             ) from error
 
-    def limit(self, cpus: float) -> None:
-        """Let it use another number of CPUs."""
-        quota = max(_MIN_QUOTA_MICROSECONDS, round(cpus * _PERIOD_MICROSECONDS))
+    def limit(self, cpus: float | None) -> None:
+        """Let it use another number of CPUs; None: as many as the group around it.
+
+        Raises:
+            ValueError: That is less than the kernel can limit a group to.
+        """
+        check_limit("cpus", cpus)
+        quota = None if cpus is None else round(cpus * _PERIOD_MICROSECONDS)
         if self._is_v2:
-            (self._folder / "cpu.max").write_text(f"{quota} {_PERIOD_MICROSECONDS}")
+            (self._folder / "cpu.max").write_text(f"{quota or 'max'} {_PERIOD_MICROSECONDS}")
         else:
             (self._folder / "cpu.cfs_period_us").write_text(str(_PERIOD_MICROSECONDS))
-            (self._folder / "cpu.cfs_quota_us").write_text(str(quota))
+            (self._folder / "cpu.cfs_quota_us").write_text(str(quota or -1))
 
     def add(self, process_id: int) -> None:
         """Move a process with all its threads into it; one that has ended is passed over."""
@@ -69,7 +91,10 @@ class CpuQuota:
         return _process_ids(self._folder)
 
     def throttled_seconds(self) -> float:
-        """Return for how long its threads were held up so far, as the kernel counts it: summed over CPUs."""
+        """Return for how long its threads were held up so far, as the kernel counts it.
+
+        Summed over the CPUs that they were held up on: with two threads on two CPUs, twice the time.
+        """
         values = dict(line.split() for line in (self._folder / "cpu.stat").read_text().splitlines())
         if self._is_v2:
             return int(values["throttled_usec"]) * 1e-6
@@ -81,7 +106,7 @@ class CpuQuota:
 
 
 @contextlib.contextmanager
-def cpu_quota(name: str, cpus: float) -> Iterator[CpuQuota]:
+def cpu_quota(name: str, cpus: float | None) -> Iterator[CpuQuota]:
     """Make a group that exists while the block runs; see `CpuQuota`."""
     quota = CpuQuota(name, cpus)
     try:

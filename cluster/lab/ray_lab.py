@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.lab.cpu_quota import check_limit
 from cluster.lab.hosts import Host, Hosts, hosts
 from cluster.lab.local_ray import LocalRay
 from cluster.lab.ray_node import Node
@@ -33,7 +34,7 @@ class LabConfig:
     hosts: int = 3
     """Number of hosts. The first is Ray's head; each has room for one worker."""
     cpus: float | None = None
-    """CPUs that the workers of a host may use from their first step on, such as 0.4. Default: no limit."""
+    """CPUs that the workers of a host may use from their first step on, 0.1 or more. Default: no limit."""
     bandwidth: str | None = None
     """Bandwidth of each host's link, in both directions, such as 1gbit or 250mbit. Default: as the machine has it."""
     latency: str | None = None
@@ -47,8 +48,7 @@ class LabConfig:
         Raises:
             ValueError: Names the field, its value and what would be right.
         """
-        if self.cpus is not None and not self.cpus > 0:
-            raise ValueError(f"cpus={self.cpus}: must be above 0, such as 0.4")
+        check_limit("cpus", self.cpus)
 
     def shaped_link(self) -> ShapedLink | None:
         """Return the link of each host.
@@ -131,12 +131,18 @@ class RayLab:
         """Connect a host again, and start Ray on it unless the cluster did not miss it; return what to tell.
 
         Raises:
-            InputError: There is no such host, it is the head, or Ray did not start.
+            InputError: There is no such host, it is the head, or Ray did not start or does not answer.
         """
         number, host = self._other(name, "joined again")
         was_cut, node = host.is_cut, self._nodes[number - 1]
         host.reconnect()
-        if node is not None and self._stays(node, host, was_cut):
+        stays = node is not None and self._stays(node, host, was_cut)
+        if stays is None:
+            raise InputError(
+                f"host {number} is connected, but Ray does not say whether it is part of the cluster; `join {number}` "
+                "asks again"
+            )
+        if stays:
             return f"host {number} is part of the cluster" + (": it was not missed" if was_cut else " already")
         self._end_node(number)
         self._nodes[number - 1] = self._cluster.add_node(1, host)
@@ -153,7 +159,9 @@ class RayLab:
             ray = "Ray does not say" if living is None else "in the cluster" if host.address in living else "missed"
             words.append("no Ray" if self._nodes[index] is None else ray)
             if throttled is not None:
-                words.append(f"workers of {self._config.cpus:g} CPUs, held up for {throttled[index]:.1f} s")
+                words.append(
+                    f"workers of {self._config.cpus:g} CPUs, held up for {throttled[index]:.1f} s over all CPUs"
+                )
             lines.append(", ".join(words))
         return "\n".join(lines)
 
@@ -197,16 +205,17 @@ class RayLab:
             node.stop()
         self._nodes[number - 1] = None
 
-    def _stays(self, node: Node, host: Host, was_cut: bool) -> bool:
-        """Return whether a host's Ray is still part of the cluster, once that is settled."""
+    def _stays(self, node: Node, host: Host, was_cut: bool) -> bool | None:
+        """Return whether a host's Ray is still part of the cluster, once that is settled; None if Ray does not say."""
         ends = time.monotonic() + (_STAYS_SECONDS if was_cut else 0)
-        is_missed = False
+        is_known, is_missed = False, False
         while node.is_running:
             living = self._cluster.living_addresses()
+            is_known = is_known or living is not None
             if living is not None and host.address not in living and not is_missed:
                 is_missed, ends = True, time.monotonic() + _ENDS_SECONDS
             if time.monotonic() > ends:
-                return not is_missed
+                return not is_missed if is_known else None
             time.sleep(_POLL_SECONDS)
         return False
 

@@ -89,6 +89,7 @@ class Row(Cell):
         peak_memory_bytes: Largest resident memory of a worker's process.
         cpu_seconds: CPU time per step, sum over workers.
         throttled_seconds: Time per step in which a worker's CPU limit held it up, mean over workers; NaN without limit.
+            Summed over the CPUs that it was held up on, so it can be longer than the step.
         link_latency_seconds: Latency of the link by its sweep; NaN without one, as are the next two.
         link_bytes_per_second: Bandwidth of the link by its sweep.
         link_deviation: Largest relative deviation of the sweep's times from latency + bytes / bandwidth.

@@ -2,7 +2,8 @@
 
 A worker's start, and Ray's own processes, are not limited: with a fraction of a core they would take minutes. Workers
 are told by the title that Ray Train gives them. When they have made a step stands in the log of their run, which the
-first worker has open; so any command that trains is limited, however it names its run.
+first worker has open; so any command that trains is limited, however it names its run. Jobs that log no
+steps are limited only if one trains beside them.
 """
 
 import contextlib
@@ -57,7 +58,7 @@ class WorkerLimits:
         return [len(quota.process_ids()) for quota in self._quotas]
 
     def throttled_seconds(self) -> list[float]:
-        """Return for how long each host's workers were held up so far."""
+        """Return for how long each host's workers were held up so far, summed over CPUs."""
         return [quota.throttled_seconds() for quota in self._quotas]
 
     def close(self) -> None:

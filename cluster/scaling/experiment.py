@@ -7,6 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from cluster.lab.cpu_quota import check_limit
 from cluster.lab.scaling_table import Loader
 from cluster.scaling.like import LikeCluster
 from model.registry import NETWORKS, ModelConfig, check_image_size
@@ -34,7 +35,7 @@ class Experiment:
         like: A cluster, such as "8 x 20000 img/s @ 100gbit": links get the bandwidth with which all-reduce takes as
             large a part of a step here as it does there. Replaces `links`.
         like_batch: Global batch of that cluster; None: as many samples per worker as here.
-        cpus_per_worker: CPUs that each worker may use; None: all.
+        cpus_per_worker: CPUs that each worker may use, at least 0.1; None: all.
         num_classes: Number of classes, without --data.
         steps: Timed steps of a cell in a block.
         warm_up_steps: Steps before, at least 2: in the first libraries choose their kernels.
@@ -86,8 +87,7 @@ class Experiment:
             raise ValueError(f"like={self.like!r}: replaces links; leave out one of them")
         if self.like_batch is not None and (self.like is None or self.like_batch < 1):
             raise ValueError(f"like_batch={self.like_batch}: must be at least 1, and goes with like")
-        if self.cpus_per_worker is not None and not self.cpus_per_worker > 0:
-            raise ValueError(f"cpus_per_worker={self.cpus_per_worker}: must be above 0")
+        check_limit("cpus_per_worker", self.cpus_per_worker)
         for model in self.models:
             self._check_model(model)
         _ = self.like_cluster  # whether it can be read

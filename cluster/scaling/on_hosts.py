@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import IO, Any
 
-from cluster.lab.cpu_quota import CpuQuota, cpu_quota
+from cluster.lab.cpu_quota import MIN_CPUS, CpuQuota, cpu_quota
 from cluster.lab.host_workers import start_workers
 from cluster.lab.hosts import Hosts, hosts
 from cluster.lab.link_sweep import LinkFit, accepted_link
@@ -65,7 +65,7 @@ class HostWorkers:
             self._quotas: list[CpuQuota] = []
             if cpus is not None:
                 for rank, worker in enumerate(self._workers):
-                    quota = resources.enter_context(cpu_quota(f"worker{rank}", _all_cpus()))
+                    quota = resources.enter_context(cpu_quota(f"worker{rank}", None))
                     quota.add(worker.pid)
                     self._quotas.append(quota)
             self.identity = Identity(**self._answer())
@@ -79,7 +79,7 @@ class HostWorkers:
         """End the workers: without an error, by the end of orders."""
         orders = self._workers[0].stdin
         if kind is None and orders is not None:
-            self._limit(_all_cpus())
+            self._limit(None)
             orders.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 for worker in self._workers:
@@ -93,18 +93,18 @@ class HostWorkers:
             InputError: A worker failed.
         """
         self._lab.shape(None)
-        self._limit(_all_cpus())
+        self._limit(None)
         self._order("prepare", cell=dataclasses.asdict(cell))
         link = cell.gigabits_per_second
         self._lab.shape(ShapedLink(gigabits_per_second=link) if link else None)
-        self._limit(self._cpus or _all_cpus())
+        self._limit(self._cpus)
         self._order("warm_up")
         before = self._throttled_seconds()
         fields = self._order("measure")
         throttled = [after - then for then, after in zip(before, self._throttled_seconds(), strict=True)]
         return fields | {"throttled_seconds": fmean(throttled) / self._num_steps if throttled else None}
 
-    def _limit(self, cpus: float) -> None:
+    def _limit(self, cpus: float | None) -> None:
         for quota in self._quotas:
             quota.limit(cpus)
 
@@ -202,9 +202,10 @@ def check_cpus(workers: Sequence[int], cpus_per_worker: float) -> None:
     """
     num_cpus, needed = _all_cpus(), max(workers) * cpus_per_worker
     if needed > num_cpus:
+        share = math.floor(num_cpus / max(workers) * 100) / 100
         raise InputError(
             f"{max(workers)} workers of {cpus_per_worker:g} CPUs need {needed:g}, and this machine has {num_cpus}; use "
-            f"--cpus-per-worker {math.floor(num_cpus / max(workers) * 100) / 100:g}, or fewer --workers"
+            f"{f'--cpus-per-worker {share:g}, or ' * (share >= MIN_CPUS)}fewer --workers"
         )
 
 

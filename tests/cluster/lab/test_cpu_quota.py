@@ -1,5 +1,6 @@
 """Limits of CPU time: held by the kernel, written in both versions, and removed after a kill."""
 
+import math
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import pytest
 
 from cluster.lab import cpu_quota as cpu_quota_module
 from cluster.lab.cpu_quota import CpuQuota, cpu_quota, remove_orphaned_quotas
+from cluster.lab.ray_lab import LabConfig
+from cluster.scaling.experiment import Experiment
 from pipeline.command import InputError
 from pipeline.paths import CHECKOUT
 
@@ -112,8 +115,8 @@ def test_version_2_is_written_as_the_kernel_reads_it(tmp_path, monkeypatch):
     assert (folder / "cgroup.procs").read_text() == "7"
     (folder / "cpu.stat").write_text("usage_usec 9\nnr_throttled 2\nthrottled_usec 1500000\n")
     assert quota.throttled_seconds() == 1.5
-    quota.limit(0.01)  # below the kernel's least
-    assert (folder / "cpu.max").read_text() == "1000 10000"
+    quota.limit(None)
+    assert (folder / "cpu.max").read_text() == "max 10000"
 
 
 @pytest.mark.parametrize(
@@ -130,6 +133,24 @@ def test_version_1_is_written_beside_this_process_or_in_the_containers_part(path
     assert (quota._folder / "cpu.cfs_quota_us").read_text() == "15000"
     (quota._folder / "cpu.stat").write_text("nr_periods 3\nnr_throttled 2\nthrottled_time 2500000000\n")
     assert quota.throttled_seconds() == 2.5
+    quota.limit(None)  # a container's limit may be below the number of CPUs, so no number is right
+    assert (quota._folder / "cpu.cfs_quota_us").read_text() == "-1"
+
+
+@pytest.mark.parametrize("cpus", [0.05, 0.0, -1.0, math.nan, math.inf])
+def test_a_limit_that_the_kernel_can_t_hold_is_refused(cpus, tmp_path, monkeypatch):
+    root = _pretend(tmp_path, monkeypatch, "0::/\n")
+    (root / "cgroup.controllers").write_text("cpu\n")
+    for make in (
+        lambda: CpuQuota("refused", cpus),
+        lambda: LabConfig(cpus=cpus),
+        lambda: Experiment(cpus_per_worker=cpus, batch_sizes_per_worker=(1,)),
+    ):
+        with pytest.raises(ValueError, match=rf"cpus(_per_worker)?={cpus}: must be at least 0.1, the kernel's least"):
+            make()
+    assert not [path for path in root.iterdir() if path.is_dir()]
+    quota = CpuQuota("least", 0.1)
+    assert (quota._folder / "cpu.max").read_text() == "1000 10000"
 
 
 def test_without_control_groups_it_is_said_what_to_do(tmp_path, monkeypatch):

@@ -41,3 +41,9 @@ def test_more_cpus_than_the_machine_has_are_refused_with_what_fits(monkeypatch):
     check_cpus((1, 8), 0.5)
     with pytest.raises(InputError, match=r"8 workers of 0\.6 CPUs need 4\.8, .* has 4; use --cpus-per-worker 0\.5"):
         check_cpus((1, 8), 0.6)
+
+
+def test_more_workers_than_the_machine_has_cpus_for_get_no_advice_that_is_refused(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)))
+    with pytest.raises(InputError, match=r"80 workers of 0\.1 CPUs need 8, .* has 4; use fewer --workers$"):
+        check_cpus((1, 80), 0.1)
