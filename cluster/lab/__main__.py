@@ -32,6 +32,7 @@ from pipeline import embedded
 from pipeline.command import InputError, run_command
 
 _COMMAND = "python -m cluster.lab"
+_BY_SIGNAL = 128  # status of a command that a signal ended, less the signal
 _Host = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="HOST")]
 
 
@@ -97,7 +98,7 @@ class Kill(InLab):
 
 @dataclass(frozen=True, kw_only=True)
 class Status(InLab):
-    """Say of each host whether it is part of the cluster, and how long its workers were held up."""
+    """Say of each host whether it is part of the cluster, and how long its workers were held up, summed over CPUs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +176,7 @@ def _submit(command: Submit, words: Sequence[str]) -> int:
 
 
 def _run(folder: Path, host: str, words: Sequence[str]) -> int:
-    """Run a command on a host, and return its exit status."""
+    """Run a command on a host, and return its exit status: as in a shell, 128 and more if a signal ended it."""
     entrance = keeper.ask(folder, "entrance", host)
     try:
         with network_entered(entrance["network"]):
@@ -185,7 +186,8 @@ def _run(folder: Path, host: str, words: Sequence[str]) -> int:
             raise
         raise InputError(f"there is no command {words[0]}; name one that is on the PATH") from error
     try:
-        return process.wait()
+        status = process.wait()
+        return status if status >= 0 else _BY_SIGNAL - status
     except BaseException:
         process.terminate()  # Ctrl-C has reached it by itself
         process.wait()

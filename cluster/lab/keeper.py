@@ -1,7 +1,7 @@
 """The process that keeps a lab up, and how commands talk to it: a line of JSON each way, by a socket in its folder.
 
 LAB/
-  socket       of the keeper; only its user may connect
+  socket       of the keeper; only its user may connect, and no other user's is trusted
   keeper.log   what the keeper had to say after the lab was up
   lock         held while a lab is up
 
@@ -17,8 +17,11 @@ import os
 import select
 import signal
 import socket
+import stat
+import struct
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,7 @@ _LOOK_SECONDS = 1.0
 _REQUEST_SECONDS = 5.0
 _ANSWER_SECONDS = 300.0  # joining starts a Ray
 _BACKLOG = 16
+_CREDENTIALS = struct.Struct("3i")  # of SO_PEERCRED: process, user, group
 
 
 class NoLab(InputError):
@@ -79,21 +83,20 @@ def ask(folder: Path, action: str, about: str = "") -> Any:
 
     Raises:
         NoLab: None is up.
-        InputError: The keeper refused, or it was killed.
+        InputError: The keeper refused, is busy, is another user's, or was killed.
     """
-    with contextlib.ExitStack() as stack:
-        connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+    with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(_ANSWER_SECONDS)
         try:
-            connection.connect(stack.enter_context(_short_path(folder)))
-        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-            raise NoLab(f"no lab is up in {folder}; start one with `python -m cluster.lab up`") from None
-        except PermissionError as error:
-            raise InputError(f"the lab in {folder} is another user's; run the command as that user") from error
-        try:
+            _connect(connection, folder)
             connection.sendall(json.dumps({"action": action, "about": about}).encode() + b"\n")
             with connection.makefile() as stream:
                 answer = json.loads(stream.readline())
+        except (TimeoutError, BlockingIOError) as error:
+            raise InputError(
+                f"the keeper of the lab has not answered for {_ANSWER_SECONDS:.0f} s; it may be busy with another "
+                f"command: see {folder / _LOG}, and try again"
+            ) from error
         except (OSError, ValueError) as error:
             raise InputError(
                 f"the keeper of the lab ended meanwhile (see {folder / _LOG}); `python -m cluster.lab down` removes "
@@ -138,6 +141,7 @@ def keep(config: LabConfig, folder: Path, working_directory: Path, writer: int) 
 
 def _serve(lab: RayLab, listener: socket.socket) -> socket.socket:
     """Answer commands until one ends the lab; return the connection that waits for that."""
+    failure = ""  # the latest of looking after the lab
     while True:
         if select.select([listener], [], [], _LOOK_SECONDS)[0]:
             connection, _ = listener.accept()
@@ -149,7 +153,12 @@ def _serve(lab: RayLab, listener: socket.socket) -> socket.socket:
             else:
                 with connection:
                     _tell(connection, _answer(lab, request["action"], request["about"]))
-        lab.look_after()
+        try:
+            lab.look_after()
+        except Exception as error:  # a lab outlives errors of the program
+            if repr(error) != failure:  # it comes again each second
+                traceback.print_exc()
+            failure = repr(error)
 
 
 def _request(connection: socket.socket) -> dict[str, str] | None:
@@ -179,6 +188,9 @@ def _answer(lab: RayLab, action: str, about: str) -> dict[str, Any]:
         return {"answer": actions[action]()}
     except (InputError, OSError) as error:
         return {"error": str(error)}
+    except Exception as error:  # a lab outlives errors of the program
+        traceback.print_exc()
+        return {"error": f"`{action}` failed by an error of this program ({error!r}), and the lab goes on; see {_LOG}"}
 
 
 def _tell(connection: socket.socket, answer: dict[str, Any]) -> None:
@@ -192,6 +204,7 @@ def _locked(folder: Path) -> Iterator[None]:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"{folder} can't be a lab's folder, since a file is in its place; choose another") from error
+    _check_is_own(folder)
     with open(folder / _LOCK, "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -200,6 +213,48 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"a lab is up already in {folder}; end it with `python -m cluster.lab down`, or choose another --lab"
             ) from None
         yield
+
+
+def _check_is_own(folder: Path) -> None:
+    """Check that no other user can put files, or links to this user's, in the place of a lab's.
+
+    Raises:
+        InputError: One can.
+    """
+    if {folder.lstat().st_uid, folder.stat().st_uid} != {os.geteuid()}:
+        raise InputError(f"{folder} is another user's, who could replace the lab's files; choose another --lab")
+    if folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise InputError(
+            f"other users may write to {folder}, and could replace the lab's files; forbid it with "
+            f"`chmod go-w {folder}`, or choose another --lab"
+        )
+
+
+def _connect(connection: socket.socket, folder: Path) -> None:
+    """Connect to this user's keeper.
+
+    Raises:
+        NoLab: None is up.
+        InputError: It is another user's.
+    """
+    try:
+        with _short_path(folder) as path:
+            connection.connect(path)
+        is_own = _user_of(connection) == os.geteuid()
+    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+        raise NoLab(f"no lab is up in {folder}; start one with `python -m cluster.lab up`") from None
+    except PermissionError:
+        is_own = False
+    if not is_own:
+        raise InputError(
+            f"the lab in {folder} is another user's; run the command as that user, or name a lab of your own: --lab"
+        )
+
+
+def _user_of(connection: socket.socket) -> int:
+    """Return the user who listens at the other end of a connection."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(credentials)[1])
 
 
 @contextlib.contextmanager

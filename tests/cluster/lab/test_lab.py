@@ -7,12 +7,13 @@ import socket
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 from needs import makes_hosts
 
 from cluster.lab import __main__ as lab
-from cluster.lab import keeper
+from cluster.lab import keeper, ray_lab
 from cluster.lab.ray_lab import Entrance, LabConfig
 from pipeline.command import InputError
 from pipeline.paths import CHECKOUT
@@ -98,6 +99,38 @@ def test_a_file_in_the_folder_s_place_is_named(tmp_path):
         keeper.keep(LabConfig(), tmp_path / "lab", CHECKOUT, -1)
 
 
+@makes_hosts
+def test_a_folder_that_others_may_write_to_is_refused(tmp_path):
+    tmp_path.chmod(0o777)
+    (tmp_path / "other").write_bytes(b"mine")
+    (tmp_path / "lock").symlink_to("other")
+    (tmp_path / "keeper.log").symlink_to("other")
+    with pytest.raises(InputError, match=r"other users may write to .*; forbid it with `chmod go-w .*`, or choose"):
+        keeper.keep(LabConfig(), tmp_path, CHECKOUT, -1)
+    assert (tmp_path / "other").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_another_users_folder_is_refused(kind, tmp_path, monkeypatch):
+    if os.geteuid() != 0:
+        pytest.skip("needs to give files away")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    os.chown(tmp_path / {"folder": "real", "link": "link"}[kind], 65534, 65534, follow_symlinks=False)
+    with pytest.raises(InputError, match="is another user's, who could replace the lab's files; choose another --lab"):
+        with keeper._locked(tmp_path / {"folder": "real", "link": "link"}[kind]):
+            pass
+    assert list((tmp_path / "real").iterdir()) == []
+
+
+def test_another_users_keeper_is_not_asked(folder, monkeypatch, capfd):
+    with _served(folder), monkeypatch.context() as patch:
+        user = os.geteuid()
+        patch.setattr("os.geteuid", lambda: user + 1)
+        with pytest.raises(InputError, match=r"the lab in .* is another user's; run the command as that user, or name"):
+            lab.main(["run", "--lab", str(folder), "1", "--", "ls"])
+
+
 class _Lab:
     """Answers as a lab does."""
 
@@ -105,6 +138,9 @@ class _Lab:
 
     def look_after(self):
         self.num_looks += 1
+
+    def join(self, host):
+        raise KeyError(host)
 
     def cut(self, host):
         if host == "9":
@@ -158,6 +194,65 @@ def test_a_keeper_answers_refuses_and_ends(folder, capsys):
     assert list(folder.iterdir()) == []
 
 
+def test_a_keeper_outlives_errors_of_the_program_and_logs_them(folder, monkeypatch, capfd):
+    def fail(known):
+        known.num_looks += 1
+        raise RuntimeError("look")
+
+    monkeypatch.setattr(_Lab, "look_after", fail)
+    with _served(folder) as known:
+        for _ in range(2):
+            with pytest.raises(InputError, match=r"`join` failed by an error of this program \(KeyError\('7'\)\),"):
+                keeper.ask(folder, "join", "7")
+        assert keeper.ask(folder, "status") == "host 1, up"
+    assert known.num_looks >= 2
+    log = capfd.readouterr().err
+    assert log.count("KeyError: '7'") == 2 and log.count("RuntimeError: look") == 1
+
+
+def test_a_keeper_that_is_busy_is_told_from_one_that_ended(folder, monkeypatch):
+    monkeypatch.setattr(keeper, "_ANSWER_SECONDS", 0.05)
+    folder.mkdir(parents=True)
+    with keeper._listener(folder) as listener:
+        with pytest.raises(InputError, match=r"has not answered for 0 s; it may be busy .*, and try again$"):
+            keeper.ask(folder, "status")
+        listener.accept()[0].close()
+        monkeypatch.setattr(keeper, "_ANSWER_SECONDS", 30.0)
+        thread = threading.Thread(target=lambda: listener.accept()[0].close())
+        thread.start()
+        with pytest.raises(InputError, match=r"the keeper of the lab ended meanwhile"):
+            keeper.ask(folder, "status")
+        thread.join()
+
+
+class _Cluster:
+    """Says as much of its nodes as it is told to."""
+
+    head = SimpleNamespace(is_running=True)
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+
+    def begin_node(self, cpus, host):
+        return SimpleNamespace(is_running=True)
+
+    def living_addresses(self):
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+@pytest.mark.parametrize("answers", [[None], [{"10.0.0.2"}], [None, {"10.0.0.2"}]])
+def test_a_host_is_said_to_be_part_of_the_cluster_only_if_ray_says_so(answers, monkeypatch):
+    monkeypatch.setattr(ray_lab, "_STAYS_SECONDS", 0.1)
+    monkeypatch.setattr(ray_lab, "_POLL_SECONDS", 0.06)
+    hosts = [SimpleNamespace(address=f"10.0.0.{n}", is_cut=n == 2, reconnect=lambda: None) for n in (1, 2)]
+    up = ray_lab.RayLab(LabConfig(hosts=2), hosts, _Cluster(*answers), None)
+    if answers[-1] is None:
+        with pytest.raises(InputError, match=r"host 2 is connected, but Ray does not say .*; `join 2` asks again"):
+            up.join("2")
+    else:
+        assert up.join("2") == "host 2 is part of the cluster: it was not missed"
+
+
 def test_a_keeper_outlives_what_is_no_command(folder):
     with _served(folder):
         for sent in (b"", b"\n", b"[]\n", b'{"about": "2"}\n', b"\xff\n", json.dumps({"action": "status"}).encode()):
@@ -174,4 +269,6 @@ def test_a_command_on_a_host_has_its_variables_and_its_status_is_returned(folder
         assert lab.main(["run", "--lab", str(folder), "3", "--", sys.executable, "-c", script]) == 7
         with pytest.raises(InputError, match="there is no command not-a-command"):
             lab.main(["run", "--lab", str(folder), "3", "--", "not-a-command"])
+        kill = "import os; os.kill(os.getpid(), 15)"
+        assert lab.main(["run", "--lab", str(folder), "3", "--", sys.executable, "-c", kill]) == 128 + 15
     assert capfd.readouterr().out == "from host 3\n"
