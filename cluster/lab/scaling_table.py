@@ -67,26 +67,33 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Row(Cell):
-    """A cell's measurement in one block. Times are of the slowest worker, medians over the steps, in seconds.
+    """A cell's measurement in one block.
+
+    Times are in seconds, and medians over the steps. All times of a step are those of the worker that the others wait
+    for, which took longest without its own waits for the exchange; on a GPU, where waits are not seen, of the one that
+    took longest.
 
     Attributes:
         block: Number of the block, from 0.
-        place: Place of the cell in the block's random order, from 0.
+        place: Place of the cell in the random order of its launch, from 0: among the block's cells of as many workers.
         num_steps: Number of timed steps.
         images_per_second: Samples per second of all workers, global batch / step time.
         step_seconds: A step.
         step_seconds_p90: 90th percentile of the steps.
+        mean_step_seconds: A step without its waits for the exchange, mean over the workers; where there is no exchange,
+            the mean of their whole steps. NaN with one on a GPU, where waits are not seen.
         data_wait_seconds: Of it, waiting for the loader.
         forward_seconds: Of it, the forward pass and the loss, with the exchanges it waits for.
         backward_seconds: Of it, the backward pass, with the exchanges it waits for.
-        blocked_seconds: Of those two, waiting for the exchange.
+        blocked_seconds: Of those two, waiting for the exchange; 0 without one, NaN with one on a GPU.
         exposed_seconds: A step less the same block's step without an exchange (`Cell.without_exchange`); NaN if that
             was not measured.
         update_seconds: Of a step, the update of the weights.
-        sent_bytes: Bytes that a worker's interface sent per step, mean over workers; NaN where nothing counts them.
+        sent_bytes: Bytes that a worker's interface sent per step, mean over workers; NaN where nothing counts them, as
+            for workers that share an interface, and for NCCL.
         expected_bytes: The same by the exchange's formula.
         operations: Floating-point operations of a step's forward and backward passes over all workers.
-        peak_memory_bytes: Largest resident memory of a worker's process.
+        peak_memory_bytes: Largest memory of a worker: of tensors on its GPU, else the resident memory of its process.
         cpu_seconds: CPU time per step, sum over workers.
         throttled_seconds: Time per step in which a worker's CPU limit held it up, mean over workers; NaN without limit.
             Summed over the CPUs that it was held up on, so it can be longer than the step.
@@ -105,6 +112,7 @@ class Row(Cell):
     images_per_second: float
     step_seconds: float
     step_seconds_p90: float
+    mean_step_seconds: float
     data_wait_seconds: float
     forward_seconds: float
     backward_seconds: float

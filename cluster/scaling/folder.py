@@ -32,7 +32,7 @@ TABLE = "scaling.parquet"
 _DECLARATION, _LINKS, _BLOCKS, _WORKERS_LOG = "experiment.json", "links.jsonl", "blocks", "workers.log"
 Say = Callable[[Cell, float], None]
 """Function that is told a measured cell and the time of its step."""
-_UNMEASURED = ("sent_bytes", "blocked_seconds", "throttled_seconds")  # fields that may be
+_UNMEASURED = ("sent_bytes", "blocked_seconds", "mean_step_seconds", "throttled_seconds")  # fields that may be
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ class Training:
         data: Dataset folders by their encoding, for cells with the loader `real`.
 
     Attributes:
+        cell: What is trained, and how.
         learner: Model, optimiser and exchange.
     """
 
@@ -68,6 +69,7 @@ class Training:
         self, cell: Cell, world: World, num_steps: int, data: Mapping[str, Path] | None = None, seed: int = 0
     ) -> None:
         config = _recipe(cell, seed)
+        self.cell = cell
         self._world, self._samples_seen, self._size = world, 0, cell.global_batch_size
         self.learner = Learner(config, cell.num_classes, num_steps, world)
         group_size = config.model.group_size

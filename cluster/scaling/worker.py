@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.exchange.collectives import leave_process_group
-from cluster.lab.scaling_table import Cell
+from cluster.lab.scaling_table import NO_EXCHANGE, Cell
 from cluster.launch.node_checks import code_digest
 from cluster.scaling.folder import Identity
 from cluster.scaling.steps import Training
@@ -85,7 +85,12 @@ class CellWorker:
         return found.pop()
 
     def _can_count(self) -> bool:
-        """Return whether each worker has a network of its own, with one interface that its traffic passes."""
+        """Return whether each worker has a network of its own, with one interface that its traffic passes.
+
+        Gradients on GPUs are sent by NCCL, which may use other ways, that the kernel does not count.
+        """
+        if self._world.world_size > 1 and self._world.device.type == "cuda":
+            return False
         networks = _gathered(self._world, _network())
         return len(set(networks)) == len(networks) and max(_gathered(self._world, len(_sent_by_interface()))) <= 1
 
@@ -112,36 +117,37 @@ class CellWorker:
         watches = [self._training.step() for _ in range(num_steps)]
         if self._world.world_size > 1:
             dist.barrier()  # then all that was sent has arrived, and was counted
+        exchanges, blocks_thread = self._training.cell.exchange != NO_EXCHANGE, device.type == "cpu"
         own = {
-            "steps": [_seconds(watch) for watch in watches],
+            "steps": [_seconds(watch, exchanges and blocks_thread) for watch in watches],
             "sent_bytes": (_sent_bytes() - sent) / num_steps,
             "cpu_seconds": (time.process_time() - began) / num_steps,
-            "peak_memory_bytes": _peak_memory_bytes(),
+            "peak_memory_bytes": _peak_memory_bytes(device),
         }
-        return self._summary(_gathered(self._world, own), blocks_thread=device.type == "cpu")
+        return self._summary(_gathered(self._world, own), sees_waits=blocks_thread or not exchanges)
 
     def close(self) -> None:
         """Give up the cell, and its memory."""
         if self._training is not None:
             self._training.close()
         self._training = None
-        _free_memory()
+        _free_memory(self._world.device)
 
     @property
     def _num_steps(self) -> int:
         return self._settings.num_steps + self._settings.num_warm_up_steps
 
-    def _summary(self, of_workers: list[dict[str, Any]], blocks_thread: bool) -> dict[str, Any]:
+    def _summary(self, of_workers: list[dict[str, Any]], sees_waits: bool) -> dict[str, Any]:
         """Return the fields of a row, from all workers' values."""
-        # Of each step the slowest worker counts, part by part.
-        steps = [
-            {part: max(step[part] for step in of_all) for part in _PARTS}
-            for of_all in zip(*(worker["steps"] for worker in of_workers), strict=True)
-        ]
+        by_step = list(zip(*(worker["steps"] for worker in of_workers), strict=True))
+        # All parts of a step are those of the worker that the others wait for: so they are one step's.
+        steps = [max(of_all, key=_own_seconds) for of_all in by_step]
         found: dict[str, Any] = {f"{part}_seconds": median(step[part] for step in steps) for part in _PARTS}
         whole = [step["step"] for step in steps]
         found["step_seconds_p90"] = quantiles(whole, n=10, method="inclusive")[-1] if len(whole) > 1 else whole[0]
-        found["blocked_seconds"] = found["blocked_seconds"] if blocks_thread else None
+        found["mean_step_seconds"] = median(fmean(map(_own_seconds, of_all)) for of_all in by_step)
+        if not sees_waits:
+            found["blocked_seconds"] = found["mean_step_seconds"] = None
         found["sent_bytes"] = fmean(worker["sent_bytes"] for worker in of_workers) if self._counts_bytes else None
         found["cpu_seconds"] = sum(worker["cpu_seconds"] for worker in of_workers)
         found["peak_memory_bytes"] = max(worker["peak_memory_bytes"] for worker in of_workers)
@@ -211,8 +217,15 @@ def _gathered(world: World, value: Any) -> list[Any]:
     return values
 
 
-def _seconds(watch: Watch) -> dict[str, float]:
-    return {part: getattr(watch, f"{part}_seconds") for part in _PARTS}
+def _seconds(watch: Watch, sees_waits: bool) -> dict[str, float]:
+    """Return the parts of a step; it is held up by nothing where there is no exchange, or none can be seen."""
+    seconds = {part: getattr(watch, f"{part}_seconds") for part in _PARTS}
+    return seconds if sees_waits else seconds | {"blocked": 0.0}
+
+
+def _own_seconds(step: dict[str, float]) -> float:
+    """Return the time of a worker's own step, without its waits for the exchange."""
+    return step["step"] - step["blocked"]
 
 
 def _network() -> str:
@@ -231,9 +244,12 @@ def _sent_bytes() -> int:
     return sum(_sent_by_interface().values())
 
 
-def _free_memory() -> None:
+def _free_memory(device: torch.device) -> None:
     """Give memory back to the system, and forget the peak so far, so that the next cell's is its own."""
     gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     if platform.libc_ver()[0] == "glibc":  # told to keep what is free, it gives it back only when asked
         ctypes.CDLL(None).malloc_trim(0)
     try:
@@ -242,8 +258,10 @@ def _free_memory() -> None:
         pass  # then the peak is that of all cells so far
 
 
-def _peak_memory_bytes() -> int:
-    """Return the largest resident memory of this process since `_free_memory`."""
+def _peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory since `_free_memory`: of a GPU what tensors took, else what the process had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 

@@ -87,6 +87,7 @@ def _row(cell: Cell, law: CostModel, block: int, place: int, factor: float) -> R
         images_per_second=cell.global_batch_size / step,
         step_seconds=step,
         step_seconds_p90=step * 1.05,
+        mean_step_seconds=step - factor * blocked,
         data_wait_seconds=wait,
         forward_seconds=factor * parts.compute_seconds / 3,
         backward_seconds=factor * (parts.compute_seconds * 2 / 3 + blocked),

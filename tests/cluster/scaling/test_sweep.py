@@ -31,6 +31,7 @@ EXPERIMENT = Experiment(
 _PARTS = ("data_wait", "forward", "backward", "update")
 FIELDS = {f"{part}_seconds": 0.1 for part in _PARTS} | {"step_seconds_p90": 0.5, "cpu_seconds": 0.3}
 FIELDS |= {"blocked_seconds": None, "sent_bytes": None, "throttled_seconds": None, "peak_memory_bytes": 1}
+FIELDS |= {"mean_step_seconds": None}
 
 
 class Killed(BaseException):

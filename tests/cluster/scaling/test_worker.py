@@ -62,20 +62,64 @@ def test_a_measured_cell_fills_its_row(changes, raw_dataset):
     assert fields["cpu_seconds"] > 0
 
 
-def test_the_slowest_worker_of_each_step_counts():
+def _summary(steps_of_workers, **options):
     worker = CellWorker(WORLD, Settings(num_steps=3, num_warm_up_steps=2))
-    parts = dict.fromkeys(("data_wait", "forward", "backward", "blocked", "update"), 0.1)
-    steps = [[1.0, 9.0, 2.0], [5.0, 1.0, 3.0]]
-    of_workers = [
-        {"steps": [parts | {"step": s} for s in own], "sent_bytes": 10 * n, "cpu_seconds": n, "peak_memory_bytes": n}
-        for n, own in enumerate(steps, 1)
-    ]
-    fields = worker._summary(of_workers, blocks_thread=True)
-    assert (fields["step_seconds"], fields["step_seconds_p90"]) == (5.0, pytest.approx(5 + 0.8 * 4))
-    assert (fields["cpu_seconds"], fields["peak_memory_bytes"]) == (3, 2)
     worker._counts_bytes = True
-    assert worker._summary(of_workers, blocks_thread=False)["sent_bytes"] == 15
-    assert worker._summary(of_workers, blocks_thread=False)["blocked_seconds"] is None
+    of_workers = [
+        {"steps": steps, "sent_bytes": 10 * n, "cpu_seconds": n, "peak_memory_bytes": n}
+        for n, steps in enumerate(steps_of_workers, 1)
+    ]
+    return worker._summary(of_workers, **options)
+
+
+def _step(step, data_wait=0.0, forward=0.0, backward=0.0, blocked=0.0, update=0.0):
+    return {
+        "step": step, "data_wait": data_wait, "forward": forward, "backward": backward, "blocked": blocked,
+        "update": update,
+    }  # fmt: skip
+
+
+def test_all_parts_of_a_step_are_of_the_worker_that_the_others_wait_for():
+    # The first waits for data, the second computes long, and both end together, since each step ends with an exchange.
+    first = _step(10.0, data_wait=7.0, forward=1.0, backward=2.0, blocked=1.0)
+    second = _step(9.8, data_wait=0.1, forward=3.0, backward=6.0, blocked=4.0, update=0.7)
+    fields = _summary([[first] * 3, [second] * 3], sees_waits=True)
+    assert {part: fields[f"{part}_seconds"] for part in first} == first
+    assert fields["mean_step_seconds"] == pytest.approx((9.0 + 5.8) / 2)
+    unseen = _summary([[first | {"blocked": 0.0}] * 3, [second | {"blocked": 0.0}] * 3], sees_waits=False)
+    assert (unseen["step_seconds"], unseen["blocked_seconds"], unseen["mean_step_seconds"]) == (10.0, None, None)
+
+
+def test_the_slowest_worker_of_each_step_counts_and_the_mean_beside_it():
+    fields = _summary([list(map(_step, own)) for own in ([1.0, 9.0, 2.0], [5.0, 1.0, 3.0])], sees_waits=True)
+    assert (fields["step_seconds"], fields["step_seconds_p90"]) == (5.0, pytest.approx(5 + 0.8 * 4))
+    assert fields["mean_step_seconds"] == 3.0  # the median of 3, 5 and 2.5
+    assert (fields["cpu_seconds"], fields["peak_memory_bytes"], fields["sent_bytes"]) == (3, 2, 15)
+
+
+def test_a_step_without_an_exchange_is_held_up_by_none():
+    worker = CellWorker(WORLD, Settings(num_steps=2, num_warm_up_steps=2))
+    worker.prepare(CELL)
+    fields = worker.measure()
+    assert fields["blocked_seconds"] == 0
+    assert fields["mean_step_seconds"] == fields["step_seconds"]
+    worker.close()
+
+
+def test_on_gpus_no_bytes_are_counted_and_memory_is_that_of_tensors(monkeypatch):
+    worker = CellWorker(WORLD, Settings(num_steps=1, num_warm_up_steps=2))
+    networks = {str: ["one", "another"], int: [1, 1]}
+    monkeypatch.setattr(worker_module, "_gathered", lambda world, value: networks[type(value)])
+    for device, counts in (("cpu", True), ("cuda:0", False)):
+        worker._world = World(0, 2, torch.device(device))
+        assert worker._can_count() is counts
+    calls = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: calls.append(device))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7)
+    worker_module._free_memory(worker._world.device)
+    assert calls == ["empty", worker._world.device]
+    assert worker_module._peak_memory_bytes(worker._world.device) == 7
 
 
 def test_workers_of_unlike_machines_or_code_are_refused(monkeypatch):
@@ -91,10 +135,10 @@ def test_workers_of_unlike_machines_or_code_are_refused(monkeypatch):
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs /proc/self/clear_refs")
 def test_the_peak_of_a_cell_is_its_own():
     large = torch.ones(100_000_000)
-    peak = worker_module._peak_memory_bytes()
+    peak = worker_module._peak_memory_bytes(WORLD.device)
     del large
-    worker_module._free_memory()
-    assert peak - worker_module._peak_memory_bytes() > 300_000_000
+    worker_module._free_memory(WORLD.device)
+    assert peak - worker_module._peak_memory_bytes(WORLD.device) > 300_000_000
 
 
 def test_orders_are_followed_until_they_end(monkeypatch):
