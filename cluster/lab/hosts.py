@@ -213,6 +213,16 @@ def _root_queue() -> dict[str, Any]:
     return next(queue for queue in queues if queue.get("root"))
 
 
+def check_num_hosts(num_hosts: int) -> None:
+    """Check that a lab may have so many hosts.
+
+    Raises:
+        InputError: It may not.
+    """
+    if not 1 <= num_hosts <= MAX_HOSTS:
+        raise InputError(f"{num_hosts} hosts; a lab has 1 to {MAX_HOSTS}")
+
+
 @contextlib.contextmanager
 def hosts(num_hosts: int, link: ShapedLink | None = None) -> Iterator[Hosts]:
     """Make hosts that exist while the block runs; all processes on them are killed at its end.
@@ -224,8 +234,7 @@ def hosts(num_hosts: int, link: ShapedLink | None = None) -> Iterator[Hosts]:
     Raises:
         InputError: This process is not root's, a tool is missing, or there are too many hosts.
     """
-    if not 1 <= num_hosts <= MAX_HOSTS:
-        raise InputError(f"{num_hosts} hosts; a lab has 1 to {MAX_HOSTS}")
+    check_num_hosts(num_hosts)
     check_rights()
     end_orphans()
     with contextlib.ExitStack() as stack:

@@ -32,6 +32,10 @@ _TRIALS = 3
 _TIMEOUT_SECONDS = 300.0
 
 
+class LinkDoesNotFitError(InputError):
+    """A link does not fit its model, so that nothing measured on it can be told from other effects."""
+
+
 @dataclass(frozen=True)
 class LinkFit:
     """A link by its model.
@@ -82,7 +86,8 @@ def accepted_link(lab: Hosts) -> LinkFit:
     """Measure the link, again if the model does not fit: another program may have disturbed it.
 
     Raises:
-        InputError: The model does not fit in any trial.
+        LinkDoesNotFitError: The model does not fit in any trial.
+        InputError: There is a single host, or a worker failed.
     """
     fits = []
     for _ in range(_TRIALS):
@@ -90,7 +95,7 @@ def accepted_link(lab: Hosts) -> LinkFit:
         if fits[-1].is_accepted:
             return fits[-1]
     best = min(fit.largest_deviation for fit in fits)
-    raise InputError(
+    raise LinkDoesNotFitError(
         f"the link does not fit latency + bytes / bandwidth within {LARGEST_DEVIATION:.0%} ({best:.1%} at best); end "
         "other programs on this machine, or choose a slower link"
     )

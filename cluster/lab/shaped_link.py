@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.command import InputError
 
+MAX_GIGABITS = 100.0
 _MIN_BURST_BYTES = 70_000  # the kernel hands over up to 64 KiB at once
 _BURST_SECONDS, _QUEUE_SECONDS, _MIN_QUEUE_BYTES = 0.001, 0.05, 1_000_000
 _SMALLEST_PACKET_BYTES = 66  # headers of Ethernet, IP and TCP
@@ -31,8 +32,10 @@ class ShapedLink:
         Raises:
             ValueError: Names the field, its value and what would be right.
         """
-        if not 0 < self.gigabits_per_second <= 100:
-            raise ValueError(f"gigabits_per_second={self.gigabits_per_second}: must be above 0, and at most 100")
+        if not 0 < self.gigabits_per_second <= MAX_GIGABITS:
+            raise ValueError(
+                f"gigabits_per_second={self.gigabits_per_second}: must be above 0, and at most {MAX_GIGABITS:g}"
+            )
         if not 0 <= self.latency_seconds <= 10:
             raise ValueError(f"latency_seconds={self.latency_seconds}: must be from 0 to 10")
 

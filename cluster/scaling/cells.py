@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cluster.exchange.cost import Workload
-from cluster.lab.cost_model.kind import Kind
-from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Loader
+from cluster.lab.cost_model.kind import Kind, exchange_ratio
+from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Loader, count_workers
+from cluster.lab.shaped_link import MAX_GIGABITS
 from cluster.scaling.experiment import Experiment
+from cluster.scaling.like import PAYLOAD_SHARE
 from model.registry import ModelConfig
+from pipeline.command import InputError
 
 Links = Mapping[Cell, Sequence[float]]
 """Bandwidths in Gbit/s for each cell without exchange, for `Experiment.like`."""
@@ -78,8 +81,8 @@ def make_plan(experiment: Experiment, computations: Iterable[Cell], links: Links
         if alone.global_batch_size % group_size or alone.global_batch_size // group_size < alone.num_workers:
             groups = "" if group_size == 1 else f" in groups of {group_size}"
             left_out[
-                f"{alone.model} on {alone.num_workers} workers: a batch of {alone.global_batch_size} can't be shared "
-                f"by so many{groups}"
+                f"{alone.model} on {count_workers(alone.num_workers)}: a batch of {alone.global_batch_size} can't be "
+                f"shared by so many{groups}"
             ] = None
             continue
         plan.cells.append(alone)
@@ -96,6 +99,34 @@ def make_plan(experiment: Experiment, computations: Iterable[Cell], links: Links
                 ]
     plan.left_out = list(left_out)
     return plan
+
+
+def like_gigabits(experiment: Experiment, alone: Cell, passes_seconds: float) -> float:
+    """Return the bandwidth of links with which a cell here has the r of `Experiment.like`, to three digits.
+
+    Args:
+        experiment: The declaration.
+        alone: The cell without an exchange.
+        passes_seconds: Time of its forward and backward passes.
+
+    Raises:
+        InputError: No link is so fast.
+    """
+    cluster = experiment.like_cluster
+    assert cluster is not None
+    batch = experiment.like_batch or alone.global_batch_size * cluster.num_workers // alone.num_workers
+    there = dataclasses.replace(alone, num_workers=cluster.num_workers, global_batch_size=batch)
+    ratio = exchange_ratio(there, cluster.payload_bytes_per_second, cluster.passes_seconds(batch))
+    payload = exchange_ratio(alone, 1.0, passes_seconds) / ratio  # r is 1 / bandwidth of what it is at 1
+    gigabits = float(f"{payload / PAYLOAD_SHARE * 8 / 1e9:.3g}")
+    if gigabits > MAX_GIGABITS:
+        raise InputError(
+            f"--like {experiment.like}: r is {ratio:.3g} there, which needs links of {gigabits:g} Gbit/s between "
+            f"{count_workers(alone.num_workers)} here ({alone}), and at most {MAX_GIGABITS:g} are possible; use fewer "
+            "--cpus-per-worker, so that this machine computes more slowly, or imitate a cluster with slower links, and "
+            "another --out"
+        )
+    return gigabits
 
 
 def in_random_order(cells: Iterable[Cell], seed: int, block: int) -> list[Cell]:

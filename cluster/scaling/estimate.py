@@ -34,6 +34,8 @@ class Estimate:
 
     def __str__(self) -> str:
         """Say it in words."""
+        if not self.num_cells:
+            return "nothing is left to measure"
         rate = f"{GUESSED_OPERATIONS_PER_SECOND / 1e9:.0f} GFLOP/s per CPU"
         grounds = f"at a guess of {rate}" if self.is_guessed else "by the steps measured so far"
         minutes = max(1, round(self.seconds / 60))

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from cluster.lab.cpu_quota import check_limit
 from cluster.lab.scaling_table import Loader
+from cluster.lab.shaped_link import MAX_GIGABITS
 from cluster.scaling.like import LikeCluster
 from model.registry import NETWORKS, ModelConfig, check_image_size
 
@@ -81,8 +82,8 @@ class Experiment:
         for name, kind in (("precisions", PrecisionName), ("exchanges", ExchangeName), ("loaders", Loader)):
             if unknown := set(getattr(self, name)) - set(get_args(kind)):
                 raise ValueError(f"{name}: has {sorted(unknown)[0]!r}; must be of {', '.join(get_args(kind))}")
-        if any(not 0 < link <= 100 for link in self.links):
-            raise ValueError(f"links={self.links}: must be above 0, and at most 100 (Gbit/s)")
+        if any(not 0 < link <= MAX_GIGABITS for link in self.links):
+            raise ValueError(f"links={self.links}: must be above 0, and at most {MAX_GIGABITS:g} (Gbit/s)")
         if self.links and self.like is not None:
             raise ValueError(f"like={self.like!r}: replaces links; leave out one of them")
         if self.like_batch is not None and (self.like is None or self.like_batch < 1):

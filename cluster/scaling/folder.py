@@ -1,8 +1,9 @@
 """The folder of a scaling experiment, which identifies it: the same command goes on where it was stopped.
 
 OUT/
-  experiment.json             what was declared, and the datasets; written first
-  links.jsonl                 what was found before the blocks: links by their sweeps, times of computations
+  links.jsonl                 what was found before the blocks: links by their sweeps, times of computations; its lock
+                              keeps other commands out
+  experiment.json             what was declared, and the datasets; written as soon as the folder is locked
   blocks/BLOCK-WORKERS.jsonl  a launch: a line for its machine and code, and one for each measured cell
   scaling.parquet             the rows of all whole blocks, see `cluster/lab/scaling_table.py`
   workers.log                 messages of workers on hosts
@@ -104,7 +105,8 @@ class SweepFolder:
         try:
             found = json.loads((self.path / _DECLARATION).read_text())
         except FileNotFoundError:
-            if self.path.exists() and (others := sorted(each.name for each in self.path.iterdir())):
+            # A command that was killed before it wrote what is declared leaves the log, which it locks first.
+            if self.path.exists() and (others := sorted({each.name for each in self.path.iterdir()} - {_LINKS})):
                 raise InputError(
                     f"--out {self.path} holds {others[0]}, which is not of an experiment; name a folder of its own"
                 ) from None
@@ -125,11 +127,17 @@ class SweepFolder:
         """Write what is declared, and return the log of links, whose lock keeps other commands out.
 
         Raises:
-            InputError: Another command writes to the folder.
+            InputError: Another command writes to the folder, or has written another experiment since `check`.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / _DECLARATION, declaration)
-        return JsonLog(self.path / _LINKS)
+        log = JsonLog(self.path / _LINKS)
+        try:
+            self.check(declaration)
+            write_json(self.path / _DECLARATION, declaration)
+        except BaseException:
+            log.close()
+            raise
+        return log
 
     def links(self) -> dict[tuple[int, float], LinkFit]:
         """Return the latest sweep of each link, by number of workers and Gbit/s."""
@@ -141,15 +149,10 @@ class SweepFolder:
             if line["kind"] == "link"
         }
 
-    def refused_links(self) -> dict[tuple[int, float], str]:
-        """Return why links were refused, by number of workers and Gbit/s."""
-        lines = (line for line in _lines(self.path / _LINKS) if line["kind"] == "refused_link")
-        return {(line["num_workers"], line["gigabits_per_second"]): line["reason"] for line in lines}
-
     def computations(self) -> dict[Cell, float]:
-        """Return the time of a step of cells without an exchange, as found before the blocks."""
+        """Return the time of both passes of cells without an exchange, as found before the blocks."""
         lines = (line for line in _lines(self.path / _LINKS) if line["kind"] == "computation")
-        return {Cell(**line["cell"]): line["step_seconds"] for line in lines}
+        return {Cell(**line["cell"]): line["passes_seconds"] for line in lines}
 
     def launch_log(self, block: int, num_workers: int) -> Path:
         """Return the path of a launch's log; its folder exists."""

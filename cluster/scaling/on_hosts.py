@@ -174,7 +174,8 @@ class OnHosts:
         """Return what a link is, by a sweep.
 
         Raises:
-            InputError: It does not fit its model.
+            LinkDoesNotFitError: It does not fit its model.
+            InputError: A worker failed.
         """
         with hosts(num_workers, ShapedLink(gigabits_per_second=gigabits)) as lab:
             return accepted_link(lab)

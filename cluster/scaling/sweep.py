@@ -1,16 +1,17 @@
 """Runs an experiment: block after block, in each a launch for each number of workers, in random orders.
 
 What was measured is kept as soon as it is: a killed sweep loses the cell under way, and a finished one starts nothing.
+The table is made anew from what is kept, by each command.
 """
 
 import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from cluster.lab.link_sweep import LinkFit
-from cluster.lab.scaling_table import Cell
+from cluster.lab.link_sweep import LinkDoesNotFitError, LinkFit
+from cluster.lab.scaling_table import Cell, count_workers
 from cluster.run.json_log import JsonLog
 from cluster.scaling.cells import (
     Links,
@@ -18,13 +19,12 @@ from cluster.scaling.cells import (
     computation_cells,
     in_random_order,
     launches_in_random_order,
+    like_gigabits,
     make_plan,
-    workload_of,
 )
 from cluster.scaling.estimate import Estimate, estimate
 from cluster.scaling.experiment import Experiment
 from cluster.scaling.folder import Say, SweepFolder
-from cluster.scaling.like import matching_gigabits
 from pipeline.command import InputError
 
 _MOST_CHANGES = 3  # of the kind of machine while a block is measured
@@ -38,7 +38,8 @@ class Place(Protocol):
         """Return what a shaped link between workers is.
 
         Raises:
-            InputError: It does not fit its model.
+            LinkDoesNotFitError: It does not fit its model.
+            InputError: It can't be measured.
         """
 
     def measure(self, num_workers: int, cells: Sequence[tuple[int, Cell]], log: Path, say: Say) -> None:
@@ -79,13 +80,7 @@ class Sweep:
             if found is None:
                 return None
             links = found
-        plan = make_plan(self.experiment, computations, links)
-        for (num_workers, gigabits), reason in self.folder.refused_links().items():
-            of_link = [c for c in plan.cells if (c.num_workers, c.gigabits_per_second) == (num_workers, gigabits)]
-            plan.cells = [cell for cell in plan.cells if cell not in of_link]
-            if of_link:
-                plan.refused.append(f"{num_workers} workers at {gigabits:g} Gbit/s: {reason}")
-        return plan
+        return make_plan(self.experiment, computations, links)
 
     def computations(self) -> list[Cell]:
         """Return the cells without an exchange."""
@@ -96,10 +91,13 @@ class Sweep:
         measured = {each.cell for each in self.folder.measured(block)}
         return [cell for cell in cells if cell not in measured]
 
-    def is_finished(self, plan: Plan) -> bool:
-        """Return whether nothing is left to measure, or to write."""
-        blocks = range(self.experiment.blocks)
-        return self.folder.table.exists() and not any(self.missing(block, plan.cells) for block in blocks)
+    def is_measured(self, plan: Plan) -> bool:
+        """Return whether nothing is left to measure."""
+        return not any(self.missing(block, plan.cells) for block in range(self.experiment.blocks))
+
+    def write_table(self, plan: Plan) -> None:
+        """Write the table of the blocks that are asked for, as far as they are whole."""
+        self.folder.write_table(range(self.experiment.blocks), plan.cells)
 
     def estimate(self, plan: Plan) -> Estimate:
         """Return the time that what is left will take."""
@@ -127,14 +125,12 @@ class Sweep:
         assert plan is not None
         for num_workers, gigabits in _shaped_links(plan):
             if (num_workers, gigabits) not in self.folder.links():
-                _sweep_link(place, log, num_workers, gigabits)
-        plan = self.plan()
-        assert plan is not None
-        blocks = range(self.experiment.blocks)
-        for block in blocks:
+                _sweep_link(place, log, plan, num_workers, gigabits)
+        self.write_table(plan)
+        for block in range(self.experiment.blocks):
             if self.missing(block, plan.cells):
                 self._measure(place, block, plan.cells)
-            self.folder.write_table(blocks, plan.cells)
+                self.write_table(plan)
         return plan
 
     def _measure(self, place: Place, block: int, cells: Sequence[Cell]) -> None:
@@ -149,7 +145,7 @@ class Sweep:
             ordered = in_random_order((cell for cell in cells if cell.num_workers == num_workers), seed, block)
             todo = [(at, cell) for at, cell in enumerate(ordered) if cell in missing]
             before, kept = self.folder.identity(block), len(cells) - len(missing)
-            _say(f"{self._name(block)}, {num_workers} workers: {len(todo)} cells")
+            _say(f"{self._name(block)}, {count_workers(num_workers)}: {len(todo)} cells")
             place.measure(num_workers, todo, self.folder.launch_log(block, num_workers), _say_cell)
             now = self.folder.identity(block)
             if before is not None and now is not None and now != before:
@@ -172,27 +168,23 @@ class Sweep:
             return
         self._measure(place, _CALIBRATION, exchanging)
         for measured in self.folder.measured(_CALIBRATION):
-            seconds = measured.fields["step_seconds"]
-            log.write("computation", cell=dataclasses.asdict(measured.cell), step_seconds=seconds)
+            passes = [measured.fields[f"{name}_seconds"] or 0.0 for name in ("forward", "backward")]
+            log.write("computation", cell=dataclasses.asdict(measured.cell), passes_seconds=sum(passes))
 
     def _links_like(self, computations: Sequence[Cell]) -> Links | None:
-        """Return the bandwidths for each cell without an exchange; None: they are not known yet."""
-        cluster, seconds = self.experiment.like_cluster, self.folder.computations()
-        assert cluster is not None
+        """Return the bandwidths for each cell without an exchange; None: they are not known yet.
+
+        Raises:
+            InputError: No link is so fast.
+        """
+        seconds = self.folder.computations()
         links: dict[Cell, list[float]] = {}
         for cell in computations:
             if cell.num_workers > 1:
                 if cell not in seconds:
                     return None
-                links[cell] = [matching_gigabits(self._ratio(cell), workload_of(cell), cell.num_workers, seconds[cell])]
+                links[cell] = [like_gigabits(self.experiment, cell, seconds[cell])]
         return links
-
-    def _ratio(self, cell: Cell) -> float:
-        """Return the r of the imitated cluster for a cell's model and batch."""
-        cluster = self.experiment.like_cluster
-        assert cluster is not None
-        batch = self.experiment.like_batch or cell.global_batch_size * cluster.num_workers // cell.num_workers
-        return cluster.ratio(dataclasses.replace(workload_of(cell), global_batch_size=batch))
 
 
 def _shaped_links(plan: Plan) -> list[tuple[int, float]]:
@@ -200,16 +192,23 @@ def _shaped_links(plan: Plan) -> list[tuple[int, float]]:
     return sorted({(cell.num_workers, cell.gigabits_per_second) for cell in plan.cells if cell.gigabits_per_second})
 
 
-def _sweep_link(place: Place, log: JsonLog, num_workers: int, gigabits: float) -> None:
-    link: dict[str, Any] = {"num_workers": num_workers, "gigabits_per_second": gigabits}
+def _sweep_link(place: Place, log: JsonLog, plan: Plan, num_workers: int, gigabits: float) -> None:
+    """Note what a link is; if it does not fit, leave its cells out of the plan."""
     try:
         fit = place.sweep(num_workers, gigabits)
-    except InputError as error:
-        log.write("refused_link", **link, reason=str(error))
+    except LinkDoesNotFitError as error:
         _say(f"link between {num_workers} workers of {gigabits:g} Gbit/s: {error}")
+        plan.refused.append(f"{num_workers} workers at {gigabits:g} Gbit/s: {error}")
+        link = (num_workers, gigabits)
+        plan.cells = [cell for cell in plan.cells if (cell.num_workers, cell.gigabits_per_second) != link]
         return
-    found = {**dataclasses.asdict(fit.link), "largest_deviation": fit.largest_deviation}
-    log.write("link", **link, **found)
+    log.write(
+        "link",
+        num_workers=num_workers,
+        gigabits_per_second=gigabits,
+        **dataclasses.asdict(fit.link),
+        largest_deviation=fit.largest_deviation,
+    )
     _say(
         f"link between {num_workers} workers of {gigabits:g} Gbit/s: {fit.link.latency_seconds * 1e3:.2f} ms + bytes / "
         f"{fit.link.bytes_per_second * 8e-9:.3g} Gbit/s, within {fit.largest_deviation:.1%}"

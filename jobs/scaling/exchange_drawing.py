@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import ArrayLike
 
-from cluster.lab.cost_model.kind import Kind
+from cluster.lab.cost_model.kind import Kind, exchange_ratio
 from cluster.lab.cost_model.model import CostModel, Network
 from cluster.lab.efficiency import by_cell, paired_ratio
 from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Row
@@ -124,9 +124,8 @@ def find_panels(rows: Sequence[Row], model: CostModel) -> list[Panel]:
             groups.setdefault(cell.without_exchange, {})[cell] = found
     panels = []
     for alone, members in groups.items():
-        computing = median(row.forward_seconds + row.backward_seconds for row in cells[alone])
-        traffic = model.kind.traffic("allreduce", alone.num_workers, alone.global_batch_size)
-        panels.append(Panel(members, cells[alone], model, traffic.hidden_bytes * 8e-9 / computing))
+        passes = median(row.forward_seconds + row.backward_seconds for row in cells[alone])
+        panels.append(Panel(members, cells[alone], model, exchange_ratio(alone, 1e9 / 8, passes)))
     return panels
 
 

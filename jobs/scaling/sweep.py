@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from cluster.lab.cpu_quota import CpuQuota
-from cluster.lab.hosts import check_rights
+from cluster.lab.hosts import check_num_hosts, check_rights
 from cluster.scaling.cells import Plan, make_plan
 from cluster.scaling.experiment import Experiment
 from cluster.scaling.folder import SweepFolder
@@ -31,6 +31,8 @@ def scale(arguments: "Arguments", experiment: Experiment) -> int:
     on = arguments.on or ("hosts" if experiment.needs_hosts else "ray")
     if on == "ray" and experiment.needs_hosts:
         raise InputError("links and CPUs are limited on hosts alone; leave out --links, --like and --cpus-per-worker")
+    if on == "hosts":
+        check_num_hosts(max(experiment.workers))
     if experiment.cpus_per_worker is not None:
         check_cpus(experiment.workers, experiment.cpus_per_worker)
     folder = SweepFolder(shared_path(arguments.out, "--out"))
@@ -44,11 +46,15 @@ def scale(arguments: "Arguments", experiment: Experiment) -> int:
     plan = sweep.plan()
     if plan is not None and not plan.cells:
         raise InputError("nothing is left to measure:\n" + "\n".join(plan.left_out))
-    if plan is not None and sweep.is_finished(plan):
-        return _finish(folder, plan, experiment.blocks, "is finished already")
-    _announce(sweep, plan)
+    is_measured = plan is not None and sweep.is_measured(plan)
+    if arguments.dry_run or not is_measured:
+        _announce(sweep, plan)
     if arguments.dry_run:
         return 0
+    if plan is not None and is_measured:
+        with contextlib.closing(folder.begin(declaration)):
+            sweep.write_table(plan)
+        return _finish(folder, plan, experiment.blocks, "is finished already")
     settings = Settings(
         num_steps=experiment.steps,
         num_warm_up_steps=experiment.warm_up_steps,
@@ -120,5 +126,5 @@ def _finish(folder: SweepFolder, plan: Plan, num_blocks: int, is_finished: str) 
     sys.stdout.write(f"{folder.path} {is_finished}: {len(plan.cells)} cells, {num_blocks} blocks in {folder.table}\n")
     sys.stdout.flush()
     for line in plan.refused:
-        sys.stderr.write(f"warning: {line}; its cells are left out: repeat the command with another --out\n")
+        sys.stderr.write(f"warning: {line}; its cells are left out: repeat the command, which tries the link again\n")
     return 1 if plan.refused else 0

@@ -1,7 +1,13 @@
 """`jobs/scale.py`: declarations by name and by flags, and input that cannot be used."""
 
+import contextlib
+
 import pytest
 
+from cluster.lab.scaling_table import read_rows
+from cluster.run.json_log import JsonLog
+from cluster.scaling.cells import computation_cells
+from cluster.scaling.folder import Identity, SweepFolder, write_cell, write_launch
 from jobs import scale
 from jobs.experiments import EXPERIMENTS, get_experiment
 from jobs.scaling import sweep
@@ -37,6 +43,7 @@ def test_flags_override_an_experiments_fields():
         ([*SMALL, "--links", "1", "--on", "ray"], "limited on hosts alone"),
         ([*SMALL, "--cpus-per-worker", "500"], "2 workers of 500 CPUs need 1000"),
         ([*SMALL, "--links", "-1"], "must be above 0"),
+        (["--workers", "300", "--global-batch-sizes", "600", "--links", "1", "--dry-run"], "300 hosts; a lab has 1 to"),
         (["--workers", "9", "--global-batch-sizes", "8"], "9 workers: a batch of 8 can't be shared by so many"),
     ],
 )
@@ -55,6 +62,43 @@ def test_where_hosts_cannot_be_made_nothing_is_written(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="as root"):
         scale.main(["--out", str(tmp_path / "out"), *SMALL, "--links", "1"])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def measured(tmp_path) -> list[str]:
+    """The words of an experiment with two measured blocks, in `tmp_path`, and no table yet."""
+    words = ["--out", str(tmp_path), "--workers", "1", "--global-batch-sizes", "8", "--models", "alexnet_small:26"]
+    words += ["--cpus-per-worker", "0.5"]
+    experiment = scale._parse([*words, "--blocks", "2"])[1]
+    folder = SweepFolder(tmp_path)
+    folder.begin(experiment.to_json() | {"on": "hosts", "datasets": {}}).close()
+    (cell,) = computation_cells(experiment, (), experiment.num_classes)
+    names = ("step", "mean_step", "data_wait", "forward", "backward", "blocked", "update", "throttled", "cpu")
+    fields = {f"{name}_seconds": 0.5 for name in names} | {"step_seconds_p90": 0.5}
+    for block in range(2):
+        with contextlib.closing(JsonLog(folder.launch_log(block, 1))) as log:
+            write_launch(log, Identity("code", "machine"), {})
+            write_cell(log, cell, 0, 6, fields | {"sent_bytes": 0.0, "peak_memory_bytes": 1})
+    return words
+
+
+def test_the_table_of_a_finished_experiment_has_the_blocks_that_were_asked_for(measured, tmp_path, capsys):
+    def blocks() -> list[int]:
+        return [row.block for row in read_rows(tmp_path / "scaling.parquet")]
+
+    for num_blocks in (
+        1,
+        2,
+        1,
+    ):  # the first one was killed before the second table
+        assert scale.main([*measured, "--blocks", str(num_blocks)]) == 0
+        assert f"{num_blocks} block" in capsys.readouterr().out and blocks() == list(range(num_blocks))
+
+
+def test_a_dry_run_of_a_finished_experiment_says_so_and_writes_nothing(measured, tmp_path, capsys):
+    assert scale.main([*measured, "--blocks", "2", "--dry-run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "nothing is left to measure"
+    assert not (tmp_path / "scaling.parquet").exists()
 
 
 def test_pictures_that_are_smaller_than_the_models_input_are_refused(jpeg_dataset, tmp_path):

@@ -73,6 +73,18 @@ def samples_per_worker(cell: Cell) -> int:
     return -(-cell.global_batch_size // cell.num_workers)
 
 
+def exchange_ratio(cell: Cell, bytes_per_second: float, passes_seconds: float) -> float:
+    """Return r: the time of all-reduce's bytes on a link over that of the forward and backward passes.
+
+    Args:
+        cell: Model, number of workers and batch, by any exchange.
+        bytes_per_second: Bandwidth of the link by a sweep: what collective operations get of it.
+        passes_seconds: Time of a step's forward and backward passes without an exchange.
+    """
+    traffic = Kind.of(cell).traffic("allreduce", cell.num_workers, cell.global_batch_size)
+    return traffic.hidden_bytes / bytes_per_second / passes_seconds
+
+
 @lru_cache(maxsize=64)
 def _workload(model: str, num_classes: int, activation_bytes: int) -> Workload:
     network = outline_network(ModelConfig(name=model), num_classes=num_classes)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.exchange.cost import BACKWARD_SHARE, Link
-from cluster.lab.cost_model.kind import Kind, samples_per_worker
+from cluster.lab.cost_model.kind import Kind, exchange_ratio, samples_per_worker
 from cluster.lab.scaling_table import Cell
 
 
@@ -132,10 +132,9 @@ class CostModel:
         return cell.global_batch_size / self.predict(cell).step_seconds
 
     def exchange_ratio(self, cell: Cell) -> float:
-        """Return r: the time of all-reduce's bytes on a cell's link over that of its forward and backward passes."""
-        traffic = self.kind.traffic("allreduce", cell.num_workers, cell.global_batch_size)
+        """Return a cell's r, see `exchange_ratio`."""
         link = self.network.link(cell.gigabits_per_second, cell.num_workers)
-        return traffic.hidden_bytes / link.bytes_per_second / self.pace.passes_seconds(samples_per_worker(cell))
+        return exchange_ratio(cell, link.bytes_per_second, self.pace.passes_seconds(samples_per_worker(cell)))
 
     def terms(self, cell: Cell) -> "Terms":
         """Return what of a cell's prediction does not depend on what is fitted."""

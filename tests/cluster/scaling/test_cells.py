@@ -1,5 +1,6 @@
 """Which cells an experiment has, and in which order a block measures them."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -10,12 +11,13 @@ from cluster.scaling.cells import (
     expected_bytes,
     in_random_order,
     launches_in_random_order,
+    like_gigabits,
     make_plan,
     operations_of,
-    workload_of,
 )
 from cluster.scaling.experiment import Experiment
-from cluster.scaling.like import LikeCluster, matching_gigabits
+from cluster.scaling.like import LikeCluster
+from pipeline.command import InputError
 
 EXPERIMENT = Experiment(
     workers=(1, 2, 4),
@@ -101,18 +103,36 @@ def test_bytes_and_operations_are_those_of_the_formulas():
     assert operations_of(cell) == 128 * operations_of(Cell(**vars(cell) | {"global_batch_size": 1}))
 
 
-def test_a_cluster_is_read_and_its_ratio_is_met_by_the_matching_bandwidth():
+def test_a_cluster_is_read():
     cluster = LikeCluster.parse("8 x 20000 img/s @ 100gbit")
     assert cluster == LikeCluster(8, 20000, 100)
     assert LikeCluster.parse("2x15.5 images/s @ 500 Mbit/s") == LikeCluster(2, 15.5, 0.5)
-    cell = next(c for c in _plan(EXPERIMENT).cells if c.num_workers == 2 and c.global_batch_size == 16)
-    there = workload_of(Cell(**vars(cell) | {"global_batch_size": 64}))  # 8 samples per worker
-    ratio = cluster.ratio(there)
-    # 2 * 7 / 8 * 4 bytes per parameter, at 12.5 GB/s, to 64 samples at 160,000 per second
-    assert ratio == pytest.approx(2 * 7 / 8 * 4 * 60_965_224 / 12.5e9 / (64 / 160_000))
-    here = workload_of(cell)
-    gigabits = matching_gigabits(ratio, here, 2, compute_seconds=3.0)
-    assert here.num_bytes("allreduce", 2) / (gigabits * 1e9 / 8) / 3.0 == pytest.approx(ratio, rel=0.01)
+    assert cluster.passes_seconds(64) == 64 / 160_000
+
+
+def _like(experiment: Experiment, passes_seconds: float) -> float:
+    cell = next(cell for cell in computation_cells(experiment, (), 1000) if cell.num_workers == 2)
+    return like_gigabits(experiment, cell, passes_seconds)
+
+
+def test_links_like_a_clusters_give_its_r_on_a_link_as_swept():
+    experiment = Experiment(workers=(2,), batch_sizes_per_worker=(8,), like="8 x 20000 img/s @ 100gbit")
+    # r there: 2 * 7 / 8 * 4 bytes per parameter at 95 % of 12.5 GB/s, to 64 samples at 160,000 per second.
+    ratio = 2 * 7 / 8 * 4 * 60_965_224 / (0.95 * 12.5e9) / (64 / 160_000)
+    payload = 0.95 * _like(experiment, 3.0) * 1e9 / 8
+    assert 2 / 2 * 4 * 60_965_224 / payload / 3.0 == pytest.approx(ratio, rel=0.01)
+    # With 32 samples on all 8 there, they compute for half as long.
+    less = dataclasses.replace(experiment, like_batch=32)
+    assert _like(less, 3.0) == pytest.approx(_like(experiment, 3.0) / 2, rel=0.01)
+
+
+def test_a_cluster_that_needs_a_link_faster_than_any_is_refused_with_what_to_change():
+    experiment = Experiment(workers=(2,), batch_sizes_per_worker=(8,), like="8 x 20 img/s @ 400gbit")
+    with pytest.raises(
+        InputError, match=r"r is 0\.0\d+ there, .* links of 1\d\d Gbit/s between 2 workers .* at most 100 "
+    ):
+        _like(experiment, 0.8)
+    assert _like(experiment, 3.0) < 100
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cluster.exchange.cost import Link
-from cluster.lab.link_sweep import LinkFit
+from cluster.lab.cost_model.kind import exchange_ratio
+from cluster.lab.link_sweep import LinkDoesNotFitError, LinkFit
 from cluster.lab.scaling_table import NO_EXCHANGE, Cell, read_rows
 from cluster.run.json_log import JsonLog
 from cluster.scaling.cells import in_random_order, launches_in_random_order
@@ -44,20 +45,23 @@ class FakePlace:
     Args:
         identities: Code and machine that each launch shows; a single one is that of all.
         dies_after: Number of cells after which it is killed.
-        refused: Links that fit no model.
+        refused: Links that fail.
+        refusal: How they do.
     """
 
-    def __init__(self, identities=None, dies_after: int | None = None, refused: Sequence[float] = ()) -> None:
+    def __init__(
+        self, identities=None, dies_after: int | None = None, refused: Sequence[float] = (), refusal=LinkDoesNotFitError
+    ) -> None:
         identities = identities or Identity("code", "machine")
         self._identities = iter(identities if isinstance(identities, list) else [identities] * 99)
-        self._dies_after, self._refused = dies_after, refused
+        self._dies_after, self._refused, self._refusal = dies_after, refused, refusal
         self.measured: list[tuple[int, list[Cell]]] = []
         self.swept: list[tuple[int, float]] = []
 
     def sweep(self, num_workers: int, gigabits: float) -> LinkFit:
         self.swept.append((num_workers, gigabits))
         if gigabits in self._refused:
-            raise InputError("the link does not fit")
+            raise self._refusal("the link does not fit")
         return LinkFit(Link(0.001, gigabits * 1e9 / 8), 0.02)
 
     def measure(self, num_workers: int, cells: Sequence[tuple[int, Cell]], log: Path, say: Say) -> None:
@@ -97,7 +101,7 @@ def test_a_block_has_one_launch_per_number_of_workers_in_random_orders(tmp_path)
     assert place.swept == [(2, 0.1), (2, 1.0)]
     rows = read_rows(sweep.folder.table)
     assert len(rows) == 2 * len(plan.cells) and {row.block for row in rows} == {0, 1}
-    assert sweep.is_finished(plan)
+    assert sweep.is_measured(plan)
 
 
 def test_what_an_exchange_costs_is_held_against_the_same_block(tmp_path):
@@ -149,7 +153,7 @@ def test_a_finished_sweep_starts_nothing_and_more_blocks_only_these(tmp_path):
     assert (again.measured, again.swept) == ([], [])
     assert sweep.folder.table.read_bytes() == before
     more = dataclasses.replace(EXPERIMENT, blocks=3)
-    assert not Sweep(more, sweep.folder, (), 10).is_finished(plan)
+    assert not Sweep(more, sweep.folder, (), 10).is_measured(plan)
     third = FakePlace()
     _run(tmp_path, third, more)
     assert third.num_measured == len(plan.cells)
@@ -182,9 +186,28 @@ def test_cells_of_a_refused_link_are_left_out_and_the_rest_is_measured(tmp_path)
     assert {cell.gigabits_per_second for cell in plan.cells} == {0.0, 0.1}
     assert plan.refused == ["2 workers at 1 Gbit/s: the link does not fit"]
     assert {row.gigabits_per_second for row in read_rows(sweep.folder.table)} == {0.0, 0.1}
+
+
+def test_a_refused_link_is_tried_again_by_the_same_command(tmp_path):
+    sweep, plan = _run(tmp_path, FakePlace(refused=[1.0]))
+    assert not sweep.is_measured(sweep.plan())
+    still = FakePlace(refused=[1.0])
+    _, plan = _run(tmp_path, still)
+    assert (still.swept, still.measured, len(plan.refused)) == ([(2, 1.0)], [], 1)
     again = FakePlace()
-    _, plan = _run(tmp_path, again)
-    assert (again.swept, again.measured, len(plan.refused)) == ([], [], 1)
+    sweep, plan = _run(tmp_path, again)
+    assert (again.swept, again.num_measured, plan.refused) == ([(2, 1.0)], 2 * 2, [])
+    assert {(row.block, row.cell) for row in read_rows(sweep.folder.table)} == {
+        (block, cell) for block in range(2) for cell in plan.cells
+    }
+
+
+def test_a_sweep_of_a_link_that_fails_otherwise_ends_the_command(tmp_path):
+    with pytest.raises(InputError, match="the link does not fit"):
+        _run(tmp_path, FakePlace(refused=[1.0], refusal=InputError))
+    place = FakePlace()
+    _, plan = _run(tmp_path, place)
+    assert place.swept == [(2, 1.0)] and plan.refused == []
 
 
 def test_links_like_a_clusters_are_found_from_the_computation_once(tmp_path):
@@ -194,9 +217,10 @@ def test_links_like_a_clusters_are_found_from_the_computation_once(tmp_path):
     (gigabits,) = {cell.gigabits_per_second for cell in plan.cells} - {0.0}
     assert place.swept == [(2, gigabits)]
     cell = next(cell for cell in plan.cells if cell.exchange == "allreduce")
-    # The computation was measured first, in one second: 4 samples here, 16 there.
-    ratio = sweep._ratio(cell)
-    assert gigabits == pytest.approx(6.957992e6 * 8e-9 / ratio, rel=0.01)
+    # The passes were measured first, in 0.2 seconds: 2 samples per worker here and there.
+    there = dataclasses.replace(cell, num_workers=8, global_batch_size=16)
+    ratio = exchange_ratio(there, 0.95 * 100e9 / 8, 2 / 20000)
+    assert exchange_ratio(cell, 0.95 * gigabits * 1e9 / 8, 0.2) == pytest.approx(ratio, rel=0.01)
     assert len(read_rows(sweep.folder.table)) == 2 * len(plan.cells)
     again = FakePlace()
     _run(tmp_path, again, experiment)
@@ -233,6 +257,20 @@ def test_two_commands_do_not_write_to_one_folder(tmp_path):
         folder.begin(EXPERIMENT.to_json())
 
 
+def test_who_locks_the_folder_first_decides_what_it_holds(tmp_path):
+    folder, other = SweepFolder(tmp_path / "out"), dataclasses.replace(EXPERIMENT, steps=7).to_json()
+    folder.check(other)  # free so far
+    with contextlib.closing(folder.begin(EXPERIMENT.to_json())):
+        with pytest.raises(InputError, match="is being written by another job"):
+            folder.begin(other)
+        assert json.loads((folder.path / "experiment.json").read_text()) == EXPERIMENT.to_json()
+    with pytest.raises(InputError, match="holds an experiment with steps 6, not 7"):
+        folder.begin(other)
+    folder.begin(EXPERIMENT.to_json()).close()  # the refusal has left no lock
+    (folder.path / "experiment.json").unlink()  # killed between the lock and the declaration
+    folder.check(other)
+
+
 def test_the_estimate_is_a_guess_until_there_are_steps(tmp_path):
     empty = Sweep(EXPERIMENT, SweepFolder(tmp_path / "none"), (), 10)
     plan = empty.plan()
@@ -244,7 +282,7 @@ def test_the_estimate_is_a_guess_until_there_are_steps(tmp_path):
     half = Sweep(EXPERIMENT, SweepFolder(tmp_path / "half"), (), 10).estimate(plan)
     assert not half.is_guessed and half.num_cells == 2 * len(plan.cells) - 8
     finished, _ = _run(tmp_path / "half", FakePlace())
-    assert finished.estimate(plan).seconds == 0
+    assert finished.estimate(plan).seconds == 0 and str(finished.estimate(plan)) == "nothing is left to measure"
 
 
 def test_the_declaration_is_json(tmp_path):
