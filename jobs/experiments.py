@@ -29,19 +29,22 @@ def small_trial() -> Experiment:
 
 
 def exchanges_on_links() -> Experiment:
-    """Which exchange is fastest on which link: the paper's net on 1, 2 and 4 workers, three bandwidths.
+    """Which exchange is fastest on which link: 1, 2 and 4 workers, three bandwidths, the paper's net and a small one.
 
-    Strong scaling at a global batch of 32, weak scaling at 8 per worker. By root. Cost: --dry-run says it for this
-    machine; on two cores under two hours.
+    Strong scaling at a global batch of 64, weak scaling at 16 per worker. On two cores, links between four workers fit
+    latency + bytes / bandwidth up to 1 Gbit/s. By root. Cost: between one and two hours on two
+    cores; --dry-run says it for this machine.
     """
     return Experiment(
         name="exchanges_on_links",
         workers=(1, 2, 4),
-        global_batch_sizes=(32,),
-        batch_sizes_per_worker=(8,),
+        global_batch_sizes=(64,),
+        batch_sizes_per_worker=(16,),
+        models=("alexnet_2012", "alexnet_small:26"),
         exchanges=("allreduce", "factors", "hybrid", "bf16"),
-        links=(0.25, 1.0, 4.0),
+        links=(0.25, 0.5, 1.0),
         cpus_per_worker=0.45,
+        steps=4,
     )
 
 

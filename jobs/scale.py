@@ -21,6 +21,7 @@ if __name__ == "__main__":
     bootstrap.check_interpreter()
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -65,11 +66,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[Arguments, Experiment]:
-    """Parse in two passes, since the experiment's name decides the defaults of its fields."""
+    """Parse in two passes, since the fields' defaults depend on the experiment, and on what replaces its links."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--experiment")
-    name = first.parse_known_args(argv)[0].experiment
-    default = Experiment() if name is None else get_experiment(name)
+    first.add_argument("--like")
+    first.add_argument("--links", nargs="*")
+    known = first.parse_known_args(argv)[0]
+    default = Experiment() if known.experiment is None else get_experiment(known.experiment)
+    if known.like is not None:
+        default = dataclasses.replace(default, links=())
+    elif known.links is not None:
+        default = dataclasses.replace(default, like=None, like_batch=None)
     try:
         command = tyro.cli(
             _Command,

@@ -13,7 +13,10 @@ from cluster.scaling.experiment import Experiment
 from cluster.scaling.like import PAYLOAD_SHARE
 from model.registry import ModelConfig
 from pipeline.command import InputError
+from pipeline.online.batch import LoaderConfig
 
+# Batches that a loader holds: finished ones, those in work, and one that waits for room in the queue.
+_BATCHES_AHEAD = 2 * LoaderConfig.prefetch_batches + 1
 Links = Mapping[Cell, Sequence[float]]
 """Bandwidths in Gbit/s for each cell without exchange, for `Experiment.like`."""
 
@@ -99,6 +102,15 @@ def make_plan(experiment: Experiment, computations: Iterable[Cell], links: Links
                 ]
     plan.left_out = list(left_out)
     return plan
+
+
+def num_warm_up_steps(cell: Cell, declared: int) -> int:
+    """Return the number of steps before the timed ones.
+
+    With the loader `real` they are more: after the first step, which no CPU limit holds up, as many as the batches that
+    the loader has made until then.
+    """
+    return max(declared, 1 + _BATCHES_AHEAD) if cell.loader == "real" else declared
 
 
 def like_gigabits(experiment: Experiment, alone: Cell, passes_seconds: float) -> float:

@@ -5,13 +5,15 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from cluster.exchange.cost import Computation, Link, Workload, fraction_sent, predict_step
-from cluster.lab.scaling_table import NO_EXCHANGE, Cell
-from cluster.scaling.cells import operations_of, workload_of
+from cluster.exchange.cost import fraction_sent
+from cluster.lab.cost_model.kind import Kind
+from cluster.lab.cost_model.model import CostModel, Network, Pace
+from cluster.lab.scaling_table import Cell
+from cluster.scaling.cells import num_warm_up_steps
 from cluster.scaling.experiment import Experiment
 
 GUESSED_OPERATIONS_PER_SECOND = 100e9  # per CPU
-_GUESSED_LINK = Link(0.0002, 1e9)  # where it is not shaped
+_GUESSED_MESSAGE_SECONDS, _GUESSED_GIGABITS = 0.0001, 8.0  # the latter where a link is not shaped
 _LAUNCH_SECONDS, _CELL_SECONDS, _SWEEP_SECONDS = 20.0, 4.0, 8.0  # beside steps, and beside what is sent
 _SWEEP_BYTES = 320e6  # of the all-reduced tensors of a sweep
 
@@ -59,30 +61,22 @@ def estimate(
     seconds = sum(
         _SWEEP_SECONDS + 2 * fraction_sent(workers) * _SWEEP_BYTES / (rate * 1e9 / 8) for workers, rate in links
     )
-    num_steps, launches, num_cells, is_guessed = experiment.steps + experiment.warm_up_steps, 0, 0, False
+    launches, num_cells, is_guessed = 0, 0, False
     for cells in map(list, missing):
         launches += len({cell.num_workers for cell in cells})
         num_cells += len(cells)
         is_guessed |= any(cell not in known for cell in cells)
-        seconds += sum(_CELL_SECONDS + num_steps * (known.get(cell) or guessed_step(cell)) for cell in cells)
+        for cell in cells:
+            num_steps = experiment.steps + num_warm_up_steps(cell, experiment.warm_up_steps)
+            seconds += _CELL_SECONDS + num_steps * (known.get(cell) or guessed_step(cell))
     return Estimate(launches, num_cells, seconds + launches * _LAUNCH_SECONDS, is_guessed)
 
 
 def guessed_step(cell: Cell) -> float:
-    """Return a guess of the time of a cell's step."""
+    """Return a guess of the time of a cell's step, by the cost model."""
+    kind = Kind.of(cell)
     cpus = cell.cpus_per_worker or len(os.sched_getaffinity(0)) / cell.num_workers
-    per_second = cpus * GUESSED_OPERATIONS_PER_SECOND
-    computation = Computation(operations_of(cell) / cell.num_workers / per_second, per_second)
-    link = _GUESSED_LINK
-    if cell.gigabits_per_second:
-        link = Link(_GUESSED_LINK.latency_seconds, cell.gigabits_per_second * 1e9 / 8)
-    workload: Workload = workload_of(cell)
-    match cell.exchange:
-        case "factors" | "hybrid" | "allreduce":
-            return predict_step(cell.exchange, workload, cell.num_workers, link, computation)
-        case "bf16":
-            rounded = dataclasses.replace(workload, gradient_bytes=2)
-            return predict_step("allreduce", rounded, cell.num_workers, link, computation)
-        case _:
-            assert cell.exchange == NO_EXCHANGE
-            return computation.step_seconds
+    pace = Pace(seconds_per_sample=kind.operations_per_sample / (cpus * GUESSED_OPERATIONS_PER_SECOND))
+    model = CostModel(kind=kind, pace=pace, network=Network(message_seconds=_GUESSED_MESSAGE_SECONDS))
+    link = cell.gigabits_per_second or _GUESSED_GIGABITS
+    return model.predict(dataclasses.replace(cell, gigabits_per_second=link)).step_seconds

@@ -16,6 +16,9 @@ from model.registry import NETWORKS, ModelConfig, check_image_size
 ExchangeName = Literal["allreduce", "factors", "hybrid", "bf16"]
 PrecisionName = Literal["float32", "bfloat16"]
 _PAPERS_SIZE = 224
+_AXES = (
+    "workers", "global_batch_sizes", "batch_sizes_per_worker", "models", "precisions", "exchanges", "loaders", "links"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,8 @@ class Experiment:
         cpus_per_worker: CPUs that each worker may use, at least 0.1; None: all.
         num_classes: Number of classes, without --data.
         steps: Timed steps of a cell in a block.
-        warm_up_steps: Steps before, at least 2: in the first libraries choose their kernels.
+        warm_up_steps: Steps before, at least 2: in the first libraries choose their kernels. With the loader `real`,
+            there are at least as many as the batches that it makes ahead.
         blocks: Number of blocks. Each starts its workers anew, so blocks are independent repeats; steps are not.
         seed: Seed of the cells' order, and of weights and pictures.
     """
@@ -91,6 +95,11 @@ class Experiment:
         check_limit("cpus_per_worker", self.cpus_per_worker)
         for model in self.models:
             self._check_model(model)
+        for name in _AXES:
+            values = self.sized_models if name == "models" else getattr(self, name)
+            if len(set(values)) < len(values):
+                words = " ".join(map(str, getattr(self, name)))
+                raise ValueError(f"{name}: {words} has a value twice; each may be named once")
         _ = self.like_cluster  # whether it can be read
 
     @property

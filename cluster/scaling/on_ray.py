@@ -12,7 +12,7 @@ from cluster.exchange.link import measure_link
 from cluster.lab.link_sweep import LinkFit
 from cluster.lab.scaling_table import Cell
 from cluster.launch.node_checks import Requirements, versions
-from cluster.launch.placement import Placement, WorkerRange, place_workers
+from cluster.launch.placement import Place, Placement, WorkerRange, place_workers
 from cluster.launch.ray_launch import RayCluster, training_session
 from cluster.launch.ray_node_checks import FitNodes
 from cluster.launch.supervisor import WorkersLost
@@ -45,8 +45,7 @@ class OnRay:
         Raises:
             InputError: There is no room for so many.
         """
-        workers = WorkerRange(num_workers, num_workers)
-        return self._fit_nodes.place(functools.partial(place_workers, workers=workers, requested_cpus=None))
+        return self._fit_nodes.place(_place_workers(num_workers))
 
     def sweep(self, num_workers: int, gigabits: float) -> LinkFit:
         """Refuse: no link is shaped on Ray."""
@@ -81,21 +80,33 @@ def on_ray(settings: Settings, folder: Path, datasets: Sequence[Dataset], worker
         workers: Numbers of workers that there must be room for.
 
     Raises:
-        InputError: There is no room for them.
+        InputError: There is no room for them, or a node lacks one of the datasets.
     """
-    dataset = datasets[0] if datasets else None
-    requirements = Requirements(
+    needs = [_requirements(folder, dataset) for dataset in datasets] or [_requirements(folder, None)]
+    with training_session() as is_local, FitNodes(needs[0], is_local) as fit_nodes:
+        place = OnRay(settings, folder, fit_nodes)
+        for num_workers in workers:
+            place.place(num_workers)
+        for other in needs[1:]:
+            with FitNodes(other, is_local) as nodes:  # no launch is placed by these, so none may be left out
+                for num_workers in workers:
+                    nodes.place(_place_workers(num_workers), needs_all=True)
+        yield place
+
+
+def _requirements(folder: Path, dataset: Dataset | None) -> Requirements:
+    return Requirements(
         dataset_path=None if dataset is None else dataset.path,
         dataset_sha256=None if dataset is None else dataset.sha256,
         folder=folder,
         option="--out",
         num_shards=0 if dataset is None else dataset.num_shards,
     )
-    with training_session() as is_local, FitNodes(requirements, is_local) as fit_nodes:
-        place = OnRay(settings, folder, fit_nodes)
-        for num_workers in workers:
-            place.place(num_workers)
-        yield place
+
+
+def _place_workers(num_workers: int) -> Place:
+    workers = WorkerRange(num_workers, num_workers)
+    return functools.partial(place_workers, workers=workers, requested_cpus=None)
 
 
 def _measure(settings: Settings, cells: Sequence[tuple[int, Cell]], path: Path, world: World) -> None:

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from cluster.exchange.collectives import leave_process_group
 from cluster.lab.scaling_table import NO_EXCHANGE, Cell
 from cluster.launch.node_checks import code_digest
+from cluster.scaling.cells import num_warm_up_steps
 from cluster.scaling.folder import Identity
 from cluster.scaling.steps import Training
 from cluster.scaling.watch import Watch
@@ -44,7 +45,7 @@ class Settings:
     Attributes:
         num_steps: Number of timed steps.
         num_warm_up_steps: Number of steps before, at least 1: in the first, libraries choose their kernels, and after
-            it, DistributedDataParallel orders its buckets anew.
+            it, DistributedDataParallel orders its buckets anew. See `cells.num_warm_up_steps`.
         seed: Seed of weights, order and augmentation.
         data: Dataset folders by their encoding.
     """
@@ -97,7 +98,8 @@ class CellWorker:
     def prepare(self, cell: Cell) -> dict[str, Any]:
         """Build what trains a cell, and make a first step."""
         self.close()
-        num_steps, data = self._num_steps, {name: Path(path) for name, path in self._settings.data.items()}
+        data = {name: Path(path) for name, path in self._settings.data.items()}
+        num_steps = self._num_warm_up_steps(cell) + self._settings.num_steps
         self._training = Training(cell, self._world, num_steps, data, self._settings.seed)
         self._training.step()
         return {}
@@ -105,7 +107,7 @@ class CellWorker:
     def warm_up(self) -> dict[str, Any]:
         """Make the other steps of the warm-up."""
         assert self._training is not None
-        for _ in range(self._settings.num_warm_up_steps - 1):
+        for _ in range(self._num_warm_up_steps(self._training.cell) - 1):
             self._training.step()
         return {}
 
@@ -133,9 +135,8 @@ class CellWorker:
         self._training = None
         _free_memory(self._world.device)
 
-    @property
-    def _num_steps(self) -> int:
-        return self._settings.num_steps + self._settings.num_warm_up_steps
+    def _num_warm_up_steps(self, cell: Cell) -> int:
+        return num_warm_up_steps(cell, self._settings.num_warm_up_steps)
 
     def _summary(self, of_workers: list[dict[str, Any]], sees_waits: bool) -> dict[str, Any]:
         """Return the fields of a row, from all workers' values."""

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from jobs.scale import Arguments
 
 
+_FEWEST_BLOCKS = 3  # for confidence intervals
+
+
 def scale(arguments: "Arguments", experiment: Experiment) -> int:
     """Run an experiment, or say what it would measure; return the command's exit status."""
     if not experiment.global_batch_sizes and not experiment.batch_sizes_per_worker:
@@ -117,13 +120,23 @@ def _announce(sweep: Sweep, plan: Plan | None) -> None:
         sys.stdout.write("links: found from the computation, which is measured first\n")
     sys.stdout.write("".join(f"{cell}\n" for cell in plan.cells))
     sys.stdout.write("".join(f"left out: {line}\n" for line in plan.left_out))
+    if (num_blocks := sweep.experiment.blocks) < _FEWEST_BLOCKS:
+        sys.stdout.write(
+            f"{_count(num_blocks, 'block')}: confidence intervals need at least {_FEWEST_BLOCKS}; the same command "
+            f"with --blocks {_FEWEST_BLOCKS} adds the others\n"
+        )
     sys.stdout.write(f"{sweep.estimate(plan)}\n")
     sys.stdout.flush()
 
 
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'s' * (number != 1)}"
+
+
 def _finish(folder: SweepFolder, plan: Plan, num_blocks: int, is_finished: str) -> int:
     """Say where the table is, and what was refused; return the exit status."""
-    sys.stdout.write(f"{folder.path} {is_finished}: {len(plan.cells)} cells, {num_blocks} blocks in {folder.table}\n")
+    cells, blocks = _count(len(plan.cells), "cell"), _count(num_blocks, "block")
+    sys.stdout.write(f"{folder.path} {is_finished}: {cells}, {blocks} in {folder.table}\n")
     sys.stdout.flush()
     for line in plan.refused:
         sys.stderr.write(f"warning: {line}; its cells are left out: repeat the command, which tries the link again\n")

@@ -32,6 +32,22 @@ def test_flags_override_an_experiments_fields():
     assert experiment.models == get_experiment("small_trial").models
 
 
+def test_a_cluster_to_imitate_replaces_an_experiments_links():
+    words, like = ["--out", "out", "--experiment", "small_trial"], ["--like", "8 x 20000 img/s @ 100gbit"]
+    for given in (like, ["=".join(like)]):
+        experiment = scale._parse([*words, *given])[1]
+        assert (experiment.links, experiment.like) == ((), like[1])
+    with pytest.raises(InputError, match="leave out one"):
+        scale._parse([*words, *like, "--links", "1"])
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_too_few_blocks_for_intervals_are_named(blocks, tmp_path, capsys):
+    assert scale.main(["--out", str(tmp_path), *SMALL, "--blocks", str(blocks), "--dry-run"]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "confidence intervals need at least 3" in line]
+    assert [line.partition(":")[0] for line in said] == {1: ["1 block"], 2: ["2 blocks"], 3: []}[blocks]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -90,16 +90,16 @@ def test_a_sweep_on_hosts_that_was_killed_goes_on_and_leaves_nothing_behind(tmp_
     assert again.returncode == 0 and again.stdout.splitlines()[0].startswith(f"{out} is finished already: ")
 
 
-def test_a_sweep_on_ray_measures_noise_and_pictures(jpeg_dataset, tmp_path):
+def test_a_sweep_on_ray_measures_noise_and_pictures(jpeg_dataset, raw_dataset, tmp_path):
     out = tmp_path / "out"
-    data = ["--data", str(jpeg_dataset.path), "--loaders", "synthetic", "real"]
+    data = ["--data", str(jpeg_dataset.path), str(raw_dataset.path), "--loaders", "synthetic", "real"]
     command = _command(out, *data, "--workers", "2", "--exchanges", "factors", "--blocks", "1")
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     answer = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, env=environment)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     rows = read_rows(out / "scaling.parquet")
     assert sorted((row.loader, row.encoding, row.exchange) for row in rows) == [
-        *(("real", "jpeg", exchange) for exchange in ("factors", NO_EXCHANGE)),
+        *(("real", encoding, exchange) for encoding in ("jpeg", "raw") for exchange in ("factors", NO_EXCHANGE)),
         *(("synthetic", "", exchange) for exchange in ("factors", NO_EXCHANGE)),
     ]
     for row in rows:

@@ -13,8 +13,10 @@ from cluster.scaling.cells import (
     launches_in_random_order,
     like_gigabits,
     make_plan,
+    num_warm_up_steps,
     operations_of,
 )
+from cluster.scaling.estimate import estimate, guessed_step
 from cluster.scaling.experiment import Experiment
 from cluster.scaling.like import LikeCluster
 from pipeline.command import InputError
@@ -72,6 +74,29 @@ def test_real_cells_have_each_encoding_and_synthetic_ones_none():
     experiment = Experiment(workers=(1,), global_batch_sizes=(8,), loaders=("synthetic", "real"))
     cells = _plan(experiment, ("jpeg", "raw")).cells
     assert [(cell.loader, cell.encoding) for cell in cells] == [("real", "jpeg"), ("real", "raw"), ("synthetic", "")]
+
+
+def test_a_real_loader_has_used_up_what_it_made_ahead_before_the_timed_steps():
+    experiment = Experiment(workers=(1,), global_batch_sizes=(8,), loaders=("synthetic", "real"))
+    real, noise = _plan(experiment, ("jpeg",)).cells
+    assert [num_warm_up_steps(noise, declared) for declared in (2, 20)] == [2, 20]
+    # 3 finished, 3 in work and 1 between them after the first step
+    assert [num_warm_up_steps(real, declared) for declared in (2, 20)] == [1 + 7, 20]
+    steps = dataclasses.replace(experiment, warm_up_steps=2, steps=6)
+    of_each = [estimate(steps, [[cell]], [], {cell: 1000.0}).seconds for cell in (noise, real)]
+    assert of_each[1] - of_each[0] == 6 * 1000.0
+
+
+def test_a_guess_is_the_cost_models_with_a_perfect_overlap():
+    cells = {cell.exchange: cell for cell in _plan(EXPERIMENT).cells if cell.num_workers == 4}
+    guesses = {name: guessed_step(dataclasses.replace(cell, gigabits_per_second=1.0)) for name, cell in cells.items()}
+    computing = operations_of(cells["none"]) / 4 / (0.4 * 100e9)
+    assert guesses["none"] == pytest.approx(computing)
+    assert guesses["factors"] < guesses["bf16"] < guesses["allreduce"]
+    hidden = expected_bytes(cells["allreduce"]) / 1.25e8 - 2 / 3 * computing
+    assert guesses["allreduce"] == pytest.approx(computing + hidden, rel=0.01)
+    as_it_is = dataclasses.replace(cells["allreduce"], gigabits_per_second=0.0)
+    assert guesses["none"] <= guessed_step(as_it_is) < guesses["allreduce"]
 
 
 def test_a_block_has_an_order_of_its_own_that_the_seed_decides():
@@ -153,6 +178,14 @@ def test_a_cluster_that_cannot_be_read_is_refused(text):
         ({"models": ("alexnet_2012:26",)}, "26"),
         ({"exchanges": ("powersgd",)}, "'powersgd'"),
         ({"links": (0.0,)}, "above 0"),
+        ({"links": (1, 0.5, 1.0)}, "links: 1 0.5 1.0 has a value twice"),
+        ({"workers": (2, 2)}, "workers: 2 2 has a value twice"),
+        ({"global_batch_sizes": (8, 8)}, "has a value twice"),
+        ({"batch_sizes_per_worker": (8, 8)}, "has a value twice"),
+        ({"models": ("alexnet_2012", "alexnet_2012:224")}, "alexnet_2012 alexnet_2012:224 has a value twice"),
+        ({"precisions": ("float32", "float32")}, "has a value twice"),
+        ({"exchanges": ("bf16", "bf16")}, "has a value twice"),
+        ({"loaders": ("real", "real")}, "has a value twice"),
         ({"links": (1.0,), "like": "8 x 20000 img/s @ 100gbit"}, "leave out one"),
         ({"like_batch": 8}, "goes with like"),
         ({"like": "fast"}, "must be like"),

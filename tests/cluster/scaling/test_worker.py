@@ -62,6 +62,17 @@ def test_a_measured_cell_fills_its_row(changes, raw_dataset):
     assert fields["cpu_seconds"] > 0
 
 
+def test_a_real_loaders_steps_are_timed_when_its_queue_was_made_under_the_limit(raw_dataset):
+    worker = CellWorker(WORLD, Settings(num_steps=1, num_warm_up_steps=2, data={"raw": str(raw_dataset.path)}))
+    worker.prepare(dataclasses.replace(CELL, loader="real", encoding="raw"))
+    loader = worker._training._loader
+    num_ahead = loader._thread._queue.maxsize + loader._graph_config.prefetch_batches + 1
+    assert loader.samples_seen == CELL.global_batch_size
+    worker.warm_up()
+    assert loader.samples_seen >= (1 + num_ahead) * CELL.global_batch_size
+    worker.close()
+
+
 def _summary(steps_of_workers, **options):
     worker = CellWorker(WORLD, Settings(num_steps=3, num_warm_up_steps=2))
     worker._counts_bytes = True
