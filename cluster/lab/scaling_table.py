@@ -60,7 +60,7 @@ class Cell:
 
     def __str__(self) -> str:
         """Describe it in a few words."""
-        words = [self.model, self.precision, count_workers(self.num_workers), f"batch {self.global_batch_size}"]
+        words = [self.model, self.precision, counted(self.num_workers, "worker"), f"batch {self.global_batch_size}"]
         words += [self.exchange] + [f"{self.gigabits_per_second:g} Gbit/s"] * (self.gigabits_per_second > 0)
         return ", ".join([*words, *([f"{self.encoding} pictures"] if self.loader == "real" else [])])
 
@@ -139,9 +139,9 @@ class Row(Cell):
         return Cell(**{each.name: getattr(self, each.name) for each in dataclasses.fields(Cell)})
 
 
-def count_workers(num_workers: int) -> str:
-    """Return a number of workers in words."""
-    return f"{num_workers} worker{'s' * (num_workers > 1)}"
+def counted(number: int, name: str) -> str:
+    """Return a number of things in words."""
+    return f"{number} {name}{'s' * (number != 1)}"
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from cluster.exchange.cost import Workload
 from cluster.lab.cost_model.kind import Kind, exchange_ratio
-from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Loader, count_workers
+from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Loader, counted
 from cluster.lab.shaped_link import MAX_GIGABITS
 from cluster.scaling.experiment import Experiment
 from cluster.scaling.like import PAYLOAD_SHARE
@@ -84,8 +84,8 @@ def make_plan(experiment: Experiment, computations: Iterable[Cell], links: Links
         if alone.global_batch_size % group_size or alone.global_batch_size // group_size < alone.num_workers:
             groups = "" if group_size == 1 else f" in groups of {group_size}"
             left_out[
-                f"{alone.model} on {count_workers(alone.num_workers)}: a batch of {alone.global_batch_size} can't be "
-                f"shared by so many{groups}"
+                f"{alone.model} on {counted(alone.num_workers, 'worker')}: a batch of {alone.global_batch_size} can't "
+                f"be shared by so many{groups}"
             ] = None
             continue
         plan.cells.append(alone)
@@ -134,7 +134,7 @@ def like_gigabits(experiment: Experiment, alone: Cell, passes_seconds: float) ->
     if gigabits > MAX_GIGABITS:
         raise InputError(
             f"--like {experiment.like}: r is {ratio:.3g} there, which needs links of {gigabits:g} Gbit/s between "
-            f"{count_workers(alone.num_workers)} here ({alone}), and at most {MAX_GIGABITS:g} are possible; use fewer "
+            f"{alone.num_workers} workers here ({alone}), and at most {MAX_GIGABITS:g} are possible; use fewer "
             "--cpus-per-worker, so that this machine computes more slowly, or imitate a cluster with slower links, and "
             "another --out"
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cluster.exchange.cost import fraction_sent
 from cluster.lab.cost_model.kind import Kind
 from cluster.lab.cost_model.model import CostModel, Network, Pace
-from cluster.lab.scaling_table import Cell
+from cluster.lab.scaling_table import Cell, counted
 from cluster.scaling.cells import num_warm_up_steps
 from cluster.scaling.experiment import Experiment
 
@@ -41,7 +41,8 @@ class Estimate:
         rate = f"{GUESSED_OPERATIONS_PER_SECOND / 1e9:.0f} GFLOP/s per CPU"
         grounds = f"at a guess of {rate}" if self.is_guessed else "by the steps measured so far"
         minutes = max(1, round(self.seconds / 60))
-        return f"{self.num_cells} cells in {self.num_launches} launches: about {minutes} min, {grounds}"
+        work = f"{counted(self.num_cells, 'cell')} in {self.num_launches} launch{'es' * (self.num_launches != 1)}"
+        return f"{work}: about {minutes} min, {grounds}"
 
 
 def estimate(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cluster.lab.link_sweep import LinkDoesNotFitError, LinkFit
-from cluster.lab.scaling_table import Cell, count_workers
+from cluster.lab.scaling_table import Cell, counted
 from cluster.run.json_log import JsonLog
 from cluster.scaling.cells import (
     Links,
@@ -145,7 +145,7 @@ class Sweep:
             ordered = in_random_order((cell for cell in cells if cell.num_workers == num_workers), seed, block)
             todo = [(at, cell) for at, cell in enumerate(ordered) if cell in missing]
             before, kept = self.folder.identity(block), len(cells) - len(missing)
-            _say(f"{self._name(block)}, {count_workers(num_workers)}: {len(todo)} cells")
+            _say(f"{self._name(block)}, {counted(num_workers, 'worker')}: {len(todo)} cells")
             place.measure(num_workers, todo, self.folder.launch_log(block, num_workers), _say_cell)
             now = self.folder.identity(block)
             if before is not None and now is not None and now != before:

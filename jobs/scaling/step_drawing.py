@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 
 from cluster.lab.cost_model.kind import Kind
 from cluster.lab.efficiency import by_cell
-from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Row
+from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Row, counted
 from jobs.scaling.style import ORDER, TEXT, exchange_name, new_figure, plain
 
 PARTS = ("data wait", "forward", "backward", "waiting for the exchange", "update", "rest")
@@ -40,7 +40,7 @@ def draw_steps(kind: Kind, rows: Sequence[Row]) -> Figure:
         for cell, found in cells.items():
             if (cell.num_workers, cell.global_batch_size) == (num_workers, batch):
                 _draw_bar(axes, places[_bar(cell)], step_parts(found, cells))
-        axes.set_title(f"{num_workers} workers, global batch {batch}", fontsize=10)
+        axes.set_title(f"{counted(num_workers, 'worker')}, global batch {batch}", fontsize=10)
         axes.set_xlabel("seconds per step")
         axes.set_xlim(0, 1.03 * axes.dataLim.x1)
         plain(axes)

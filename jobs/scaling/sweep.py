@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cluster.lab.cpu_quota import CpuQuota
 from cluster.lab.hosts import check_num_hosts, check_rights
+from cluster.lab.scaling_table import counted
 from cluster.scaling.cells import Plan, make_plan
 from cluster.scaling.experiment import Experiment
 from cluster.scaling.folder import SweepFolder
@@ -122,20 +123,16 @@ def _announce(sweep: Sweep, plan: Plan | None) -> None:
     sys.stdout.write("".join(f"left out: {line}\n" for line in plan.left_out))
     if (num_blocks := sweep.experiment.blocks) < _FEWEST_BLOCKS:
         sys.stdout.write(
-            f"{_count(num_blocks, 'block')}: confidence intervals need at least {_FEWEST_BLOCKS}; the same command "
+            f"{counted(num_blocks, 'block')}: confidence intervals need at least {_FEWEST_BLOCKS}; the same command "
             f"with --blocks {_FEWEST_BLOCKS} adds the others\n"
         )
     sys.stdout.write(f"{sweep.estimate(plan)}\n")
     sys.stdout.flush()
 
 
-def _count(number: int, name: str) -> str:
-    return f"{number} {name}{'s' * (number != 1)}"
-
-
 def _finish(folder: SweepFolder, plan: Plan, num_blocks: int, is_finished: str) -> int:
     """Say where the table is, and what was refused; return the exit status."""
-    cells, blocks = _count(len(plan.cells), "cell"), _count(num_blocks, "block")
+    cells, blocks = counted(len(plan.cells), "cell"), counted(num_blocks, "block")
     sys.stdout.write(f"{folder.path} {is_finished}: {cells}, {blocks} in {folder.table}\n")
     sys.stdout.flush()
     for line in plan.refused:

@@ -108,7 +108,8 @@ def test_the_table_of_a_finished_experiment_has_the_blocks_that_were_asked_for(m
         1,
     ):  # the first one was killed before the second table
         assert scale.main([*measured, "--blocks", str(num_blocks)]) == 0
-        assert f"{num_blocks} block" in capsys.readouterr().out and blocks() == list(range(num_blocks))
+        words = "1 cell, " + ("1 block in " if num_blocks == 1 else "2 blocks in ")
+        assert words in capsys.readouterr().out and blocks() == list(range(num_blocks))
 
 
 def test_a_dry_run_of_a_finished_experiment_says_so_and_writes_nothing(measured, tmp_path, capsys):

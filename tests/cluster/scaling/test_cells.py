@@ -52,6 +52,7 @@ def test_each_computation_has_one_cell_without_an_exchange_and_a_single_worker_n
     exchanging = {(c.exchange, c.gigabits_per_second) for c in plan.cells if c.num_workers == 4} - {(NO_EXCHANGE, 0)}
     assert exchanging == set(itertools.product(EXPERIMENT.exchanges, EXPERIMENT.links))
     assert any(line.startswith("1 worker: ") for line in plan.left_out)
+    assert str(plan.cells[0]) == "alexnet_2012, float32, 1 worker, batch 8, none"
 
 
 def test_an_exchange_that_is_all_reduce_for_a_model_is_left_out_and_named():
