@@ -7,9 +7,11 @@ without an exchange alone.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from types import UnionType
 from typing import Any, Literal, get_args
 
@@ -38,7 +40,8 @@ class Cell:
         global_batch_size: Samples per step over all workers.
         exchange: Exchange of gradients: `none`, `bf16`, or an exact one.
         cpus_per_worker: CPUs that each worker may use at most; 0: as many as there are.
-        gigabits_per_second: Bandwidth that each worker's link is shaped to, headers included; 0: as it is.
+        gigabits_per_second: Bandwidth that each worker's link is shaped to, headers included; 0: as it is, which
+            `read_rows` replaces by what was measured.
     """
 
     model: str
@@ -150,7 +153,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read a table.
+    """Read a table. Links that were not shaped get the bandwidth that was measured, the same in all rows.
 
     Raises:
         InputError: There is none at this path, or it is no table of a scaling experiment.
@@ -164,7 +167,7 @@ def read_rows(path: Path) -> list[Row]:
     missing = sorted(set(_SCHEMA.names) - set(table.schema.names))
     if missing:
         raise InputError(f"{path} is not a table of jobs/scale.py, or of an older one: no column {', '.join(missing)}")
-    return [Row(**values) for values in table.select(_SCHEMA.names).to_pylist()]
+    return _on_measured_links([Row(**values) for values in table.select(_SCHEMA.names).to_pylist()])
 
 
 def with_exposed(rows: Sequence[Row]) -> list[Row]:
@@ -176,6 +179,20 @@ def with_exposed(rows: Sequence[Row]) -> list[Row]:
         )
         for row in rows
     ]
+
+
+def _on_measured_links(rows: list[Row]) -> list[Row]:
+    """Return rows in which exchanges on links as they are have these links' median bandwidth, to three digits."""
+
+    def is_unshaped(row: Row) -> bool:
+        is_exchanging = row.exchange != NO_EXCHANGE and math.isfinite(row.link_bytes_per_second)
+        return is_exchanging and not row.gigabits_per_second
+
+    measured = [row.link_bytes_per_second * 8e-9 for row in rows if is_unshaped(row)]
+    if not measured:
+        return rows
+    gigabits = float(f"{median(measured):.3g}")
+    return [dataclasses.replace(row, gigabits_per_second=gigabits) if is_unshaped(row) else row for row in rows]
 
 
 def _arrow_type(annotation: Any) -> pa.DataType:

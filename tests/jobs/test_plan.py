@@ -10,7 +10,7 @@ from scaling_rows import LAW, cells_of, make_rows
 from cluster.lab.cost_model.kind import Kind
 from cluster.lab.cost_model.model import CostModel, Network, Overlap, Pace
 from cluster.lab.cost_model.planning import Job, find_bottleneck, predict_point, scan
-from cluster.lab.scaling_table import write_rows
+from cluster.lab.scaling_table import Cell, read_rows, write_rows
 from jobs import plan
 from jobs.scaling.plan_inputs import read_recovery
 from pipeline.command import InputError
@@ -37,6 +37,23 @@ def table(tmp_path_factory):
 def _planned(arguments, tmp_path):
     assert plan.main([*arguments, "--json", str(tmp_path / "plan.json")]) == 0
     return json.loads((tmp_path / "plan.json").read_text())
+
+
+def test_a_table_of_a_cluster_whose_links_were_not_shaped_has_what_a_plan_needs(tmp_path):
+    rows = [dataclasses.replace(row, gigabits_per_second=0.0) for row in make_rows(cells_of(links=(1.0,)), noise=0.02)]
+    write_rows(tmp_path / "scaling.parquet", rows)
+    (measured,) = {row.gigabits_per_second for row in read_rows(tmp_path / "scaling.parquet")} - {0.0}
+    assert measured == pytest.approx(0.9, abs=0.005)  # what the sweeps got
+    arguments = ["--table", str(tmp_path / "scaling.parquet"), "--workers", "8", "--batch-size-per-worker", "16"]
+    planned = _planned(arguments, tmp_path)["plan"]
+    asked = Cell(
+        **dataclasses.asdict(LAW.kind),
+        num_workers=8,
+        global_batch_size=128,
+        exchange=planned["exchange"],
+        gigabits_per_second=1.0,
+    )
+    assert planned["images_per_second"] == pytest.approx(LAW.images_per_second(asked), rel=0.05)
 
 
 def test_from_stated_inputs_alone(tmp_path, capsys):

@@ -1,8 +1,8 @@
 """Fits the cost model to rows of a scaling experiment, each number to the rows that show it.
 
-The time of the passes, t0 + b t_img, and of the update come from the cells without an exchange; alpha and beta from
-the sweeps of the links. Only `Overlap` is fitted to the steps with an exchange, by the least sum of squared relative
-errors.
+The time of the passes, t0 + b t_img, and of the update come from the cells without an exchange. The former is that of a
+mean worker, since the wait for the slowest is a term of its own. alpha and beta come from the sweeps of the links. Only
+`Overlap` is fitted to the steps with an exchange, by the least sum of squared relative errors.
 """
 
 import itertools
@@ -32,6 +32,7 @@ class _Times:
 
     cell: Cell
     step_seconds: float
+    mean_step_seconds: float
     update_seconds: float
     data_wait_seconds: float
 
@@ -40,6 +41,7 @@ class _Times:
         return cls(
             rows[0].cell,
             median(row.step_seconds for row in rows),
+            median(row.mean_step_seconds for row in rows),
             median(row.update_seconds for row in rows),
             median(row.data_wait_seconds for row in rows),
         )
@@ -50,9 +52,9 @@ class _Times:
 
     @property
     def passes_seconds(self) -> float:
-        """Time of the passes, without an exchange; a short wait for the loader counts as theirs."""
+        """Time of a mean worker's passes, without an exchange; a short wait for the loader counts as theirs."""
         wait = self.data_wait_seconds if self.is_loader_binding else 0.0
-        return self.step_seconds - self.update_seconds - wait
+        return self.mean_step_seconds - self.update_seconds - wait
 
 
 def fit_cost_model(rows: Sequence[Row]) -> CostModel:

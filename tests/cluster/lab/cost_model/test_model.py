@@ -34,6 +34,15 @@ def test_noise_of_some_percent_moves_the_fit_as_little():
         assert found.predict(cell).step_seconds == pytest.approx(LAW.predict(cell).step_seconds, rel=0.04), str(cell)
 
 
+def test_the_passes_are_a_mean_workers():
+    rows = [
+        dataclasses.replace(row, step_seconds=row.step_seconds * (1.2 if row.num_workers > 1 else 1))
+        for row in make_rows(CELLS)
+        if row.exchange == NO_EXCHANGE
+    ]
+    assert dataclasses.asdict(fit_pace(rows)) == pytest.approx(dataclasses.asdict(LAW.pace), rel=1e-3)
+
+
 @pytest.mark.parametrize("exchange", ["allreduce", "factors", "hybrid"])
 def test_with_a_perfect_overlap_it_is_the_prediction_that_chooses_an_exchange(exchange):
     model = dataclasses.replace(LAW, overlap=Overlap(), pace=Pace(fixed_seconds=0.01, seconds_per_sample=0.002))
