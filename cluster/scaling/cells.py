@@ -94,7 +94,8 @@ def make_plan(experiment: Experiment, computations: Iterable[Cell], links: Links
             if alone.num_workers == 1:
                 left_out["1 worker: exchanges nothing, so it has the cell without an exchange alone"] = None
             elif exchange not in different:
-                left_out[f"{exchange} with {alone.model} on {alone.num_workers} workers: is all-reduce there"] = None
+                what = f"{exchange} with {alone.model} on {alone.num_workers} workers"
+                left_out[f"{what}: training uses all-reduce there, since dense layers can't be cut so"] = None
             else:
                 plan.cells += [
                     dataclasses.replace(alone, exchange=exchange, gigabits_per_second=gigabits)

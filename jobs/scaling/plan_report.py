@@ -6,7 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from cluster.lab.cost_model.planning import Bottleneck, Point, find_bottleneck, predict_exchanges, scan
+from cluster.lab.cost_model.planning import (
+    Bottleneck,
+    Point,
+    find_bottleneck,
+    predict_exchanges,
+    scan,
+    usable_exchanges,
+)
 from jobs.scaling.plan_inputs import PlanInputs
 from pipeline.command import InputError
 
@@ -52,7 +59,7 @@ def plan_document(arguments: "Arguments", inputs: PlanInputs) -> dict[str, Any]:
         "inputs": [asdict(each) for each in inputs.inputs],
         "interval": inputs.error_note,
         "plan": _point_document(inputs, chosen.asked),
-        "binds": asdict(bottleneck),
+        "binds": {name: _finite(value) for name, value in asdict(bottleneck).items()},
         "exchanges": {cell.exchange: parts.step_seconds for cell, parts in _exchanges(inputs, chosen.asked).items()},
         "loader_images_per_second_per_worker": chosen.asked.images_per_second / chosen.asked.cell.num_workers,
         "disk_bytes": None if inputs.image_bytes is None else inputs.image_bytes * inputs.job.num_images,
@@ -62,7 +69,17 @@ def plan_document(arguments: "Arguments", inputs: PlanInputs) -> dict[str, Any]:
     }
 
 
+def _finite(value: Any) -> Any:
+    """Return a value for JSON, which knows no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _choose(arguments: "Arguments", inputs: PlanInputs) -> _Chosen:
+    if not usable_exchanges(inputs.model, inputs.job, arguments.workers):
+        raise InputError(
+            f"{' and '.join(arguments.exchanges)} can't be used by {arguments.workers} workers with "
+            f"{inputs.model.kind.model}, whose layers can't be cut so often; name more --exchanges, or fewer --workers"
+        )
     points = scan(inputs.model, inputs.job, arguments.workers)
     ending = [point for point in points if math.isfinite(point.hours)]
     if not ending:

@@ -56,6 +56,23 @@ def test_a_table_of_a_cluster_whose_links_were_not_shaped_has_what_a_plan_needs(
     assert planned["images_per_second"] == pytest.approx(LAW.images_per_second(asked), rel=0.05)
 
 
+def test_numbers_of_workers_that_cannot_use_the_exchange_are_left_out_or_refused(tmp_path):
+    arguments = [
+        "--model", "alexnet_small", "--image-size", "28", "--num-classes", "10", "--exchanges", "hybrid",
+        "--images-per-second-per-worker", "2000", "--bandwidth", "10gbit", "--latency-microseconds", "20",
+        "--batch-size-per-worker", "128",
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="hybrid can't be used by 600 workers with alexnet_small"):
+        plan.main([*arguments, "--workers", "600"])
+    found = _planned([*arguments, "--workers", "16"], tmp_path)
+    assert {point["exchange"] for point in found["scan"]} == {"none", "hybrid"}
+
+
+def test_the_document_of_a_single_worker_is_json(tmp_path):
+    assert _planned([*STATED, "--workers", "1"], tmp_path)["binds"]["next_images_per_second"] is None
+    assert "Infinity" not in (tmp_path / "plan.json").read_text()
+
+
 def test_from_stated_inputs_alone(tmp_path, capsys):
     found = _planned([*STATED, "--price-per-hour", "2", "--bytes-per-image", "30000"], tmp_path)
     asked = found["plan"]

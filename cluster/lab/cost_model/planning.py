@@ -7,7 +7,7 @@ hours takes H / (1 - w L S / 3600). This takes for granted that another worker i
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,34 +109,43 @@ def predict_point(model: CostModel, job: Job, num_workers: int) -> Point:
     return Point(cell=cell, parts=parts, images_per_second=images_per_second, hours=hours, price=price)
 
 
+def usable_exchanges(model: CostModel, job: Job, num_workers: int) -> tuple[str, ...]:
+    """Return the exchanges to choose from that some workers can use."""
+    if num_workers == 1:
+        return (NO_EXCHANGE,)
+    possible = model.kind.workload(job.batch(num_workers)).choices(num_workers)
+    return tuple(name for name in job.exchanges if name == "bf16" or name in possible) if job.exchanges else possible
+
+
 def predict_exchanges(model: CostModel, job: Job, num_workers: int) -> dict[Cell, StepParts]:
-    """Predict a step by each exchange to choose from that some workers can use."""
-    batch = job.batch(num_workers)
-    possible = model.kind.workload(batch).choices(num_workers)
-    chosen: Sequence[str] = [name for name in job.exchanges if name == "bf16" or name in possible] or possible
+    """Predict a step by each of the usable exchanges."""
     kind = dataclasses.asdict(model.kind)
     cells = [
         Cell(
             **kind,
             num_workers=num_workers,
-            global_batch_size=batch,
-            exchange=name if num_workers > 1 else NO_EXCHANGE,
+            global_batch_size=job.batch(num_workers),
+            exchange=name,
             gigabits_per_second=job.gigabits_per_second,
         )
-        for name in chosen
+        for name in usable_exchanges(model, job, num_workers)
     ]
     return {cell: model.predict(cell) for cell in cells}
 
 
 def scan(model: CostModel, job: Job, most_workers: int) -> list[Point]:
-    """Predict runs on all numbers of workers, or, if these are many, on some hundred whose ratios are equal."""
+    """Predict runs on all numbers of workers that have a usable exchange, or on some hundred of many, evenly spaced."""
     if most_workers <= _MOST_POINTS:
         numbers = range(1, most_workers + 1)
     else:
         spaced = np.unique(np.geomspace(1, most_workers, _MOST_POINTS).round().astype(int))
         numbers = [int(number) for number in spaced]  # type: ignore[assignment]
     most = job.global_batch_size or most_workers  # a worker without a sample helps nobody
-    return [predict_point(model, job, number) for number in numbers if number <= most]
+    return [
+        predict_point(model, job, number)
+        for number in numbers
+        if number <= most and usable_exchanges(model, job, number)
+    ]
 
 
 def find_bottleneck(model: CostModel, cell: Cell) -> Bottleneck:
