@@ -95,7 +95,7 @@ def make_plan(experiment: Experiment, computations: Iterable[Cell], links: Links
                 left_out["1 worker: exchanges nothing, so it has the cell without an exchange alone"] = None
             elif exchange not in different:
                 what = f"{exchange} with {alone.model} on {alone.num_workers} workers"
-                left_out[f"{what}: training uses all-reduce there, since dense layers can't be cut so"] = None
+                left_out[f"{what}: training uses all-reduce, as its dense layers can't be cut so often"] = None
             else:
                 plan.cells += [
                     dataclasses.replace(alone, exchange=exchange, gigabits_per_second=gigabits)
