@@ -2,7 +2,7 @@
 PYTHON ?= python3
 DALI ?= cuda13
 BIN := .venv/bin
-# The default tests share out the cores; those marked `slow` start clusters of their own, one after another.
+# The default tests share out the cores. Those marked `slow` start clusters of their own, which mostly wait.
 PYTEST_ARGS ?= -n auto
 HAS_GPU = $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
 export RAY_USAGE_STATS_ENABLED := 0

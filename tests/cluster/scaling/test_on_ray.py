@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
+pytest.importorskip("ray")
+
 from cluster.scaling import on_ray as on_ray_module
 from cluster.scaling.on_ray import on_ray
 from cluster.scaling.worker import Settings
