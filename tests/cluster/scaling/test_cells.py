@@ -191,7 +191,7 @@ def test_a_cluster_that_cannot_be_read_is_refused(text):
         ({"like_batch": 8}, "goes with like"),
         ({"like": "fast"}, "must be like"),
         ({"warm_up_steps": 1}, "at least 2"),
-        ({"cpus_per_worker": 0.0}, "above 0"),
+        ({"cpus_per_worker": 0.05}, "at least 0.1"),
         ({"blocks": 0}, "at least 1"),
     ],
 )
