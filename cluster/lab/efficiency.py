@@ -2,7 +2,7 @@
 
 Strong scaling keeps the samples of a step, weak scaling those of each worker. Either way the efficiency of w workers is
 their throughput over w times that of one worker in the same block, at the same global batch or at the same batch per
-worker. Where that one was not measured there is no figure: nothing is extrapolated.
+worker. Where that one was not measured, or workers have unlike batches, there is no figure: nothing is extrapolated.
 
 An interval is a bootstrap's over blocks: ratios of blocks are drawn with replacement, and their geometric means give
 its bounds, at percentiles that are widened for few blocks (Hesterberg 2015, "What teachers should know about the
@@ -14,6 +14,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal, get_args
 
 import numpy as np
@@ -115,6 +116,18 @@ def throughput(rows: Sequence[Row]) -> Interval:
     return mean_interval([row.images_per_second for row in rows])
 
 
+def step_seconds(rows: Sequence[Row]) -> float:
+    """Return a cell's step: the median over its blocks."""
+    return median(row.step_seconds for row in rows)
+
+
+def batch_kept(scaling: Scaling, cell: Cell) -> int | None:
+    """Return the batch that a way of scaling keeps: all samples of a step, or a worker's; None if those are unlike."""
+    if scaling == "strong":
+        return cell.global_batch_size
+    return None if cell.global_batch_size % cell.num_workers else samples_per_worker(cell)
+
+
 def efficiencies(rows: Sequence[Row]) -> list[Efficiency]:
     """Return the efficiency of each cell with several workers, in each way of scaling that was measured."""
     cells = by_cell(rows)
@@ -122,8 +135,10 @@ def efficiencies(rows: Sequence[Row]) -> list[Efficiency]:
     for cell, measured in cells.items():
         if cell.num_workers == 1:
             continue
-        batches: dict[Scaling, int] = {"strong": cell.global_batch_size, "weak": samples_per_worker(cell)}
-        for scaling, batch in batches.items():
+        for scaling in get_args(Scaling):
+            batch = batch_kept(scaling, cell)
+            if batch is None:
+                continue
             alone = dataclasses.replace(cell.without_exchange, num_workers=1, global_batch_size=batch)
             ratio = paired_ratio(measured, cells.get(alone, []), 1 / cell.num_workers)
             if ratio is not None:

@@ -9,11 +9,11 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 from cluster.lab.cost_model.fit import fit_cost_model, fit_network, fit_overlap, fit_pace, is_exchanging
-from cluster.lab.cost_model.held_out import MODEL, judge, splits, step_seconds
+from cluster.lab.cost_model.held_out import MODEL, judge, splits
 from cluster.lab.cost_model.kind import Kind, by_kind, samples_per_worker
 from cluster.lab.cost_model.model import CostModel, Network, Overlap, Pace
 from cluster.lab.cost_model.planning import Job, Point, nothing_hides
-from cluster.lab.efficiency import by_cell
+from cluster.lab.efficiency import by_cell, step_seconds
 from cluster.lab.scaling_table import Row, read_rows
 from cluster.lab.shaped_link import parse_bandwidth
 from model.registry import ModelConfig, check_image_size

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from cluster.lab.cost_model.kind import Kind
-from cluster.lab.efficiency import by_cell
+from cluster.lab.efficiency import by_cell, step_seconds
 from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Row, counted
 from jobs.scaling.style import ORDER, TEXT, exchange_name, new_figure, plain
 
@@ -68,7 +68,7 @@ def step_parts(rows: Sequence[Row], cells: dict[Cell, list[Row]]) -> list[float]
     wait = median(row.data_wait_seconds for row in rows)
     blocked, update = median(row.blocked_seconds for row in rows), median(row.update_seconds for row in rows)
     known = wait + passes + blocked + update
-    rest = max(0.0, median(row.step_seconds for row in rows) - known)
+    rest = max(0.0, step_seconds(rows) - known)
     return [wait, forward, max(0.0, passes - forward), blocked, update, rest]
 
 

@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
-from cluster.lab.cost_model.kind import Kind, samples_per_worker
+from cluster.lab.cost_model.kind import Kind
 from cluster.lab.cost_model.model import CostModel
-from cluster.lab.efficiency import Scaling, by_cell, efficiencies, throughput
+from cluster.lab.efficiency import Scaling, batch_kept, by_cell, efficiencies, throughput
 from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Row
 from jobs.scaling.style import COLORS, FAINT, MARKS, TEXT, draw_interval, exchange_name, in_order, new_figure, plain
 
@@ -53,17 +53,14 @@ def draw_workers(kind: Kind, rows: Sequence[Row], gigabits: float, model: CostMo
 
 def _columns(rows: Sequence[Row]) -> list[tuple[Scaling, int]]:
     """Return the ways of scaling in which several workers are compared with one, with their batches."""
-    return sorted({(each.scaling, _batch(each.scaling, each.cell)) for each in efficiencies(rows)})
-
-
-def _batch(scaling: Scaling, cell: Cell) -> int:
-    return cell.global_batch_size if scaling == "strong" else samples_per_worker(cell)
+    columns = ((each.scaling, batch_kept(each.scaling, each.cell)) for each in efficiencies(rows))
+    return sorted({(scaling, batch) for scaling, batch in columns if batch is not None})
 
 
 def _draw_throughput(
     axes: Axes, rows: Sequence[Row], scaling: Scaling, batch: int, gigabits: float, model: CostModel | None
 ) -> None:
-    cells = {cell: found for cell, found in by_cell(rows).items() if _is_in(cell, scaling, batch)}
+    cells = {cell: found for cell, found in by_cell(rows).items() if batch_kept(scaling, cell) == batch}
     alone = throughput(next(found for cell, found in cells.items() if _is_alone(cell))).value
     numbers = sorted({cell.num_workers for cell in cells})
     ideal = [alone * number for number in numbers]
@@ -101,7 +98,7 @@ def _draw_exchange_alone(axes: Axes, model: CostModel, cells: Sequence[Cell]) ->
 
 
 def _draw_efficiency(axes: Axes, rows: Sequence[Row], scaling: Scaling, batch: int) -> None:
-    found = [each for each in efficiencies(rows) if each.scaling == scaling and _batch(scaling, each.cell) == batch]
+    found = [each for each in efficiencies(rows) if each.scaling == scaling and batch_kept(scaling, each.cell) == batch]
     numbers = sorted({1, *(each.cell.num_workers for each in found)})
     axes.plot(numbers, [100] * len(numbers), color=FAINT, linestyle="--", linewidth=1.2, zorder=1)
     for exchange in in_order(each.cell.exchange for each in found):
@@ -143,10 +140,6 @@ def _draw_legend(figure: Figure, rows: Sequence[Row], model: CostModel | None, n
             handles.append(Line2D([], [], color="#cc79a7", linestyle="-."))
             labels.append("loader alone")
     figure.legend(handles, labels, loc="outside lower center", ncols=num_columns, frameon=False, fontsize=9)
-
-
-def _is_in(cell: Cell, scaling: Scaling, batch: int) -> bool:
-    return _batch(scaling, cell) == batch
 
 
 def _is_alone(cell: Cell) -> bool:

@@ -76,8 +76,8 @@ def _row(cell: Cell, law: CostModel, block: int, place: int, factor: float) -> R
     has_link = cell.gigabits_per_second > 0
     link = law.network.link(cell.gigabits_per_second, cell.num_workers) if has_link else None
     traffic = law.kind.traffic(cell.exchange, cell.num_workers, cell.global_batch_size)
-    blocked = parts.exchange_seconds + parts.slowest_seconds
-    wait = max(0.0, step - factor * (parts.compute_seconds + blocked + parts.update_seconds))
+    passes, blocked = parts.compute_seconds + parts.slowest_seconds, parts.exchange_seconds
+    wait = max(0.0, step - factor * (passes + blocked + parts.update_seconds))
     num_bytes = traffic.hidden_bytes + traffic.awaited_bytes
     return Row(
         **{name: getattr(cell, name) for name in Cell.__dataclass_fields__},
@@ -87,10 +87,10 @@ def _row(cell: Cell, law: CostModel, block: int, place: int, factor: float) -> R
         images_per_second=cell.global_batch_size / step,
         step_seconds=step,
         step_seconds_p90=step * 1.05,
-        mean_step_seconds=step - factor * blocked,
+        mean_step_seconds=step - factor * (blocked + parts.slowest_seconds),
         data_wait_seconds=wait,
-        forward_seconds=factor * parts.compute_seconds / 3,
-        backward_seconds=factor * (parts.compute_seconds * 2 / 3 + blocked),
+        forward_seconds=factor * passes / 3,
+        backward_seconds=factor * (passes * 2 / 3 + blocked),
         blocked_seconds=factor * blocked,
         update_seconds=factor * parts.update_seconds,
         sent_bytes=num_bytes,

@@ -87,6 +87,12 @@ def test_throughput_and_efficiency_are_those_of_the_rows():
     assert list(dashed.get_ydata()) == pytest.approx([alone, 2 * alone, 4 * alone])
 
 
+def test_weak_scaling_shows_no_workers_with_unlike_batches():
+    cells = [cells_of(workers=(number,), batches=(batch,))[0] for number, batch in ((1, 17), (2, 34), (4, 67))]
+    (speeds, _) = draw_workers(KIND, make_rows(cells), 0.0, None).axes
+    assert max(max(line.get_xdata()) for line in speeds.lines) == 2
+
+
 def test_the_loaders_ceiling_is_drawn_where_it_is_known():
     rows = make_rows(cells_of(links=(1.0,)))
     pace = dataclasses.replace(LAW.pace, loader_images_per_second=300.0)

@@ -4,18 +4,20 @@
     amdahl   T = a + c b, b the samples of a worker: a part that workers share, and one that they don't
     ernest   T = a + c b + d log w + e w (Venkataraman et al. 2016), w workers
 
-Each is fitted anew for each exchange and link, since it does not know these axes, to the rows of that exchange and link
-and to those of one worker, by the least sum of squared relative errors with no coefficient below 0. For a bandwidth
-that is not among the rows, it gets the rows of the nearest one, and of both neighbours if they are equally near.
+Each is fitted anew for each exchange and link, since it does not know these axes, to the cells of that exchange and
+link and to those of one worker: like the cost model to medians over their blocks, by the least sum of squared relative
+errors with no coefficient below 0. For a bandwidth that is not among the rows, it gets the cells of the nearest one,
+and of both neighbours if they are equally near.
 """
 
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.optimize import nnls
 
+from cluster.lab.cost_model.fit import relative_fit
 from cluster.lab.cost_model.kind import samples_per_worker
+from cluster.lab.efficiency import by_cell, step_seconds
 from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Row
 
 Terms = Callable[[Cell], Sequence[float]]
@@ -34,14 +36,13 @@ def predict_by_baseline(name: str, rows: Sequence[Row], cell: Cell) -> float:
         rows: Rows of the cell's kind.
         cell: Cell to predict.
     """
-    known = _rows_like(rows, cell)
+    known = by_cell(_rows_like(rows, cell))
     if not known:
         return math.nan
     terms = BASELINES[name]
-    terms_RN = np.array([terms(row) for row in known], np.float64)
-    seconds_R = np.array([row.step_seconds for row in known])
-    coefficients_N, _ = nnls(terms_RN / seconds_R[:, None], np.ones(len(known)))
-    return float(np.dot(coefficients_N, terms(cell)))
+    terms_CN = np.array(list(map(terms, known)), np.float64)
+    coefficients = relative_fit(terms_CN, np.array(list(map(step_seconds, known.values()))))
+    return float(np.dot(coefficients, terms(cell)))
 
 
 def _rows_like(rows: Sequence[Row], cell: Cell) -> list[Row]:

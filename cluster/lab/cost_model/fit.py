@@ -1,8 +1,8 @@
 """Fits the cost model to rows of a scaling experiment, each number to the rows that show it.
 
 The time of the passes, t0 + b t_img, and of the update come from the cells without an exchange. The former is that of a
-mean worker, since the wait for the slowest is a term of its own. alpha and beta come from the sweeps of the links. Only
-`Overlap` is fitted to the steps with an exchange, by the least sum of squared relative errors.
+mean worker, since what the slowest is late is a term of its own. alpha and beta come from the sweeps of the links. Only
+`Overlap` is fitted to the steps of several workers, by the least sum of squared relative errors.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from scipy.optimize import least_squares, nnls
 
 from cluster.lab.cost_model.kind import Kind, samples_per_worker
 from cluster.lab.cost_model.model import CostModel, Network, Overlap, Pace, num_messages
-from cluster.lab.efficiency import by_cell
+from cluster.lab.efficiency import by_cell, step_seconds
 from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Row
 from pipeline.command import InputError
 
@@ -40,7 +40,7 @@ class _Times:
     def of(cls, rows: Sequence[Row]) -> "_Times":
         return cls(
             rows[0].cell,
-            median(row.step_seconds for row in rows),
+            step_seconds(rows),
             median(row.mean_step_seconds for row in rows),
             median(row.update_seconds for row in rows),
             median(row.data_wait_seconds for row in rows),
@@ -81,7 +81,8 @@ def fit_pace(rows: Iterable[Row]) -> Pace:
     binding = [times for times in alone if times.is_loader_binding]
     samples_C = np.array([samples_per_worker(times.cell) for times in alone], np.float64)
     passes_C = np.array([times.passes_seconds for times in alone])
-    fixed, per_sample = _relative_fit(np.stack([np.ones_like(samples_C), samples_C], 1), passes_C)
+    ones_C = np.ones_like(samples_C) * shows_fixed_time(times.cell for times in alone)
+    fixed, per_sample = relative_fit(np.stack([ones_C, samples_C], 1), passes_C)
     rates = [samples_per_worker(times.cell) / times.step_seconds for times in binding]
     return Pace(
         fixed_seconds=fixed,
@@ -89,6 +90,11 @@ def fit_pace(rows: Iterable[Row]) -> Pace:
         update_seconds=median(times.update_seconds for times in alone),
         loader_images_per_second=median(rates) if rates else math.inf,
     )
+
+
+def shows_fixed_time(cells: Iterable[Cell]) -> bool:
+    """Return whether cells tell a step's fixed time from that of its samples; else the former is taken as 0."""
+    return len({samples_per_worker(cell) for cell in cells if cell.exchange == NO_EXCHANGE}) > 1
 
 
 def fit_network(rows: Iterable[Row]) -> Network:
@@ -119,13 +125,17 @@ def is_exchanging(row: Row) -> bool:
 def fit_overlap(rows: Sequence[Row]) -> Overlap:
     """Return how the exchange and the computation get on, by the rows of one kind.
 
+    Without an exchange, several workers show the tail alone.
+
     Raises:
         InputError: They lack what the model is made of.
     """
-    exchanging = [_Times.of(found) for found in by_cell([row for row in rows if is_exchanging(row)]).values()]
+    shown = by_cell(
+        [row for row in rows if is_exchanging(row) or (row.num_workers > 1 and row.exchange == NO_EXCHANGE)]
+    )
     model = CostModel(kind=Kind.of(rows[0]), pace=fit_pace(rows), network=fit_network(rows))
-    terms = [model.terms(times.cell) for times in exchanging]
-    measured_C = np.array([times.step_seconds for times in exchanging])
+    terms = list(map(model.terms, shown))
+    measured_C = np.array(list(map(step_seconds, shown.values())))
 
     def errors(values_3: np.ndarray) -> np.ndarray:
         overlap = Overlap(**dict(zip(_FITTED, values_3, strict=True)))
@@ -138,7 +148,7 @@ def fit_overlap(rows: Sequence[Row]) -> Overlap:
     return Overlap(**{name: round(float(value), 4) for name, value in zip(_FITTED, best, strict=True)})
 
 
-def _relative_fit(terms_CN: np.ndarray, values_C: np.ndarray) -> list[float]:
+def relative_fit(terms_CN: np.ndarray, values_C: np.ndarray) -> list[float]:
     """Return the coefficients, none below 0, of the least sum of squared relative errors."""
     found, _ = nnls(terms_CN / values_C[:, None], np.ones(len(values_C)))
     return [float(value) for value in found]

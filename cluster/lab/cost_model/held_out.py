@@ -15,7 +15,7 @@ from typing import Literal
 from cluster.lab.cost_model.baselines import BASELINES, predict_by_baseline
 from cluster.lab.cost_model.fit import fit_cost_model, is_exchanging
 from cluster.lab.cost_model.kind import Kind
-from cluster.lab.efficiency import by_cell, paired_ratio
+from cluster.lab.efficiency import by_cell, paired_ratio, step_seconds
 from cluster.lab.scaling_table import Cell, Row
 from pipeline.command import InputError
 
@@ -147,9 +147,7 @@ def judge(split: Split) -> list[Verdict]:
     for name, predict in predictors.items():
         predicted = {cell: predict(cell) for cell in cells}
         known = {cell: seconds for cell, seconds in predicted.items() if math.isfinite(seconds)}
-        errors = {
-            cell: seconds / median(row.step_seconds for row in cells[cell]) - 1 for cell, seconds in known.items()
-        }
+        errors = {cell: seconds / step_seconds(cells[cell]) - 1 for cell, seconds in known.items()}
         if errors:
             choices = tuple(find_choices(cells, known))
             verdicts.append(Verdict(split=split, predictor=name, errors=errors, choices=choices))
@@ -186,11 +184,6 @@ def find_choices(cells: Mapping[Cell, Sequence[Row]], predicted: Mapping[Cell, f
             )
         )
     return choices
-
-
-def step_seconds(rows: Sequence[Row]) -> float:
-    """Return a cell's step: the median over its blocks."""
-    return median(row.step_seconds for row in rows)
 
 
 def _but_for_exchange(cell: Cell) -> Cell:

@@ -7,10 +7,10 @@
 
 b are the samples of each of w workers. Messages, bytes and extra operations are those of `cluster/exchange/cost.py`; a
 collective operation of w workers in a ring passes on 2 (w - 1) messages, one after the other. t0, t_img and the update
-are measured without an exchange, alpha and beta by a sweep of the link. Only the three numbers of `Overlap` are fitted
-to steps with an exchange; all are ratios, so they keep their meaning where everything is ten times as fast. The last
-term is the wait for the slowest worker, which an exchange makes of each step: the largest of w normal variables lies
-about sqrt(2 ln w) standard deviations above their mean.
+are a mean worker's, measured without an exchange, alpha and beta those of a sweep of the link. Only the three numbers
+of `Overlap` are fitted, to steps of several workers; all are ratios, so they keep their meaning where everything is ten
+times as fast. T is the slowest worker's step, with an exchange or without. What the slowest is late grows with the
+number of workers as the largest of w normal variables does, about sqrt(2 ln w) standard deviations above their mean.
 """
 
 import math
@@ -72,7 +72,7 @@ class Overlap:
     Attributes:
         kappa: Seconds that the computation loses per second of exchange.
         hidden_share: Share of the backward pass behind which an exchange hides.
-        tail: Standard deviation of a worker's passes from step to step, over their mean.
+        tail: How much later the slowest worker's passes end than a mean worker's, over these passes and sqrt(2 ln w).
     """
 
     kappa: float = 0.0
@@ -88,7 +88,7 @@ class StepParts:
         input_seconds: Time in which the loader makes a worker's samples; it goes on beside the rest.
         compute_seconds: Forward and backward passes.
         exchange_seconds: What the exchange adds to them.
-        slowest_seconds: What the wait for the slowest worker adds, where there is an exchange.
+        slowest_seconds: What the slowest worker's passes take longer.
         update_seconds: Update of the weights.
         exchange_alone_seconds: The exchange with nothing beside it, T_comm.
     """
@@ -134,16 +134,16 @@ class CostModel:
     def exchange_ratio(self, cell: Cell) -> float:
         """Return a cell's r, see `exchange_ratio`."""
         link = self.network.link(cell.gigabits_per_second, cell.num_workers)
-        return exchange_ratio(cell, link.bytes_per_second, self.pace.passes_seconds(samples_per_worker(cell)))
+        alone = self.predict(cell.without_exchange)
+        return exchange_ratio(cell, link.bytes_per_second, alone.compute_seconds + alone.slowest_seconds)
 
     def terms(self, cell: Cell) -> "Terms":
         """Return what of a cell's prediction does not depend on what is fitted."""
         num_workers, num_samples = cell.num_workers, samples_per_worker(cell)
         traffic = self.kind.traffic(cell.exchange, num_workers, cell.global_batch_size)
         passes = self.pace.passes_seconds(num_samples)
-        hidden = awaited = slowest = 0.0
+        hidden = awaited = 0.0
         if traffic.num_hidden:
-            slowest = math.sqrt(2 * math.log(num_workers))
             link = self.network.link(cell.gigabits_per_second, num_workers)
             hidden = link.seconds(traffic.num_hidden, traffic.hidden_bytes)
             awaited = link.seconds(traffic.num_awaited, traffic.awaited_bytes)
@@ -154,7 +154,7 @@ class CostModel:
             update_seconds=self.pace.update_seconds * self._updated_share(cell),
             hidden_seconds=hidden,
             awaited_seconds=awaited,
-            slowest=slowest,
+            slowest=math.sqrt(2 * math.log(num_workers)),
         )
 
     def _updated_share(self, cell: Cell) -> float:
@@ -176,7 +176,7 @@ class Terms:
         update_seconds: Update of the weights a worker holds.
         hidden_seconds: Exchange that may hide behind the backward pass.
         awaited_seconds: Exchange that the computation waits for.
-        slowest: Standard deviations by which the slowest worker is later than the mean; 0 without an exchange.
+        slowest: What the slowest worker is late, in tails.
     """
 
     input_seconds: float

@@ -32,6 +32,11 @@ def test_nothing_is_extrapolated():
     assert [(each.scaling, each.cell.num_workers) for each in efficiencies(rows)] == [("strong", 2), ("weak", 4)]
 
 
+def test_workers_with_unlike_batches_are_not_compared_with_one_that_has_the_larger_one():
+    rows = [_row(1, 17, 100.0), _row(2, 33, 190.0), _row(2, 34, 190.0)]
+    assert [(each.scaling, each.cell.global_batch_size) for each in efficiencies(rows)] == [("weak", 34)]
+
+
 def test_rows_are_compared_within_their_block_and_on_one_kind_of_machine():
     rows = [_row(1, 64, 100.0, 0), _row(1, 64, 50.0, 1), _row(2, 64, 180.0, 0), _row(2, 64, 90.0, 1)]
     (strong,) = efficiencies(rows)

@@ -91,6 +91,14 @@ def test_a_baseline_extrapolates_the_law_it_states(name, seconds):
     assert predict_by_baseline(name, rows, cell) == pytest.approx(seconds(cell), rel=1e-6)
 
 
+def test_a_disturbed_block_moves_a_baseline_as_little_as_the_cost_model():
+    rows = make_rows(cells_of(workers=(1, 2), links=(1.0,)))
+    disturbed = [dataclasses.replace(row, step_seconds=row.step_seconds * (1 + 4 * (row.block == 1))) for row in rows]
+    cell = next(row.cell for row in rows if row.exchange == "hybrid")
+    for name in ("linear", "amdahl", "ernest"):
+        assert predict_by_baseline(name, disturbed, cell) == pytest.approx(predict_by_baseline(name, rows, cell))
+
+
 def test_for_an_unseen_bandwidth_a_baseline_gets_the_nearest_one():
     rows = _obeying(
         lambda row: row.global_batch_size / row.num_workers / (row.gigabits_per_second or 50), links=(1, 10)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 from scaling_rows import EXCHANGES, KIND, LAW, cells_of, make_rows
 
@@ -10,6 +11,7 @@ from cluster.exchange.cost import Computation, Link, predict_step
 from cluster.lab.cost_model.fit import fit_cost_model, fit_network, fit_pace
 from cluster.lab.cost_model.kind import Kind, by_kind, samples_per_worker
 from cluster.lab.cost_model.model import CostModel, Network, Overlap, Pace
+from cluster.lab.efficiency import by_cell, step_seconds
 from cluster.lab.scaling_table import NO_EXCHANGE
 from pipeline.command import InputError
 
@@ -43,6 +45,32 @@ def test_the_passes_are_a_mean_workers():
     assert dataclasses.asdict(fit_pace(rows)) == pytest.approx(dataclasses.asdict(LAW.pace), rel=1e-3)
 
 
+def test_workers_that_scatter_are_waited_for_once():
+    cells = [cell for number in (1, 2, 4, 8) for cell in cells_of((number,), (16 * number, 64 * number), (0.1, 1.0))]
+    law = dataclasses.replace(LAW, overlap=dataclasses.replace(LAW.overlap, tail=0.0))
+    random = np.random.Generator(np.random.Philox(0))
+    rows = []
+    for row in make_rows(cells, law):
+        passes = law.pace.passes_seconds(samples_per_worker(row))
+        late_SW = 0.06 * passes * random.standard_normal((200, row.num_workers))  # each worker's own, step by step
+        slowest, mean = (float(np.median(of_step(late_SW, axis=1))) for of_step in (np.max, np.mean))
+        rows.append(
+            dataclasses.replace(
+                row, step_seconds=row.step_seconds + slowest, mean_step_seconds=row.mean_step_seconds + mean
+            )
+        )
+    found = fit_cost_model([row for row in rows if row.num_workers < 8])
+    assert found.pace.passes_seconds(32) == pytest.approx(law.pace.passes_seconds(32), rel=0.01)
+    for cell, members in by_cell(rows).items():
+        assert found.predict(cell).step_seconds == pytest.approx(step_seconds(members), rel=0.04), str(cell)
+
+
+def test_of_one_batch_per_worker_all_time_is_its_samples():
+    rows = make_rows([cell for number in (1, 2, 4) for cell in cells_of((number,), (number,), (1.0,))])
+    found = fit_pace(rows)
+    assert (found.fixed_seconds, found.seconds_per_sample) == (0, pytest.approx(LAW.pace.passes_seconds(1)))
+
+
 @pytest.mark.parametrize("exchange", ["allreduce", "factors", "hybrid"])
 def test_with_a_perfect_overlap_it_is_the_prediction_that_chooses_an_exchange(exchange):
     model = dataclasses.replace(LAW, overlap=Overlap(), pace=Pace(fixed_seconds=0.01, seconds_per_sample=0.002))
@@ -71,7 +99,7 @@ def test_what_is_fitted_costs_what_it_says():
     late = 0.1 * math.sqrt(2 * math.log(cell.num_workers)) * terms.passes_seconds
     found = terms.parts(Overlap(tail=0.1))
     assert (found.exchange_seconds, found.slowest_seconds) == (pytest.approx(hidden - behind), pytest.approx(late))
-    assert LAW.terms(cell.without_exchange).parts(Overlap(tail=0.1)).slowest_seconds == 0
+    assert LAW.terms(cell.without_exchange).parts(Overlap(tail=0.1)).slowest_seconds == pytest.approx(late)
     awaited = LAW.terms(dataclasses.replace(cell, exchange="hybrid"))
     assert awaited.parts(Overlap()).exchange_seconds >= awaited.awaited_seconds > 0
 
