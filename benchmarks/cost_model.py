@@ -8,6 +8,7 @@ right if no other is faster in the interval of their ratio; of choices, those co
 doubt.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from benchmarks.record import Comparison, Values, publish, record_document
 from cluster.lab.cost_model.fit import fit_cost_model
 from cluster.lab.cost_model.held_out import MODEL, Verdict, judge, splits
 from cluster.lab.cost_model.kind import Kind, by_kind
-from cluster.lab.scaling_table import Row, read_rows
+from cluster.lab.scaling_table import Row, on_one_machine, read_rows
 from pipeline.command import InputError, run_command
 
 _MEDIAN, _LARGEST, _CELLS = "median_error", "largest_error", "cells"
@@ -41,12 +42,14 @@ class Arguments:
 
     table: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")]
     """Table of jobs/scale.py: `scaling.parquet`."""
+    machine: str | None = None
+    """Part of the name of a kind of machine: rows to judge by, where the table has several."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
-    rows = read_rows(arguments.table)
+    rows = on_one_machine(read_rows(arguments.table), arguments.machine)
     verdicts = [verdict for members in by_kind(rows).values() for split in splits(members) for verdict in judge(split)]
     if not verdicts:
         raise InputError(
@@ -79,7 +82,7 @@ def document_of(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[str, A
         comparisons=list(_comparisons(verdicts)),
         packages=["numpy", "scipy", "torch"],
     )
-    document["measured_on"] = sorted({row.machine for row in rows})
+    document["measured_on"] = rows[0].machine
     document["fits"] = {str(kind): _fit(kind, members) for kind, members in kinds.items()}
     document["errors"] = {
         _label(verdict): {str(cell): error for cell, error in verdict.errors.items()} for verdict in verdicts
@@ -111,7 +114,10 @@ def _fit(kind: Kind, rows: Sequence[Row]) -> dict[str, Any]:
         model = fit_cost_model(rows)
     except InputError as error:
         return {"none": str(error)}
-    return {"pace": asdict(model.pace), "network": asdict(model.network), "overlap": asdict(model.overlap)}
+    pace = asdict(model.pace)
+    if math.isinf(model.pace.loader_images_per_second):  # the loader never held up a step
+        pace["loader_images_per_second"] = None
+    return {"pace": pace, "network": asdict(model.network), "overlap": asdict(model.overlap)}
 
 
 if __name__ == "__main__":

@@ -61,12 +61,14 @@ class Arguments:
     """Number of classes. Default: the table's, or 1000."""
     loader: Literal["synthetic", "real"] | None = None
     """Rows of the table to use, where it has both."""
+    machine: str | None = None
+    """Part of the name of a kind of machine: rows of the table to use, where it has several."""
     exchanges: tuple[Literal["allreduce", "factors", "hybrid", "bf16"], ...] = ()
     """Exchanges to choose from. Default: all that are exact."""
-    num_images: int = 1_281_167
-    """Number of training pictures. Default: ImageNet's."""
-    epochs: float = 90
-    """Number of epochs."""
+    num_images: int | None = None
+    """Number of training pictures. Default: ImageNet's, 1,281,167."""
+    epochs: float | None = None
+    """Number of epochs. Default: 90."""
     price_per_hour: float | None = None
     """Price of a worker for an hour."""
     currency: str = "EUR"

@@ -43,6 +43,8 @@ class Arguments:
     """Table of jobs/scale.py: `scaling.parquet`."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Folder to write the figures to."""
+    machine: str | None = None
+    """Part of the name of a kind of machine: rows to draw, where the table has several."""
     loader_images_per_second_per_worker: float | None = None
     """Speed of a worker's loader alone, as `python -m pipeline.bench` measures it, for its ceiling. Default: that in
     the table, where the loader holds up a step."""
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported here: the command's help needs neither torch nor Matplotlib, which take seconds to load.
     from cluster.lab.cost_model.kind import by_kind
     from cluster.lab.efficiency import format_efficiencies
-    from cluster.lab.scaling_table import read_rows
+    from cluster.lab.scaling_table import on_one_machine, read_rows
     from jobs.figures import write_figure
     from jobs.scaling.exchange_drawing import describe_crossings
 
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rate = arguments.loader_images_per_second_per_worker
     if rate is not None and not 0 < rate < math.inf:
         raise InputError(f"--loader-images-per-second-per-worker is {rate}; it must be more than 0")
-    rows = read_rows(arguments.table)
+    rows = on_one_machine(read_rows(arguments.table), arguments.machine)
     if not rows:
         raise InputError(f"{arguments.table} has no rows; let jobs/scale.py finish a block")
     sys.stdout.write(format_efficiencies(rows))

@@ -170,6 +170,28 @@ def read_rows(path: Path) -> list[Row]:
     return _on_measured_links([Row(**values) for values in table.select(_SCHEMA.names).to_pylist()])
 
 
+def on_one_machine(rows: Sequence[Row], machine: str | None) -> list[Row]:
+    """Return the rows of one kind of machine, since times of several must not be mixed.
+
+    Args:
+        rows: Rows of any machines.
+        machine: What the command was given as `--machine`: a part of the kind's name; None: there is one alone.
+
+    Raises:
+        InputError: None is called so, or several are.
+    """
+    kinds = sorted({row.machine for row in rows})
+    named = [kind for kind in kinds if machine is None or machine in kind]
+    if rows and not named:
+        raise InputError(f"--machine {machine} is none of those that the table was measured on: {'; '.join(kinds)}")
+    if len(named) > 1:
+        raise InputError(
+            f"the table was measured on several kinds of machines: {'; '.join(named)}; choose by --machine, a part of "
+            "its name"
+        )
+    return [row for row in rows if row.machine in named]
+
+
 def with_exposed(rows: Sequence[Row]) -> list[Row]:
     """Return the rows with what a step takes longer than the same block's without an exchange."""
     alone = {(row.block, row.cell.without_exchange): row.step_seconds for row in rows if row.exchange == NO_EXCHANGE}

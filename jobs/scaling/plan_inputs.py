@@ -2,19 +2,26 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from cluster.lab.cost_model.fit import fit_cost_model, fit_network, fit_overlap, fit_pace, is_exchanging
+from cluster.lab.cost_model.fit import (
+    fit_cost_model,
+    fit_network,
+    fit_overlap,
+    fit_pace,
+    is_exchanging,
+    shows_fixed_time,
+)
 from cluster.lab.cost_model.held_out import MODEL, judge, splits
 from cluster.lab.cost_model.kind import Kind, by_kind, samples_per_worker
 from cluster.lab.cost_model.model import CostModel, Network, Overlap, Pace
 from cluster.lab.cost_model.planning import Job, Point, nothing_hides
 from cluster.lab.efficiency import by_cell, step_seconds
-from cluster.lab.scaling_table import Row, read_rows
+from cluster.lab.scaling_table import Row, on_one_machine, read_rows
 from cluster.lab.shaped_link import parse_bandwidth
 from model.registry import ModelConfig, check_image_size
 from pipeline.command import InputError
@@ -24,7 +31,13 @@ if TYPE_CHECKING:
     from jobs.plan import Arguments
 
 Source = Literal["measured", "stated", "assumed"]
-_DEFAULT_MODEL, _DEFAULT_PRECISION = "alexnet_2012", "float32"
+_KIND_DEFAULTS: dict[str, Any] = {
+    "model": "alexnet_2012",
+    "image_size": 224,
+    "num_classes": 1000,
+    "precision": "float32",
+}
+_NUM_IMAGES, _NUM_EPOCHS = 1_281_167, 90.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,7 @@ class Input:
     Attributes:
         name: Its name.
         value: Its value in words, with the unit.
-        source: Whether it was measured, stated on the command line (or is an option's default), or assumed.
+        source: Whether it was measured, stated on the command line, or assumed, as an option's default is.
         note: What the reader should know of it.
     """
 
@@ -82,7 +95,7 @@ def gather_inputs(arguments: "Arguments") -> PlanInputs:
     """
     rows = _rows_of(arguments)
     kind = Kind.of(rows[0]) if rows else _stated_kind(arguments)
-    inputs = [Input("model", str(kind), "measured" if rows else "stated")]
+    inputs = [Input("model", str(kind), "measured")] if rows else list(_kind_inputs(arguments, kind))
     pace = _pace(arguments, rows, inputs)
     network, gigabits = _network(arguments, rows, inputs)
     model = CostModel(kind=kind, pace=pace, network=network)
@@ -123,7 +136,7 @@ def _rows_of(arguments: "Arguments") -> list[Row]:
         if all(value is None or getattr(kind, name) == value for name, value in wanted.items())
     }
     if len(found) == 1:
-        return next(iter(found.values()))
+        return on_one_machine(next(iter(found.values())), arguments.machine)
     held = "; ".join(map(str, kinds)) or "nothing"
     if not found:
         raise InputError(f"{arguments.table} has no rows of this model and precision; it holds {held}")
@@ -134,26 +147,36 @@ def _rows_of(arguments: "Arguments") -> list[Row]:
 
 
 def _stated_kind(arguments: "Arguments") -> Kind:
-    name = arguments.model or _DEFAULT_MODEL
-    size = 224 if arguments.image_size is None else arguments.image_size
+    stated = {name: getattr(arguments, name) for name in _KIND_DEFAULTS if getattr(arguments, name) is not None}
+    kind = Kind(**_KIND_DEFAULTS | stated, loader=arguments.loader or "synthetic")
     try:
-        check_image_size(ModelConfig(name=name), size)
+        check_image_size(ModelConfig(name=kind.model), kind.image_size)
     except ValueError as error:
-        raise InputError(f"--model {name}, --image-size {size}: {error}") from error
-    return Kind(
-        model=name,
-        image_size=size,
-        num_classes=1000 if arguments.num_classes is None else arguments.num_classes,
-        precision=arguments.precision or _DEFAULT_PRECISION,
-        loader=arguments.loader or "synthetic",
-    )
+        raise InputError(f"--model {kind.model}, --image-size {kind.image_size}: {error}") from error
+    return kind
+
+
+def _kind_inputs(arguments: "Arguments", kind: Kind) -> Iterator[Input]:
+    """Yield what the model is where no table says it."""
+    values = {
+        "model": kind.model,
+        "image_size": f"{kind.image_size} px",
+        "num_classes": f"{kind.num_classes:,}",
+        "precision": kind.precision,
+    }
+    for name, value in values.items():
+        source: Source = "assumed" if getattr(arguments, name) is None else "stated"
+        yield Input(name.replace("_", " ").replace("num ", ""), value, source)
 
 
 def _pace(arguments: "Arguments", rows: Sequence[Row], inputs: list[Input]) -> Pace:
     stated = arguments.images_per_second_per_worker
     if stated is not None:
         pace = Pace(seconds_per_sample=1 / stated)
-        inputs.append(Input("computation", f"{stated:,.6g} images/s per worker, update included", "stated"))
+        inputs += [
+            Input("computation", f"{stated:,.6g} images/s per worker, update included", "stated"),
+            Input("fixed time of a step", "0 s", "assumed", "the same images/s at any batch"),
+        ]
     elif rows:
         pace = fit_pace(rows)
         inputs.append(
@@ -162,9 +185,12 @@ def _pace(arguments: "Arguments", rows: Sequence[Row], inputs: list[Input]) -> P
                 f"{pace.fixed_seconds:.3g} s + {pace.seconds_per_sample:.3g} s per image + update "
                 f"{pace.update_seconds:.3g} s",
                 "measured",
-                f"on {' and '.join(sorted({row.machine for row in rows}))}",
+                f"on {rows[0].machine}",
             )
         )
+        if not shows_fixed_time(rows):
+            why = "all was measured at one batch per worker, so it can't be told from the time per image"
+            inputs.append(Input("fixed time of a step", "0 s", "assumed", why))
     else:
         raise InputError("the speed of a worker is unknown; give --table, or --images-per-second-per-worker")
     if arguments.loader_images_per_second_per_worker is not None:
@@ -262,13 +288,12 @@ def _image_bytes(arguments: "Arguments", inputs: list[Input]) -> float | None:
 def _job(arguments: "Arguments", gigabits: float, inputs: list[Input]) -> Job:
     per_worker, whole = arguments.batch_size_per_worker, arguments.global_batch_size
     inputs.append(Input("batch", f"{whole:,} in all" if whole is not None else f"{per_worker:,} per worker", "stated"))
-    inputs.append(
-        Input(
-            "training",
-            f"{arguments.epochs:g} epochs of {arguments.num_images:,} images",
-            "stated",
-        )
-    )
+    num_epochs = _NUM_EPOCHS if arguments.epochs is None else arguments.epochs
+    num_images = _NUM_IMAGES if arguments.num_images is None else arguments.num_images
+    inputs += [
+        Input("epochs", f"{num_epochs:g}", "assumed" if arguments.epochs is None else "stated"),
+        Input("training images", f"{num_images:,}", "assumed" if arguments.num_images is None else "stated"),
+    ]
     if arguments.price_per_hour is not None:
         inputs.append(
             Input("price", f"{arguments.price_per_hour:g} {arguments.currency} per worker and hour", "stated")
@@ -278,8 +303,8 @@ def _job(arguments: "Arguments", gigabits: float, inputs: list[Input]) -> Job:
         seconds = _interruption_seconds(arguments, inputs)
         inputs.append(Input("interruptions", f"{rate:g} per worker and hour", "stated"))
     return Job(
-        num_images=arguments.num_images,
-        num_epochs=arguments.epochs,
+        num_images=num_images,
+        num_epochs=num_epochs,
         global_batch_size=whole,
         batch_size_per_worker=per_worker,
         gigabits_per_second=gigabits,

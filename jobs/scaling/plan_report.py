@@ -153,8 +153,8 @@ def _point_document(inputs: PlanInputs, point: Point) -> dict[str, Any]:
         "images_per_second": point.images_per_second,
         "images_per_second_interval": [low, high],
         "step": asdict(point.parts) | {"step_seconds": point.parts.step_seconds},
-        "hours": point.hours if math.isfinite(point.hours) else None,
-        "price": point.price if point.price is not None and math.isfinite(point.price) else None,
+        "hours": _finite(point.hours),
+        "price": _finite(point.price),
     }
 
 

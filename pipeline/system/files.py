@@ -77,9 +77,13 @@ def flush_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a JSON document atomically, with keys in the given order and a trailing newline."""
+    """Write a JSON document atomically, with keys in the given order and a trailing newline.
+
+    Raises:
+        ValueError: It holds NaN or infinity, which are not JSON: most readers refuse them.
+    """
     with atomic_file(path) as file:
-        file.write((json.dumps(document, indent=1) + "\n").encode())
+        file.write((json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -1,5 +1,6 @@
 """The record of the cost model's errors: what it holds, and what it compares."""
 
+import dataclasses
 import json
 
 import pytest
@@ -34,10 +35,21 @@ def test_the_record_sets_the_model_beside_each_baseline(tmp_path, monkeypatch, c
         (f"{places[2]}: cost model", 0.10, True),
     ]
     assert sum(one["to"] is not None for one in document["comparisons"]) == 4 * 3
-    assert document["measured_on"] == ["two cores"]
+    assert document["measured_on"] == "two cores"
     assert set(document["fits"][OF]) == {"pace", "network", "overlap"}
+    assert document["fits"][OF]["pace"]["loader_images_per_second"] is None
     assert len(document["errors"][f"{OF}; {places[0]}: cost model"]) == 12
     assert "4 workers, above the others: cost model" in capsys.readouterr().out
+
+
+def test_links_that_were_not_shaped_are_judged_too(tmp_path, monkeypatch):
+    documents = []
+    rows = [dataclasses.replace(row, gigabits_per_second=0.0) for row in make_rows(cells_of(links=(1.0,)), noise=0.02)]
+    write_rows(tmp_path / "scaling.parquet", rows)
+    monkeypatch.setattr(cost_model, "publish", documents.append)
+    assert cost_model.main([str(tmp_path / "scaling.parquet")]) == 0
+    found = documents[0]["results"][f"{OF}; 4 workers, above the others: cost model"]
+    assert found["median_error"]["median"] < 0.05 and found["cells"]["median"] == 4
 
 
 def test_a_table_with_nothing_to_keep_out_is_refused(tmp_path):

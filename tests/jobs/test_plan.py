@@ -7,11 +7,13 @@ import math
 import pytest
 from scaling_rows import LAW, cells_of, make_rows
 
+from benchmarks import cost_model
+from benchmarks.record import publish
 from cluster.lab.cost_model.kind import Kind
 from cluster.lab.cost_model.model import CostModel, Network, Overlap, Pace
 from cluster.lab.cost_model.planning import Job, find_bottleneck, predict_point, scan
 from cluster.lab.scaling_table import Cell, read_rows, write_rows
-from jobs import plan
+from jobs import plan, scaling_figures
 from jobs.scaling.plan_inputs import read_recovery
 from pipeline.command import InputError
 
@@ -116,6 +118,67 @@ def test_what_is_stated_replaces_what_was_measured(table, tmp_path):
     assert (sources["computation"], sources["message"], sources["overlap"]) == ("stated", "stated", "measured")
     waiting = 1 + LAW.overlap.tail * math.sqrt(2 * math.log(8))  # for the slowest; the link is fast enough
     assert found["plan"]["images_per_second"] == pytest.approx(5 * 8 / waiting, rel=0.02)
+
+
+def test_what_is_neither_measured_nor_stated_is_assumed(tmp_path):
+    def sources(*arguments):
+        return {each["name"]: each["source"] for each in _planned([*STATED, *arguments], tmp_path)["inputs"]}
+
+    names = ("model", "image size", "classes", "precision", "epochs", "training images")
+    found = sources()
+    assert [found[name] for name in names] == ["assumed"] * 6 and found["batch"] == "stated"
+    stated = ["--model", "caffenet", "--image-size", "227", "--num-classes", "10", "--precision", "float32"]
+    found = sources(*stated, "--epochs", "90", "--num-images", "1000")
+    assert [found[name] for name in names] == ["stated"] * 6
+
+
+def test_a_fixed_time_that_one_batch_per_worker_cannot_show_is_assumed(table, tmp_path):
+    def fixed_times(path):
+        arguments = ["--table", str(path), "--workers", "8", "--bandwidth", "1gbit", "--batch-size-per-worker", "16"]
+        inputs = _planned(arguments, tmp_path)["inputs"]
+        return [(each["value"], each["source"]) for each in inputs if each["name"] == "fixed time of a step"]
+
+    cells = [cell for number in (1, 2, 4) for cell in cells_of((number,), (16 * number,), (1.0,))]
+    write_rows(tmp_path / "weak.parquet", make_rows(cells))
+    assert (fixed_times(tmp_path / "weak.parquet"), fixed_times(table)) == ([("0 s", "assumed")], [])
+
+
+@pytest.fixture
+def two_machines(tmp_path):
+    """A table whose second kind of machine is twice as slow."""
+    slow = dataclasses.replace(LAW, pace=dataclasses.replace(LAW.pace, fixed_seconds=0.02, seconds_per_sample=0.004))
+    rows = make_rows(cells_of(links=(0.3, 1.0)))
+    rows += [dataclasses.replace(row, machine="a laptop") for row in make_rows(cells_of(links=(0.3, 1.0)), slow)]
+    write_rows(tmp_path / "scaling.parquet", rows)
+    return tmp_path / "scaling.parquet"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda path, *more: plan.main(
+            ["--table", str(path), "--workers", "4", "--bandwidth", "1gbit", "--global-batch-size", "64", *more]
+        ),
+        lambda path, *more: scaling_figures.main([str(path), "--out", str(path.parent / "figures"), *more]),
+        lambda path, *more: cost_model.main([str(path), *more]),
+    ],
+    ids=["plan", "figures", "benchmark"],
+)
+def test_machines_are_not_mixed(command, two_machines, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cost_model, "publish", lambda document: publish(document, tmp_path / "records"))
+    with pytest.raises(InputError, match="several kinds of machines: a laptop; two cores; choose by --machine"):
+        command(two_machines)
+    with pytest.raises(InputError, match="--machine H100 is none of those"):
+        command(two_machines, "--machine", "H100")
+    assert command(two_machines, "--machine", "laptop") == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_a_plan_is_that_of_the_named_machine(two_machines, tmp_path):
+    arguments = ["--table", str(two_machines), "--workers", "1", "--bandwidth", "1gbit", "--global-batch-size", "64"]
+    fast, slow = (_planned([*arguments, "--machine", name], tmp_path)["plan"] for name in ("cores", "laptop"))
+    seconds = [one["step"]["compute_seconds"] for one in (fast, slow)]
+    assert seconds == pytest.approx([0.01 + 64 * 0.002, 0.02 + 64 * 0.004])
 
 
 def test_the_dataset_says_what_a_picture_takes(jpeg_dataset, tmp_path):

@@ -47,6 +47,18 @@ def test_rows_without_a_measured_link_have_the_figures_that_need_none(tmp_path, 
     assert "no figure of the exchanges: the table has no cell with" in capsys.readouterr().err
 
 
+def test_links_that_were_not_shaped_have_all_figures(tmp_path, capsys):
+    rows = [dataclasses.replace(row, gigabits_per_second=0.0) for row in make_rows(cells_of(links=(1.0,)))]
+    write_rows(tmp_path / "scaling.parquet", rows)
+    assert scaling_figures.main([str(tmp_path / "scaling.parquet"), "--out", str(tmp_path / "figures")]) == 0
+    assert {path.stem.partition("-")[0] for path in (tmp_path / "figures").iterdir()} == {
+        "workers",
+        "steps",
+        "exchanges",
+    }
+    assert capsys.readouterr().err == ""
+
+
 def test_what_cannot_be_drawn_is_said(tmp_path):
     write_rows(tmp_path / "empty.parquet", [])
     with pytest.raises(InputError, match=r"has no rows; let jobs/scale.py finish a block"):
