@@ -73,7 +73,7 @@ def _draw_throughput(
         axes.plot(places, [points[at].value for at in places], color=COLORS[exchange], linewidth=1.3, zorder=2)
         for at in places:
             draw_interval(axes, at, points[at], exchange if at > 1 else NO_EXCHANGE)
-        if model is not None and exchange != NO_EXCHANGE:
+        if model is not None and exchange != NO_EXCHANGE and gigabits:
             _draw_exchange_alone(axes, model, [c for c in cells if c.exchange == exchange and c.num_workers > 1])
     if model is not None and model.pace.loader_images_per_second * numbers[-1] < ideal[-1] * _ROOM:
         rate = model.pace.loader_images_per_second
@@ -133,12 +133,12 @@ def _draw_legend(figure: Figure, rows: Sequence[Row], model: CostModel | None, n
     labels = ["computation alone" if name == NO_EXCHANGE else exchange_name(name) for name in exchanges]
     handles.append(Line2D([], [], color=FAINT, linestyle="--"))
     labels.append("ideal")
-    if model is not None:
+    if model is not None and any(row.gigabits_per_second for row in rows):
         handles.append(Line2D([], [], color=TEXT, linestyle=":"))
         labels.append("exchange alone (model)")
-        if model.pace.loader_images_per_second < float("inf"):
-            handles.append(Line2D([], [], color="#cc79a7", linestyle="-."))
-            labels.append("loader alone")
+    if model is not None and model.pace.loader_images_per_second < float("inf"):
+        handles.append(Line2D([], [], color="#cc79a7", linestyle="-."))
+        labels.append("loader alone")
     figure.legend(handles, labels, loc="outside lower center", ncols=num_columns, frameon=False, fontsize=9)
 
 

@@ -113,6 +113,14 @@ def test_the_loaders_ceiling_is_drawn_where_it_is_known():
         assert [list(line.get_ydata()) for line in axes.lines if line.get_linestyle() == "-."] == expected
 
 
+def test_a_link_of_unknown_bandwidth_has_no_ceiling_of_the_exchange():
+    rows = [dataclasses.replace(row, gigabits_per_second=0.0) for row in make_rows(cells_of(links=(1.0,)))]
+    for drawn, gigabits, num_lines in ((rows, 0.0, 0), (make_rows(cells_of(links=(1.0,))), 1.0, 4)):
+        figure = draw_workers(KIND, drawn, gigabits, LAW)
+        assert [line.get_linestyle() for line in figure.axes[0].lines].count(":") == num_lines
+        assert ("exchange alone (model)" in {text.get_text() for text in figure.legends[0].texts}) == (num_lines > 0)
+
+
 def test_without_one_worker_there_is_no_efficiency_to_draw():
     assert draw_workers(KIND, [row for row in ROWS if row.num_workers > 1], 1.0, LAW) is None
     assert links_of(ROWS) == [0.1, 0.3, 1.0]

@@ -59,7 +59,13 @@ class Network:
     shares: tuple[tuple[float, float], ...] = ((1.0, 1.0),)
 
     def link(self, gigabits_per_second: float, num_workers: int) -> Link:
-        """Return the link of each of some workers."""
+        """Return the link of each of some workers.
+
+        Raises:
+            ValueError: The bandwidth is not above 0; of links that were not shaped, it is what was measured.
+        """
+        if not gigabits_per_second > 0:
+            raise ValueError(f"gigabits_per_second={gigabits_per_second}: must be more than 0")
         known, shares = zip(*self.shares, strict=True)
         share = float(np.interp(math.log(gigabits_per_second), np.log(known), shares))
         return Link(self.message_seconds * num_messages(num_workers), share * gigabits_per_second * 1e9 / 8)

@@ -135,6 +135,8 @@ def test_bandwidths_are_interpolated_and_messages_follow_one_another():
     assert network.link(1.0, 2) == Link(2e-3, pytest.approx(0.7e9 / 8))
     assert network.link(100.0, 5) == Link(8e-3, pytest.approx(0.6e11 / 8))
     assert network.link(0.01, 5).bytes_per_second == pytest.approx(0.8e7 / 8)
+    with pytest.raises(ValueError, match=r"gigabits_per_second=0\.0: must be more than 0"):
+        network.link(0.0, 2)
 
 
 def test_what_is_missing_is_named():
