@@ -71,7 +71,9 @@ class Training:
         config = _recipe(cell, seed)
         self.cell = cell
         self._world, self._samples_seen, self._size = world, 0, cell.global_batch_size
-        self.learner = Learner(config, cell.num_classes, num_steps, world)
+        # Without an exchange, batch normalisation gathers no statistics either: no worker may wait for another.
+        among = World(0, 1, world.device) if cell.exchange == NO_EXCHANGE else world
+        self.learner = Learner(config, cell.num_classes, num_steps, among)
         group_size = config.model.group_size
         share = RankShare(cell.global_batch_size, world.rank, world.world_size, group_size)
         self.learner.connect(MAKE_EXCHANGE[cell.exchange](share))

@@ -11,6 +11,7 @@ import torch
 from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Row
 from cluster.scaling import worker as worker_module
 from cluster.scaling.folder import Identity
+from cluster.scaling.steps import Training
 from cluster.scaling.worker import CellWorker, Settings, machine_kind
 from cluster.worker.world import World
 from pipeline.command import InputError
@@ -115,6 +116,14 @@ def test_a_step_without_an_exchange_is_held_up_by_none():
     assert fields["blocked_seconds"] == 0
     assert fields["mean_step_seconds"] == fields["step_seconds"]
     worker.close()
+
+
+def test_without_an_exchange_batch_normalisation_waits_for_nobody(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)  # before the step, where all begin
+    cell = dataclasses.replace(CELL, model="alexnet_bn", image_size=224, global_batch_size=64, num_workers=2)
+    training = Training(cell, World(0, 2, WORLD.device), num_steps=1)
+    training.step()  # a collective operation would fail: there is no other worker
+    training.close()
 
 
 def test_on_gpus_no_bytes_are_counted_and_memory_is_that_of_tensors(monkeypatch):
