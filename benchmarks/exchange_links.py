@@ -2,8 +2,9 @@
 
 Each worker of `alexnet_2012` runs on a host of its own, a network namespace, with a shaped link. A link is used if
 all-reduces of 64 kB to 64 MB fit latency + bytes / bandwidth within 5 %. With the link and the computation as measured,
-the model of `cluster/exchange/cost.py` says at which bandwidths the exact exchanges change places. The steps are those
-of a run in float32, on noise; of the workers, the slowest counts. By root only.
+the cost model of `cluster/lab/cost_model/model.py`, with a perfect overlap, predicts each step, and says at which
+bandwidths the exact exchanges change places. The steps are those of a run in float32, on noise; of the workers, the
+slowest counts. By root only.
 """
 
 import dataclasses
@@ -13,14 +14,17 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from statistics import median
 
-import numpy as np
 import tyro
 
 from benchmarks.exchange_process import Case, run_case
 from benchmarks.record import Values, publish, record_document, run_rounds
-from cluster.exchange.cost import Computation, Link, predict_step
+from cluster.exchange.cost import Link
+from cluster.lab.cost_model.crossings import Crossing, find_crossings
+from cluster.lab.cost_model.kind import Kind, samples_per_worker
+from cluster.lab.cost_model.model import CostModel, Network, Pace, num_messages
 from cluster.lab.hosts import Hosts, hosts
 from cluster.lab.link_sweep import accepted_link
+from cluster.lab.scaling_table import Cell
 from cluster.lab.shaped_link import ShapedLink
 from cluster.scaling.experiment import ExchangeName
 from pipeline.command import run_command
@@ -34,7 +38,7 @@ _QUANTITIES = {
     _BLOCKED: "of a step with the exchange, in which it waits for it, median",
     _PREDICTED: "a step by the cost model, with the link and the step without an exchange as measured",
 }
-_BANDWIDTHS = np.geomspace(0.01, 100, 2001)  # Gbit/s between which changes of place are looked for
+_BANDWIDTHS = (0.01, 100.0)  # Gbit/s between which changes of place are looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,33 +61,11 @@ class Arguments:
     """Timed steps, after another."""
 
 
-@dataclass(frozen=True)
-class Crossing:
-    """A bandwidth at which the fastest exact exchange changes, by the cost model.
-
-    Attributes:
-        num_workers: Number of workers.
-        gigabits_per_second: Bandwidth, without the packets' headers.
-        below: Fastest exchange on slower links.
-        above: Fastest exchange on faster links.
-    """
-
-    num_workers: int
-    gigabits_per_second: float
-    below: str
-    above: str
-
-    def __str__(self) -> str:
-        return (
-            f"{self.num_workers} workers: {self.below} below {self.gigabits_per_second:.2g} Gbit/s, {self.above} above"
-        )
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     values: Values = {}
-    links, crossings = {}, []
+    links, crossings = {}, list[tuple[int, Crossing]]()
     for num_workers in arguments.workers:
         with hosts(num_workers) as lab:
             for gigabits in arguments.links:
@@ -96,7 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 values |= run_rounds(cells, rounds=1)
         measured = [cell for name, cell in values.items() if f", {num_workers} workers," in name]
         passes = median(cell[_ALONE][0] - cell[_UPDATE][0] for cell in measured)
-        crossings += find_crossings(case_of(arguments, "allreduce"), num_workers, fit.link, passes)
+        cell = case_of(arguments, "allreduce").cell(num_workers)
+        model = model_of(cell, fit.link, passes)
+        exact = model.kind.workload(cell.global_batch_size).choices(num_workers)
+        crossings += [(num_workers, one) for one in find_crossings(model, cell, exact, *_BANDWIDTHS)]
     document = record_document(
         name="exchange_links",
         command=f"python -m benchmarks.exchange_links --exchanges {' '.join(arguments.exchanges)} "
@@ -109,9 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         packages=["torch"],
     )
     document["links"] = {name: asdict(fit) for name, fit in links.items()}
-    document["crossings"] = [asdict(crossing) for crossing in crossings]
+    document["crossings"] = [{"num_workers": number} | asdict(crossing) for number, crossing in crossings]
     publish(document)
-    sys.stdout.write("".join(f"{crossing}\n" for crossing in crossings) or "no crossings\n")
+    sys.stdout.write("".join(_line(*crossing) for crossing in crossings) or "no crossings\n")
     return 0
 
 
@@ -131,6 +116,7 @@ def case_of(arguments: Arguments, exchange: ExchangeName) -> Case:
 def measure(arguments: Arguments, exchange: ExchangeName, lab: Hosts, link: Link) -> Mapping[str, float]:
     """Return the quantities of an exchange; see `_QUANTITIES`."""
     case = case_of(arguments, exchange)
+    cell = dataclasses.replace(case.cell(len(lab)), gigabits_per_second=link.bytes_per_second * 8e-9)
     measured = run_case(case, lab)
     alone, update = measured["alone_step_seconds"], measured["alone_update_seconds"]
     return {
@@ -138,36 +124,28 @@ def measure(arguments: Arguments, exchange: ExchangeName, lab: Hosts, link: Link
         _ALONE: alone,
         _UPDATE: update,
         _BLOCKED: measured["blocked_seconds"],
-        _PREDICTED: _predict(case, len(lab), link, alone - update) + update,
+        _PREDICTED: model_of(cell, link, alone - update).predict(cell).step_seconds + update,
     }
 
 
-def find_crossings(case: Case, num_workers: int, link: Link, passes_seconds: float) -> list[Crossing]:
-    """Return where the fastest exact exchange changes, by the cost model.
+def model_of(cell: Cell, link: Link, passes_seconds: float) -> CostModel:
+    """Return the cost model of a step but for its update, with a perfect overlap.
+
+    Its bandwidths are without the packets' headers.
 
     Args:
-        case: Model and global batch.
-        num_workers: Number of workers.
+        cell: Number of workers and batch.
         link: Link whose latency counts.
         passes_seconds: Time of a step without an exchange and the update.
     """
-    cases = {name: dataclasses.replace(case, exchange=name) for name in case.workload.choices(num_workers)}
-    fastest = []
-    for gigabits in _BANDWIDTHS:
-        other = Link(link.latency_seconds, gigabits * 1e9 / 8)
-        seconds = {name: _predict(kind, num_workers, other, passes_seconds) for name, kind in cases.items()}
-        fastest.append(min(seconds, key=lambda name: seconds[name]))
-    pairs = zip(_BANDWIDTHS[1:], fastest, fastest[1:], strict=False)
-    return [Crossing(num_workers, float(at), below, above) for at, below, above in pairs if below != above]
+    pace = Pace(seconds_per_sample=passes_seconds / samples_per_worker(cell))
+    network = Network(message_seconds=link.latency_seconds / num_messages(cell.num_workers))
+    return CostModel(kind=Kind.of(cell), pace=pace, network=network)
 
 
-def _predict(case: Case, num_workers: int, link: Link, passes_seconds: float) -> float:
-    """Return the predicted time of a step without that of the update."""
-    per_second = case.num_operations / num_workers / passes_seconds
-    workload, exchange = case.workload, case.exchange
-    if exchange == "bf16":
-        workload, exchange = dataclasses.replace(workload, gradient_bytes=2), "allreduce"
-    return predict_step(exchange, workload, num_workers, link, Computation(passes_seconds, per_second))
+def _line(num_workers: int, crossing: Crossing) -> str:
+    place = f"{crossing.gigabits_per_second:.2g} Gbit/s"
+    return f"{num_workers} workers: {crossing.below} below {place}, {crossing.above} above\n"
 
 
 def _label(exchange: ExchangeName, num_workers: int, gigabits: float) -> str:

@@ -21,12 +21,10 @@ import torch.distributed as dist
 from torch import nn
 
 from cluster.exchange.collectives import leave_process_group
-from cluster.exchange.cost import Workload
 from cluster.exchange.dense_layers import dense_layers
 from cluster.lab.host_workers import run_workers
 from cluster.lab.hosts import Host, own_counters
 from cluster.lab.scaling_table import NO_EXCHANGE, Cell
-from cluster.scaling.cells import operations_of, workload_of
 from cluster.scaling.experiment import ExchangeName
 from cluster.scaling.steps import Training
 from cluster.worker.allocator import ALLOCATOR_ENVIRONMENT
@@ -73,16 +71,6 @@ class Case:
             global_batch_size=self.global_batch_size,
             exchange=self.exchange,
         )
-
-    @property
-    def workload(self) -> Workload:
-        """What the model exchanges."""
-        return workload_of(self.cell(1))
-
-    @property
-    def num_operations(self) -> float:
-        """Floating-point operations of a step of all workers, without an exchange and the update."""
-        return operations_of(self.cell(1))
 
 
 def run_case(case: Case, lab: Sequence[Host]) -> dict[str, Any]:

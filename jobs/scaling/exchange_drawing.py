@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import ArrayLike
 
+from cluster.lab.cost_model.crossings import find_crossings
 from cluster.lab.cost_model.kind import Kind, exchange_ratio
 from cluster.lab.cost_model.model import CostModel, Network
 from cluster.lab.efficiency import by_cell, paired_ratio
@@ -28,21 +29,6 @@ _MOST_COLUMNS = 2
 _BEYOND = 4.0  # factor of r that a panel shows on either side of the measured links
 _NUM_PLACES = 400
 _DESCRIBED = (0.001, 1000.0)  # r between which crossings are told
-
-
-@dataclass(frozen=True)
-class Crossing:
-    """An r at which two exchanges change places, by the cost model.
-
-    Attributes:
-        r: The ratio.
-        below: The faster one on faster links.
-        above: The faster one on slower links.
-    """
-
-    r: float
-    below: str
-    above: str
 
 
 @dataclass(frozen=True)
@@ -74,6 +60,11 @@ class Panel:
     def r(self, cell: Cell) -> float:
         """Return r of a cell, by the bandwidth that its link was measured to have."""
         return self.r_gigabits / (median(row.link_bytes_per_second for row in self.cells[cell]) * 8e-9)
+
+    def crossings(self, exchanges: Sequence[str], low: float, high: float) -> list[tuple[float, str]]:
+        """Return each r from `low` to `high` from which on another of some exchanges is the fastest, and that one."""
+        found = find_crossings(self.model, self.cell, exchanges, self.r_gigabits / high, self.r_gigabits / low)
+        return [(self.r_gigabits / one.gigabits_per_second, one.below) for one in reversed(found)]
 
     def predicted(self, exchange: str, r_P: np.ndarray) -> np.ndarray:
         """Return the predicted throughput, over that without an exchange, at each r."""
@@ -129,16 +120,6 @@ def find_panels(rows: Sequence[Row], model: CostModel) -> list[Panel]:
     return panels
 
 
-def find_crossings(panel: Panel, exchanges: Sequence[str], low: float, high: float) -> list[Crossing]:
-    """Return where the fastest of some exchanges changes, for r from `low` to `high`."""
-    r_P = np.geomspace(low, high, _NUM_PLACES)
-    fastest_P = np.argmax([panel.predicted(exchange, r_P) for exchange in exchanges], axis=0)
-    return [
-        Crossing(float(np.sqrt(r_P[at] * r_P[at + 1])), exchanges[fastest_P[at]], exchanges[fastest_P[at + 1]])
-        for at in np.flatnonzero(np.diff(fastest_P))
-    ]
-
-
 def describe_crossings(kind: Kind, rows: Sequence[Row], model: CostModel) -> Iterator[str]:
     """Yield a line for each panel and exchange: from which r on it is faster than all-reduce, by the cost model."""
     for panel in find_panels(rows, model):
@@ -151,8 +132,8 @@ def describe_crossings(kind: Kind, rows: Sequence[Row], model: CostModel) -> Ite
 
 def _wins(panel: Panel, exchange: str) -> str:
     low, high = _DESCRIBED
-    crossings = find_crossings(panel, ("allreduce", exchange), low, high)
-    ends = [f"{one.above} is faster from r = {_place(panel, one.r)}" for one in crossings]
+    crossings = panel.crossings(("allreduce", exchange), low, high)
+    ends = [f"{faster} is faster from r = {_place(panel, r)}" for r, faster in crossings]
     if not ends:
         ahead = panel.predicted(exchange, np.array([low])) > panel.predicted("allreduce", np.array([low]))
         ends = [f"{exchange if ahead.all() else 'allreduce'} is faster at any r from {low:g} to {high:g}"]
@@ -191,12 +172,12 @@ def _draw_panel(axes: Axes, panel: Panel) -> int:
     gigabits.xaxis.set_major_formatter("{x:g}")
     gigabits.tick_params(labelsize=8.5)
     exact = [exchange for exchange in panel.exchanges if exchange != "bf16"]
-    crossings = find_crossings(panel, exact, low, high)
-    for number, crossing in enumerate(crossings):
-        axes.axvline(crossing.r, color=FAINT, linestyle="--", linewidth=1, zorder=1)
-        is_right = crossing.r > np.sqrt(low * high)
+    crossings = panel.crossings(exact, low, high)
+    for number, (r, fastest) in enumerate(crossings):
+        axes.axvline(r, color=FAINT, linestyle="--", linewidth=1, zorder=1)
+        is_right = r > np.sqrt(low * high)
         axes.annotate(
-            f"{crossing.above} from r = {crossing.r:.2g}", (crossing.r, 2 + 7 * (number % 3)),
+            f"{fastest} from r = {r:.2g}", (r, 2 + 7 * (number % 3)),
             xytext=(-4 if is_right else 4, 0), textcoords="offset points", ha="right" if is_right else "left",
             fontsize=7.5, color=TEXT, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.2, "alpha": 0.85},
         )  # fmt: skip

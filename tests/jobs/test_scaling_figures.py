@@ -12,7 +12,7 @@ from cluster.lab.cost_model.fit import fit_cost_model
 from cluster.lab.efficiency import by_cell
 from cluster.lab.scaling_table import NO_EXCHANGE, write_rows
 from jobs import scaling_figures
-from jobs.scaling.exchange_drawing import draw_exchanges, find_crossings, find_panels
+from jobs.scaling.exchange_drawing import draw_exchanges, find_panels
 from jobs.scaling.step_drawing import PARTS, draw_steps, step_parts
 from jobs.scaling.worker_drawing import draw_workers, links_of
 from pipeline.command import InputError
@@ -142,10 +142,10 @@ def test_exchanges_change_places_where_the_law_says():
     panels = find_panels(rows, fit_cost_model(rows))
     assert [panel.cell.num_workers for panel in panels] == [2, 4]
     panel = panels[1]
-    (crossing,) = find_crossings(panel, ("allreduce", "hybrid"), 0.01, 100)
-    assert (crossing.below, crossing.above) == ("allreduce", "hybrid")
+    ((crossing, fastest),) = panel.crossings(("allreduce", "hybrid"), 0.01, 100)
+    assert fastest == "hybrid"
     for factor, faster, slower in ((0.97, "allreduce", "hybrid"), (1.03, "hybrid", "allreduce")):
-        gigabits = panel.r_gigabits / (crossing.r * factor)
+        gigabits = panel.r_gigabits / (crossing * factor)
         cells = {
             name: dataclasses.replace(panel.cell, exchange=name, gigabits_per_second=gigabits / 0.9)
             for name in (faster, slower)
