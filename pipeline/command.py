@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -69,6 +70,12 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
         sys.stderr.write("terminated\n")
         status = 143
     sys.exit(status)
+
+
+def last_line_of(log: Path, start: str = "") -> str:
+    """Return the last line of a program's log that begins with `start`, or if there is none, the last line."""
+    lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+    return ([line for line in lines if line.startswith(start)] or lines)[-1]
 
 
 def _prepare_streams() -> None:

@@ -26,6 +26,7 @@ from cluster.run.run_log import (
     read_launches,
     read_metrics,
 )
+from pipeline.command import last_line_of
 
 NUM_WORKERS = 2  # one a node
 _POLL_SECONDS = 0.2
@@ -122,7 +123,7 @@ class DrilledRun:
         self._wait(lambda: job.poll() is not None, "the stopped job to end", is_job_needed=False)
         last = self._metrics()[-1]
         if not isinstance(last, Stopped) or self._run().checkpoints.latest_step() != last.step:
-            raise DrillFailed(f"the stopped run did not end at a checkpoint: {self._last_words()}")
+            raise DrillFailed(f"the stopped run did not end at a checkpoint: {last_line_of(self._job_log, 'error: ')}")
         return last.step
 
     def left_running(self) -> list[str]:
@@ -212,7 +213,9 @@ class DrilledRun:
                 raise DrillFailed(f"waited {time.monotonic() - began:.0f} s for {what}, in vain")
             assert self._job is not None
             if is_job_needed and self._job.poll() is not None and not condition():
-                raise DrillFailed(f"the job ended while the drill waited for {what}: {self._last_words()}")
+                raise DrillFailed(
+                    f"the job ended while the drill waited for {what}: {last_line_of(self._job_log, 'error: ')}"
+                )
             time.sleep(_POLL_SECONDS)
 
     def _look_around(self) -> None:
@@ -220,11 +223,6 @@ class DrilledRun:
         if time.monotonic() - self._looked_around > _LOOK_SECONDS:
             self._seen.update(self._cluster.processes())
             self._looked_around = time.monotonic()
-
-    def _last_words(self) -> str:
-        lines = self._job_log.read_text(errors="replace").strip().splitlines()
-        errors = [line for line in lines if line.startswith("error: ")]
-        return (errors or lines or ["it said nothing"])[-1]
 
     def _run(self) -> RunFolder:
         return RunFolder.open(self._run_path)

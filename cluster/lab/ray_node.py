@@ -24,7 +24,7 @@ import psutil
 from cluster.lab.hosts import Host
 from cluster.lab.linux import ended_with_parent
 from cluster.lab.owner import is_dead, this_owner
-from pipeline.command import InputError
+from pipeline.command import InputError, last_line_of
 from pipeline.system.surroundings import folder_for_sockets
 
 _HOST = "127.0.0.1"
@@ -97,7 +97,7 @@ class Node:
         health = f"http://{self._address}:{self._agent_port}/api/local_raylet_healthz"
         while any(self.ask(url) is None for url in (*urls, health)):
             if not self.is_running or time.monotonic() > deadline:
-                raise InputError(f"a local Ray did not start: {_last_line(self._log)}")
+                raise InputError(f"a local Ray did not start: {last_line_of(self._log)}")
             time.sleep(0.2)
 
     def ask(self, url: str) -> bytes | None:
@@ -201,8 +201,3 @@ def free_port() -> int:
             probe.bind((_HOST, port))
             return port
     raise InputError("no free port for a local Ray; end other programs that listen")
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"

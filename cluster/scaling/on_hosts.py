@@ -28,7 +28,7 @@ from cluster.run.json_log import JsonLog
 from cluster.scaling.folder import Identity, Say, write_cell, write_launch
 from cluster.scaling.worker import Settings
 from cluster.worker.allocator import ALLOCATOR_ENVIRONMENT
-from pipeline.command import InputError
+from pipeline.command import InputError, last_line_of
 
 _COMMAND = ("-m", "cluster.scaling.worker")
 _TIMEOUT_SECONDS = 3600.0  # for one answer
@@ -141,7 +141,7 @@ class HostWorkers:
         failed = {rank: worker.returncode for rank, worker in enumerate(self._workers) if worker.poll()}
         if not failed:
             return
-        last = _last_line(Path(self._log.name))
+        last = last_line_of(Path(self._log.name))
         if _REFUSED in failed.values():
             raise InputError(last.removeprefix("error: "))
         ranks = ", ".join(f"{rank} with status {status}" for rank, status in failed.items())
@@ -212,8 +212,3 @@ def check_cpus(workers: Sequence[int], cpus_per_worker: float) -> None:
 
 def _all_cpus() -> int:
     return len(os.sched_getaffinity(0))
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
