@@ -1,5 +1,6 @@
 """What a check gets, and how it notes its figures. Neither torch nor DALI is imported before a check uses it."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -170,11 +171,11 @@ def describe(error: BaseException) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """Return a figure as a JSON value, with its numbers rounded to the significant digits of a measurement."""
-    if isinstance(value, float):
+    """Return a figure as a JSON value: numbers rounded to the significant digits of a measurement, NaN as text."""
+    if isinstance(value, float) and math.isfinite(value):
         return float(f"{value:.{_SIGNIFICANT_DIGITS}g}")
     if isinstance(value, dict):
         return {str(name): _rounded(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_rounded(item) for item in value]
-    return value if isinstance(value, bool | int | str | None) else str(value)
+    return value if isinstance(value, bool | int | str | None) else str(value)  # infinity and NaN are not JSON

@@ -4,6 +4,7 @@ What `python -m cluster.drill` does; see there.
 """
 
 import dataclasses
+import math
 import subprocess
 import sys
 import time
@@ -183,7 +184,7 @@ def judge(reference: RunFolder, run: RunFolder) -> tuple[dict[str, Any], list[st
     if states[0] is None or states[1] is None:
         return proof, [*findings, "a run has no checkpoint to compare the weights of"]
     difference = weight_difference(states[0]["model"], states[1]["model"])
-    proof["largest_weight_difference"] = difference
+    proof["largest_weight_difference"] = difference if math.isfinite(difference) else None
     findings += judge_weights(difference)
     return proof, findings
 

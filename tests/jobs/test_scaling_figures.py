@@ -153,6 +153,11 @@ def test_exchanges_change_places_where_the_law_says():
         assert LAW.images_per_second(cells[faster]) > LAW.images_per_second(cells[slower])
 
 
+def test_a_panel_without_an_exact_exchange_is_drawn():
+    rows = make_rows(cells_of(exchanges=("bf16",)))
+    assert len(draw_exchanges(KIND, rows, LAW).axes) == 2
+
+
 def test_points_stand_on_the_curves_of_a_law_without_noise():
     rows = make_rows(cells_of())
     model = fit_cost_model(rows)

@@ -37,6 +37,8 @@ def find_crossings(model: CostModel, cell: Cell, exchanges: Sequence[str], low: 
         low: Bandwidth in Gbit/s from which on it is looked for.
         high: Bandwidth up to which it is.
     """
+    if not exchanges:
+        return []
     gigabits_P = np.geomspace(low, high, _NUM_PLACES)
     fastest = [_fastest(model, cell, exchanges, float(gigabits)) for gigabits in gigabits_P]
     between_P = np.sqrt(gigabits_P[:-1] * gigabits_P[1:])

@@ -33,6 +33,14 @@ def test_a_case_without_time_is_noted(tmp_path):
     assert dry.figures == {"slow": 1}
 
 
+def test_a_figure_that_is_no_number_is_noted_as_text_and_the_next_ones_too(tmp_path):
+    trial = _trial(tmp_path)
+    trial.note("deviations", [math.nan, -math.inf])
+    trial.note("seconds", 1.0)
+    expected = {"deviations": ["nan", "-inf"], "seconds": 1.0}
+    assert trial.figures == json.loads(trial.figures_path.read_text()) == expected
+
+
 def test_no_case_needs_time_if_rounds_were_measured(tmp_path):
     trial = _trial(tmp_path)
     trial.note_rounds({"ours": lambda: lambda: {"seconds": 1}})

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from cluster.worker.exchanges import EXACT
 from cluster.worker.training import Trainer
 from pipeline.command import InputError
 from pipeline.paths import CHECKOUT
+from pipeline.system.files import write_json
 
 
 def test_the_plan_is_a_function_of_the_seed():
@@ -201,3 +203,11 @@ def test_a_drill_of_another_exchange_and_fewer_workers(exchange, raw_dataset, tm
     assert [event["event"] for event in report["events"]] == ["worker", "node", "join"]
     starts = only(Started, read_metrics(RunFolder.open(tmp_path / "out" / "run").metrics_path))
     assert {(start.world_size, start.exchange) for start in starts} == {(2, exchange), (1, "allreduce")}
+
+
+def test_weights_that_became_nan_are_found_and_their_difference_is_json(reference, run, tmp_path):
+    _change_weights(run, math.nan)
+    proof, (finding,) = judge(reference, run)
+    assert "the final weights differ from the undisturbed run's by nan" in finding
+    write_json(tmp_path / "drill.json", proof)
+    assert proof["largest_weight_difference"] is None
