@@ -173,12 +173,10 @@ def _draw_panel(axes: Axes, panel: Panel) -> int:
     gigabits.tick_params(labelsize=8.5)
     exact = [exchange for exchange in panel.exchanges if exchange != "bf16"]
     crossings = panel.crossings(exact, low, high)
-    for number, (r, fastest) in enumerate(crossings):
+    for r, fastest in crossings:
         axes.axvline(r, color=FAINT, linestyle="--", linewidth=1, zorder=1)
-        is_right = r > np.sqrt(low * high)
         axes.annotate(
-            f"{fastest} from r = {r:.2g}", (r, 2 + 7 * (number % 3)),
-            xytext=(-4 if is_right else 4, 0), textcoords="offset points", ha="right" if is_right else "left",
-            fontsize=7.5, color=TEXT, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.2, "alpha": 0.85},
+            f"{fastest} from r = {r:.2g}", (r, 2), xytext=(2, 0), textcoords="offset points", rotation=90,
+            fontsize=7.5, color=TEXT, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
         )  # fmt: skip
     return len(crossings)
