@@ -20,7 +20,10 @@ from pipeline.format.manifest import (
     DATASET_JSON,
     FORMAT_NAME,
     FORMAT_VERSION,
+    HISTOGRAMS_PARQUET,
+    INVENTORY_JSON,
     MEAN_IMAGE_NPY,
+    REJECTS_PARQUET,
     manifest_path,
 )
 from pipeline.format.store import Store, StoredFile, store_at
@@ -165,6 +168,29 @@ class Dataset:
             raise InputError(
                 f"{self.path / DATASET_JSON} does not list {name}, which belongs to the dataset; shard again"
             ) from error
+
+    @cached_property
+    def histograms(self) -> pa.Table:
+        """Numbers of pictures by split, quantity and bin; see `HISTOGRAMS_SCHEMA`."""
+        return self._read_table(HISTOGRAMS_PARQUET, None)
+
+    @cached_property
+    def rejects(self) -> pa.Table:
+        """One row per rejected picture; see `REJECTS_SCHEMA`."""
+        return self._read_table(REJECTS_PARQUET, None)
+
+    @cached_property
+    def inventory(self) -> dict[str, Any] | None:
+        """The parsed `inventory.json`, an account of the source's files for people; None if it is absent or broken.
+
+        `dataset.json` does not list it, so nothing says whether it was changed.
+        """
+        try:
+            content = self.store.local_path(StoredFile(INVENTORY_JSON, num_bytes=0, sha256="")).read_bytes()
+            document = json.loads(content)
+        except (OSError, ValueError):
+            return None
+        return document if isinstance(document, dict) else None
 
     @cached_property
     def color_document(self) -> dict[str, Any]:

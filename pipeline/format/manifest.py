@@ -41,6 +41,14 @@ HISTOGRAMS_SCHEMA = pa.schema(
         ("count", pa.int64()),
     ]
 )
+# Width of the histograms' bins, by quantity.
+HISTOGRAM_BIN_WIDTHS = {
+    "class_index": 1,
+    "source_width": 1,
+    "source_height": 1,
+    "source_bytes": 1024,
+    "stored_bytes": 1024,
+}
 CLASSES_SCHEMA = pa.schema([("class_index", pa.int32()), ("wnid", pa.string()), ("name", pa.string())])
 REJECTS_SCHEMA = pa.schema(
     [("split", pa.string()), ("source", pa.string()), ("reason", pa.string()), ("detail", pa.string())]

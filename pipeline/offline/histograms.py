@@ -5,16 +5,9 @@ from collections.abc import Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.format.manifest import HISTOGRAMS_SCHEMA
+from pipeline.format.manifest import HISTOGRAM_BIN_WIDTHS, HISTOGRAMS_SCHEMA
 
-# Column of a shard's record and width of a bin, by quantity.
-_QUANTITIES = {
-    "class_index": ("class_index", 1),
-    "source_width": ("source_width", 1),
-    "source_height": ("source_height", 1),
-    "source_bytes": ("source_bytes", 1024),
-    "stored_bytes": ("num_bytes", 1024),
-}
+_COLUMNS = {"stored_bytes": "num_bytes"}  # of a shard's record, where they are not called as the quantity is
 
 
 def histograms(records: Mapping[str, pa.Table]) -> pa.Table:
@@ -29,8 +22,9 @@ def histograms(records: Mapping[str, pa.Table]) -> pa.Table:
     """
     parts = []
     for split, table in records.items():
-        for quantity, (column, width) in _QUANTITIES.items():
-            edges = pc.multiply(pc.divide(table[column].cast(pa.int64()), width), width)
+        for quantity, width in HISTOGRAM_BIN_WIDTHS.items():
+            values = table[_COLUMNS.get(quantity, quantity)].cast(pa.int64())
+            edges = pc.multiply(pc.divide(values, width), width)
             counted = pa.table({"value": edges}).group_by("value").aggregate([([], "count_all")]).sort_by("value")
             size = counted.num_rows
             columns = [[split] * size, [quantity] * size, counted["value"], counted["count_all"]]
