@@ -1,4 +1,4 @@
-"""Checks that a job makes before it imports anything that may be missing. Standard library only."""
+"""What a command does before it imports anything that may be missing. Standard library only."""
 
 import importlib.util
 import os
@@ -6,8 +6,32 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_NEEDED = ("torch", "pyarrow", "tyro", "xxhash", "matplotlib", "nvidia.dali")
+from cluster.worker.allocator import restart_with_tuned_allocator
+
+_WITHOUT_DALI = ("torch", "pyarrow", "tyro", "xxhash", "matplotlib")
+_NEEDED = (*_WITHOUT_DALI, "nvidia.dali")
 RAY = ("ray",)  # needed only by launchers that use Ray
+# Of commands that do with less than the others.
+_NEEDED_BY = {
+    **dict.fromkeys(("doctor", "completion"), ("tyro",)),
+    "preflight": ("ray", "tyro"),
+    **dict.fromkeys(("synthesize", "fetch", "shard", "verify", "stats", "preview", "ledger"), _WITHOUT_DALI),
+}
+_COMPUTE_HERE = ("evaluate", "predict")
+
+
+def prepare(command: str) -> None:
+    """Check the interpreter for a command, and restart the process if it computes and its allocator is not tuned.
+
+    Args:
+        command: Name of the command: the last part of its module's name.
+    """
+    check_interpreter(_NEEDED_BY.get(command, _NEEDED))
+    trains_here = command == "train" and (
+        "TORCHELASTIC_RUN_ID" in os.environ or any(word.startswith("--launcher") for word in sys.argv)
+    )
+    if command in _COMPUTE_HERE or trains_here:  # a worker on Ray gets these settings from its launcher
+        restart_with_tuned_allocator()
 
 
 def check_interpreter(needed: Sequence[str] = _NEEDED) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from jobs.bootstrap import check_interpreter
+    from jobs.bootstrap import prepare
 
-    check_interpreter()
+    prepare("curves")
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ from matplotlib.lines import Line2D
 
 from cluster.run.curves import Curves, read_curves, samples_to_error, smoothed
 from cluster.run.run_folder import RunFolder
-from jobs.figures import check_figure_path, write_figure
 from pipeline.command import InputError, run_command
+from pipeline.pictures.figures import check_figure_path, write_figure
 
 XAxis = Literal["epochs", "samples"]
 _SMOOTHING_SAMPLES = 12_800  # 100 steps of the paper's batch

@@ -16,12 +16,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from jobs import bootstrap
+    from jobs.bootstrap import prepare
 
-    bootstrap.check_interpreter()
-    from cluster.worker.allocator import restart_with_tuned_allocator
-
-    restart_with_tuned_allocator()
+    prepare("evaluate")
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +28,7 @@ import tyro
 
 from cluster.worker.evaluation_options import Crops, UnknownClasses
 from pipeline.command import InputError, run_command
+from pipeline.json_answer import JsonTarget, completed, json_answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +57,19 @@ class Arguments:
     """Number of workers; 1 runs in this process, more run on Ray."""
     cpus_per_worker: float | None = None
     """CPUs per worker on Ray. Default: as many as the nodes have."""
+    json: JsonTarget = None
+    """File to write the result to as JSON; without a file, standard output."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    arguments = tyro.cli(Arguments, args=completed(argv), description=__doc__)
     # Imported here: the command's help needs neither torch nor DALI, which take seconds to load.
     from jobs.evaluation import evaluate_dataset, evaluate_source
 
     if arguments.source is not None:
-        evaluate_source(arguments, arguments.source)
+        with json_answer(arguments.json) as answer:
+            answer(evaluate_source(arguments, arguments.source))
         return 0
     if arguments.ignore or arguments.unknown_classes != "refuse":
         raise InputError("--ignore and --unknown-classes are for --source; leave them out")
@@ -76,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError("--data and --run go together; without both, the embedded default is evaluated")
     if arguments.workers < 1:
         raise InputError(f"--workers is {arguments.workers}; it must be at least 1")
-    evaluate_dataset(arguments)
+    with json_answer(arguments.json) as answer:
+        answer(evaluate_dataset(arguments))
     return 0
 
 

@@ -30,11 +30,14 @@ if TYPE_CHECKING:
 _NUM_WORST = 5
 
 
-def evaluate_dataset(arguments: "Arguments") -> None:
+def evaluate_dataset(arguments: "Arguments") -> dict[str, Any]:
     """Evaluate on a split of a dataset, in this process or on Ray, and print the result.
 
     Args:
         arguments: Command line.
+
+    Returns:
+        The result as a document.
     """
     data = shared_path(arguments.data or embedded.dataset_folder(), "--data")
     run = RunFolder.open(shared_path(arguments.run or embedded.run_folder(), "--run"))
@@ -60,15 +63,18 @@ def evaluate_dataset(arguments: "Arguments") -> None:
         )
         work = functools.partial(evaluate_run, data, run.path, split, arguments.crops, out)
         _launch(work, arguments, run, requirements)
-    _show(run, f"{split} of {data}", arguments.crops, out)
+    return _show(run, f"{split} of {data}", arguments.crops, out)
 
 
-def evaluate_source(arguments: "Arguments", root: Path) -> None:
+def evaluate_source(arguments: "Arguments", root: Path) -> dict[str, Any]:
     """Evaluate on unsharded pictures, and print the result.
 
     Args:
         arguments: Command line.
         root: Folder or file of the source.
+
+    Returns:
+        The result as a document.
     """
     if arguments.data is not None:
         raise InputError("--data and --source exclude each other; leave one out")
@@ -95,10 +101,11 @@ def evaluate_source(arguments: "Arguments", root: Path) -> None:
     rejects = evaluate_own(pictures, run, arguments.crops, out, world.device, world.num_threads)
     if rejects.reasons:
         sys.stdout.write(f"rejected, since they can't be decoded: {len(rejects.reasons)}, namely {rejects}\n")
-    _show(run, f"{pictures.split} of {root}", arguments.crops, out)
+    return _show(run, f"{pictures.split} of {root}", arguments.crops, out)
 
 
-def _show(run: RunFolder, what: str, crops: Crops, out: Path) -> None:
+def _show(run: RunFolder, what: str, crops: Crops, out: Path) -> dict[str, Any]:
+    """Print the result of an evaluation, and return it as a document."""
     result, classes = read_evaluation(out)
     sys.stdout.write(
         f"{run.config.name} ({run.config.model.name}) after step {result['step']}, on {what}, "
@@ -106,6 +113,7 @@ def _show(run: RunFolder, what: str, crops: Crops, out: Path) -> None:
         f"{_worst_line(classes)}written to {out}\n"
         f"top-1 {result['top1'] * 100:.2f} %  top-5 {result['top5'] * 100:.2f} %  n={result['num_samples']}\n"
     )
+    return {"run": str(run.path), "recipe": run.config.name, "model": run.config.model.name, "out": str(out), **result}
 
 
 def _check_out(out: Path) -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from jobs.bootstrap import check_interpreter
+    from jobs.bootstrap import prepare
 
-    check_interpreter()
+    prepare("plan")
 
 import math
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ from typing import Literal
 import tyro
 
 from pipeline.command import InputError, run_command
-from pipeline.system.files import write_json
+from pipeline.json_answer import JsonTarget, completed, json_answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,22 +87,23 @@ class Arguments:
     """Dataset folder, for the size of a picture on the disk."""
     bytes_per_image: float | None = None
     """Size of a picture on the disk, stated."""
-    json: Path | None = None
-    """JSON file to write the plan to."""
+    json: JsonTarget = None
+    """File to write the plan to as JSON; without a file, standard output."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    arguments = tyro.cli(Arguments, args=completed(argv), description=__doc__)
     _check(arguments)
     # Imported here: the command's help needs neither torch nor SciPy, which take seconds to load.
     from jobs.scaling.plan_inputs import gather_inputs
     from jobs.scaling.plan_report import format_plan, plan_document
 
-    inputs = gather_inputs(arguments)
-    if arguments.json is not None:
-        write_json(arguments.json, plan_document(arguments, inputs))
-    sys.stdout.write(format_plan(arguments, inputs))
+    with json_answer(arguments.json) as answer:
+        inputs = gather_inputs(arguments)
+        if arguments.json is not None:
+            answer(plan_document(arguments, inputs))
+        sys.stdout.write(format_plan(arguments, inputs))
     return 0
 
 
@@ -136,8 +137,6 @@ def _check(arguments: Arguments) -> None:
             f"--global-batch-size {arguments.global_batch_size} leaves some of {arguments.workers} workers without a "
             "sample; it must be at least --workers"
         )
-    if arguments.json is not None and arguments.json.is_dir():
-        problems.append(f"--json {arguments.json} is a folder; name a file to write")
     if problems:
         raise InputError("\n".join(problems))
 

@@ -14,12 +14,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from jobs.bootstrap import check_interpreter
+    from jobs.bootstrap import prepare
 
-    check_interpreter()
-    from cluster.worker.allocator import restart_with_tuned_allocator
-
-    restart_with_tuned_allocator()
+    prepare("predict")
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +28,7 @@ from cluster.run.run_folder import RunFolder
 from cluster.worker.evaluation_options import Crops
 from pipeline import embedded
 from pipeline.command import InputError, run_command
-from pipeline.system.files import write_json
+from pipeline.json_answer import JsonTarget, completed, json_answer
 
 if TYPE_CHECKING:
     from cluster.worker.prediction import Prediction
@@ -49,18 +46,18 @@ class Arguments:
     """Part of a picture that the model sees: the centre crop, or ten crops whose probabilities are averaged."""
     figure: Path | None = None
     """PNG to draw: each picture beside its classes. With more than 30 pictures, further pages are OUT-2.png, ..."""
-    json: Path | None = None
-    """JSON file to write the predictions to."""
+    json: JsonTarget = None
+    """File to write the predictions to as JSON; without a file, standard output."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    arguments = tyro.cli(Arguments, args=completed(argv), description=__doc__)
     # Imported here: the command's help needs neither torch nor DALI, which take seconds to load.
     from cluster.worker.prediction import predict
     from cluster.worker.trained_model import default_device
-    from jobs.figures import check_figure_path, write_figure
     from jobs.prediction_figure import draw_pages
+    from pipeline.pictures.figures import check_figure_path, write_figure
 
     if not arguments.images:
         raise InputError("no picture is named: jobs/predict.py IMAGE... --run RUN")
@@ -68,20 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_figure_path(arguments.figure, "--figure")
     run = RunFolder.open((arguments.run or embedded.run_folder()).absolute())
     refused: dict[Path, str] = {}
-    predictions = list(predict(arguments.images, run, arguments.crops, default_device(), refused))
-    if not predictions:
-        raise InputError("\n".join(refused.values()))
-    for prediction in predictions:
-        sys.stdout.write("\n".join(_lines(prediction, run)) + "\n")
-    if arguments.json is not None:
-        write_json(arguments.json, _document(predictions, refused, run, arguments.crops))
-        sys.stdout.write(f"predictions: {arguments.json}\n")
-    if arguments.figure is not None:
-        for number, page in enumerate(draw_pages(predictions, run.class_names), start=1):
-            path = arguments.figure if number == 1 else arguments.figure.with_stem(f"{arguments.figure.stem}-{number}")
-            write_figure(page, path)
-            sys.stdout.write(f"figure: {path}\n")
-    sys.stdout.flush()
+    with json_answer(arguments.json) as answer:
+        predictions = list(predict(arguments.images, run, arguments.crops, default_device(), refused))
+        if not predictions:
+            raise InputError("\n".join(refused.values()))
+        for prediction in predictions:
+            sys.stdout.write("\n".join(_lines(prediction, run)) + "\n")
+        answer(_document(predictions, refused, run, arguments.crops))
+        if arguments.figure is not None:
+            for number, page in enumerate(draw_pages(predictions, run.class_names), start=1):
+                name = f"{arguments.figure.stem}-{number}"
+                path = arguments.figure if number == 1 else arguments.figure.with_stem(name)
+                write_figure(page, path)
+                sys.stdout.write(f"figure: {path}\n")
+        sys.stdout.flush()
     sys.stderr.writelines(f"error: {line}\n" for line in refused.values())
     return 1 if refused else 0
 

@@ -12,21 +12,23 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from jobs.bootstrap import check_interpreter
+    from jobs.bootstrap import prepare
 
-    check_interpreter(("ray", "tyro"))
+    prepare("preflight")
 
 import json
 import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import tyro
 
 from cluster.lab.local_ray import DEFAULT_ADDRESS, STOP_SECONDS
 from cluster.launch.ray_submission import Upload, client_version, job_server_version, measure_upload, needed_variables
 from pipeline.command import InputError, run_command
+from pipeline.json_answer import JsonTarget, completed, json_answer
 
 _ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # in Ray's order; each overrides `--address`
 _NEAR = 0.5  # fraction of the limit
@@ -43,12 +45,26 @@ class Arguments:
     """Folder to upload: the checkout."""
     address: str | None = None
     """Address of the job server. Default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or this machine's."""
+    json: JsonTarget = None
+    """File to write what was found to as JSON; without a file, standard output."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    arguments = tyro.cli(Arguments, args=completed(argv), description=__doc__)
+    with json_answer(arguments.json) as answer:
+        answer(_look(arguments))
+    return 0
+
+
+def _look(arguments: Arguments) -> dict[str, Any]:
+    """Check everything, print what was found, and return it as a document.
+
+    Raises:
+        InputError: Submitting would fail.
+    """
     errors = []
+    upload = version = None
     try:
         upload = measure_upload(arguments.working_dir)
         if upload is None:
@@ -81,10 +97,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             "warning: RAY_AUTH_MODE is disabled: whoever reaches the cluster's ports can run code on it; use `token` "
             "unless its network is closed\n"
         )
-    sys.stdout.write(
-        f"\nto submit (append --dry-run to check the nodes alone):\n\n{_submit_line(arguments, address)}\n"
-    )
-    return 0
+    command = _submit_line(arguments, address)
+    sys.stdout.write(f"\nto submit (append --dry-run to check the nodes alone):\n\n{command}\n")
+    measured = upload and {
+        "folder": str(upload.folder),
+        "num_files": len(upload.files),
+        "num_bytes": upload.num_bytes,
+        "limit_bytes": upload.limit_bytes,
+    }
+    server = {"address": address, "version": version}
+    return {"upload": measured, "job_server": server, "version_here": client_version(), "command": command}
 
 
 def _show(upload: Upload) -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from jobs import bootstrap
+    from jobs.bootstrap import prepare
 
-    bootstrap.check_interpreter()
+    prepare("scale")
 
 import argparse
 import dataclasses

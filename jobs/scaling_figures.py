@@ -13,9 +13,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from jobs.bootstrap import check_interpreter
+    from jobs.bootstrap import prepare
 
-    check_interpreter()
+    prepare("scaling_figures")
 
 import dataclasses
 import math
@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from cluster.lab.cost_model.kind import by_kind
     from cluster.lab.efficiency import format_efficiencies
     from cluster.lab.scaling_table import on_one_machine, read_rows
-    from jobs.figures import write_figure
     from jobs.scaling.exchange_drawing import describe_crossings
+    from pipeline.pictures.figures import write_figure
 
     if arguments.out.exists() and not arguments.out.is_dir():
         raise InputError(f"--out {arguments.out} is a file; name a folder")

@@ -10,7 +10,6 @@ the same command continues a run that was stopped. Fields of the recipe are over
 `--optimizer.learning-rate 0.02`. Without --data and --run, `synthetic_demo` is trained on the embedded default.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -18,13 +17,9 @@ if __name__ == "__main__":
     # If this runs as a file, the path has this folder instead of the checkout, and each job here would hide a module
     # with the same name.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from jobs import bootstrap
+    from jobs.bootstrap import prepare
 
-    bootstrap.check_interpreter()
-    if "TORCHELASTIC_RUN_ID" in os.environ or any(word.startswith("--launcher") for word in sys.argv):
-        from cluster.worker.allocator import restart_with_tuned_allocator
-
-        restart_with_tuned_allocator()  # only if this process computes; on Ray the workers do
+    prepare("train")
 
 import argparse
 from collections.abc import Sequence

@@ -1,5 +1,8 @@
 """Measure the stages of the loader on a dataset, each alone and all together, and name the slowest one.
 
+    python -m pipeline.bench DATASET
+    python -m pipeline.bench DATASET --seconds 2 --json figures.json
+
 The stages are `read` (bytes, checked against their hash, in the order of training), `parameters` (drawing order and
 augmentation), `decode` (JPEG to pixels, and resizing of whole pictures; raw pixels are copied) and `augment` (crop,
 mirror and normalisation of decoded pixels). `full` is the training loader. Two upper bounds are measured as well: the
@@ -24,8 +27,8 @@ import tyro
 from pipeline.bench_stages import FULL, OF_ONE_CORE, OF_THE_GPU, STAGES, Stages, Step
 from pipeline.command import InputError, run_command
 from pipeline.dataset import Dataset
+from pipeline.json_answer import JsonTarget, completed, json_answer
 from pipeline.online.batch import Device
-from pipeline.system.files import write_json
 from pipeline.system.processor import this_processor
 
 _WARM_UP_STEPS = 4  # the batches that DALI works on at once, and a few more
@@ -45,24 +48,24 @@ class Arguments:
     """Number of DALI's threads, and of threads that measure the upper bounds."""
     seconds: float = 5.0
     """Duration of one measurement."""
-    json: Path | None = None
-    """File to write the figures to as well."""
+    json: JsonTarget = None
+    """File to write the figures to as JSON; without a file, standard output."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    arguments = tyro.cli(Arguments, args=completed(argv), description=__doc__)
     _check(arguments)
     wait = _gpu_wait() if arguments.device == "gpu" else _no_wait
     dataset = Dataset.open(arguments.dataset)
     rates = {}
-    for stage, step in Stages(dataset, arguments.batch_size, arguments.threads, arguments.device).steps():
-        rates[stage] = _images_per_second(step, arguments.batch_size, arguments.seconds, wait)
-        sys.stderr.write(f"{stage}: {rates[stage]:,.0f} images/s\n")
-    document = figures(dataset, arguments, rates)
-    if arguments.json is not None:
-        write_json(arguments.json, document)
-    sys.stdout.write(table(document))
+    with json_answer(arguments.json) as answer:
+        for stage, step in Stages(dataset, arguments.batch_size, arguments.threads, arguments.device).steps():
+            rates[stage] = _images_per_second(step, arguments.batch_size, arguments.seconds, wait)
+            sys.stderr.write(f"{stage}: {rates[stage]:,.0f} images/s\n")
+        document = figures(dataset, arguments, rates)
+        answer(document)
+        sys.stdout.write(table(document))
     return 0
 
 
@@ -117,8 +120,6 @@ def _check(arguments: Arguments) -> None:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least 1")
     if not 0 < arguments.seconds < float("inf"):
         raise InputError(f"--seconds is {arguments.seconds}; it must be above 0")
-    if arguments.json is not None and arguments.json.is_dir():
-        raise InputError(f"--json {arguments.json} is a folder; name a file to write")
 
 
 def _no_wait() -> None:

@@ -3,6 +3,9 @@
 It checks the length and SHA-256 of every file; members, offsets, index, labels and hashes of every shard; every
 picture, decoded to its last pixel; classes, counts and statistics. It prints one line per problem; the exit status is 1
 if there is any.
+
+    python -m pipeline.verify DATASET
+    python -m pipeline.verify DATASET --json problems.json
 """
 
 import contextlib
@@ -25,6 +28,7 @@ from pipeline.command import InputError, run_command
 from pipeline.dataset import Dataset
 from pipeline.format.manifest import DATASET_JSON, INVENTORY_JSON, NPY_HEADER_BYTES, manifest_path
 from pipeline.format.store import Store, StoredFile
+from pipeline.json_answer import JsonTarget, completed, json_answer
 from pipeline.offline.ordered_map import ordered_map
 from pipeline.offline.shard_writer import index_line, index_text
 from pipeline.pictures.decode import RejectedPicture, decode_picture
@@ -40,6 +44,8 @@ class Arguments:
     """Dataset folder."""
     workers: int = len(os.sched_getaffinity(0))
     """Number of processes."""
+    json: JsonTarget = None
+    """File to write the problems to as JSON; without a file, standard output."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +63,27 @@ class ShardCheck:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
-    arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    arguments = tyro.cli(Arguments, args=completed(argv), description=__doc__)
     if arguments.workers < 1:
         raise InputError(f"--workers is {arguments.workers}; it must be at least 1")
     dataset = Dataset.open(arguments.dataset)
-    num_problems = 0
-    for problem in verify(dataset, arguments.workers):
-        num_problems += 1
-        sys.stdout.write(f"{problem}\n")
-    num_samples = sum(dataset.num_samples(split) for split in dataset.splits)
-    sys.stdout.write(f"{num_samples} samples in {len(dataset.document['files'])} files: {num_problems} problem(s)\n")
-    return 1 if num_problems else 0
+    problems = []
+    with json_answer(arguments.json) as answer:
+        for problem in verify(dataset, arguments.workers):
+            problems.append(problem)
+            sys.stdout.write(f"{problem}\n")
+        num_samples, num_files = sum(map(dataset.num_samples, dataset.splits)), len(dataset.files)
+        sys.stdout.write(f"{num_samples} samples in {num_files} files: {len(problems)} problem(s)\n")
+        answer(
+            {
+                "dataset": str(dataset.path),
+                "sha256": dataset.sha256,
+                "num_samples": num_samples,
+                "num_files": num_files,
+                "problems": problems,
+            }
+        )
+    return 1 if problems else 0
 
 
 def verify(dataset: Dataset, num_workers: int) -> Iterator[str]:

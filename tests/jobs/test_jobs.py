@@ -1,6 +1,7 @@
 """The jobs' command lines: wrong input gets one clear line and a status that is not 0, before anything is started."""
 
 import dataclasses
+import json
 import shlex
 import shutil
 import subprocess
@@ -59,6 +60,15 @@ def test_evaluate_ends_with_the_result(trained, raw_dataset, capsys):
     last = capsys.readouterr().out.splitlines()[-1]
     best = trained.result["best_val_top1"] * 100
     assert last == f"top-1 {best:.2f} %  top-5 100.00 %  n=10"
+
+
+def test_an_evaluation_is_a_document(trained, raw_dataset, capsys):
+    assert evaluate.main(["--data", str(raw_dataset.path), "--run", str(trained.path), "--json"]) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert captured.err.splitlines()[-1].startswith("top-1 ")
+    assert (document["split"], document["num_samples"], document["crops"]) == ("val", 10, "centre")
+    assert document["top1"] == trained.result["best_val_top1"] and document["run"] == str(trained.path)
 
 
 def test_evaluate_reads_the_split_it_is_told(trained, raw_dataset, capsys):

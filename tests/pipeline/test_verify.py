@@ -38,6 +38,14 @@ def test_a_whole_dataset_has_no_problem(fixture, workers, request, capsys):
     assert capsys.readouterr().out == f"51 samples in {len(dataset.document['files'])} files: 0 problem(s)\n"
 
 
+def test_problems_are_a_document(copy, capsys):
+    (copy / "stray.txt").touch()
+    assert verify.main([str(copy), "--workers", "1", "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["problems"] == ["stray.txt: is not listed in dataset.json"]
+    assert (document["num_samples"], document["num_files"]) == (51, len(Dataset.open(copy).files))
+
+
 def test_a_single_flipped_bit_is_found(copy, capsys):
     row = pq.read_table(copy / "manifest" / "train.parquet").to_pylist()[7]
     content = bytearray((copy / row["shard"]).read_bytes())

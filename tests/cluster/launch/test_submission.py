@@ -114,6 +114,15 @@ def test_a_sound_submission_ends_with_its_command_line(checkout, job_server, cap
     assert captured.err == ""
 
 
+def test_what_was_found_is_a_document(checkout, job_server, capsys):
+    root, _ = checkout
+    assert preflight.main(["--working-dir", str(root), "--address", job_server, "--json"]) == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert document["upload"]["num_files"] == 7 and document["job_server"]["address"] == job_server
+    assert document["command"] in captured.err and document["command"].startswith("ray job submit")
+
+
 def test_an_upload_near_the_limit_is_taken_apart(checkout, job_server, capsys):
     root, put = checkout
     put("keep/huge.bin", LIMIT_BYTES - 10_000)

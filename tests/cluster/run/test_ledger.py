@@ -63,6 +63,18 @@ def test_a_run_is_proved(make_run, stream, capsys):
     assert re.fullmatch(r"  sha256 of the 120 sample ids: [0-9a-f]{64}", lines[2]) and len(lines) == 3
 
 
+def test_a_proof_and_a_finding_are_documents(make_run, stream, capsys):
+    run, other = make_run("run", stream), make_run("other", _replace(stream, 43, stream[41]))
+    assert command.main([str(run.path), str(run.path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    proof = document["runs"][str(run.path)]
+    assert (document["is_proven"], document["finding"], document["num_shared_positions"]) == (True, None, 120)
+    assert (proof["num_steps"], proof["steps_by_world_size"]) == (10, {"2": 4, "3": 6})
+    assert command.main([str(other.path), "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert not document["is_proven"] and "twice" in document["finding"] and document["runs"] == {}
+
+
 def test_what_was_rolled_back_does_not_count(make_run, stream, capsys):
     run = make_run("run", np.concatenate([stream[:84], stream[:36]]))
     assert _outcome(capsys, run)[0] == 1

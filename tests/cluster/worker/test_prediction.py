@@ -18,7 +18,6 @@ from cluster.worker.prediction import Prediction, predict
 from cluster.worker.training import Trainer
 from cluster.worker.world import World
 from jobs import predict as job
-from jobs.figures import write_figure
 from jobs.prediction_figure import PICTURES_PER_PAGE, draw_pages, shortened
 from model.optim_config import OptimizerConfig
 from model.registry import ModelConfig
@@ -28,6 +27,7 @@ from pipeline.loader import EvalLoader, LoaderConfig
 from pipeline.offline.sharding import ShardingConfig, shard_dataset
 from pipeline.online.augmentation import AugmentationConfig, divisor
 from pipeline.pictures.encode import EncodingConfig
+from pipeline.pictures.figures import write_figure
 from pipeline.pictures.picture_files import evaluation_images, read_square
 from pipeline.sources.detect import open_source
 

@@ -10,9 +10,9 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from PIL import Image
 
-from jobs.figures import write_figure
 from pipeline.pictures import fonts
 from pipeline.pictures.contact_sheet import Cell, Row, draw_sheet
+from pipeline.pictures.figures import write_figure
 
 DOG, CAT, HANGUL = "犬", "猫", "개"
 
