@@ -4,7 +4,7 @@ Numbers of pictures come from `statistics/histograms.parquet` and the manifests,
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.dataset import Dataset
 from pipeline.format.color import ColorBasis
-from pipeline.format.manifest import HISTOGRAM_BIN_WIDTHS
+from pipeline.format.manifest import HISTOGRAM_BIN_WIDTHS, MEAN_IMAGE_NPY
 
 # Of red, green and blue in the luma of a JPEG (ITU-R BT.601, JFIF 1.02).
 _LUMA_3 = np.array([0.299, 0.587, 0.114])
@@ -59,7 +59,7 @@ class SplitSummary:
         num_bytes: Bytes of its shards and their indices.
         class_counts_C: Number of pictures of each class, by class_index; int64 (C,), zeros included.
         histograms: Quantity -> histogram: `source_width`, `source_height` (upright source pictures, in pixels),
-            `source_bytes`, `stored_width`, `stored_height`, `stored_bytes`.
+            `source_bytes` (in bins), `stored_width`, `stored_height`, `stored_bytes`.
         stored_sizes: (width, height) of stored pictures -> number of pictures, the most frequent first.
         notes: Note -> number of pictures that have it, the most frequent first.
     """
@@ -126,6 +126,11 @@ class DatasetSummary:
     def num_bytes(self) -> int:
         """Bytes of all files that `dataset.json` lists."""
         return sum(file.num_bytes for file in self.dataset.files.values())
+
+    @property
+    def has_mean_image(self) -> bool:
+        """Whether the dataset has a mean image: its pictures have one size."""
+        return MEAN_IMAGE_NPY in self.dataset.files
 
     @property
     def luma(self) -> tuple[float, float]:
@@ -212,7 +217,7 @@ def _summarize_split(dataset: Dataset, name: str) -> SplitSummary:
     classes = read_histogram(dataset, name, "class_index")
     class_counts_C = np.zeros(dataset.num_classes, dtype=np.int64)
     class_counts_C[classes.edges_B] = classes.counts_B
-    manifest = dataset.manifest(name, ["shard", "width", "height", "notes"])
+    manifest = dataset.manifest(name, ["shard", "width", "height", "num_bytes", "notes"])
     sizes = _sizes(manifest)
     shards = manifest["shard"].unique().to_pylist()
     files = [*shards, *(f"{shard.removesuffix('.tar')}.idx" for shard in shards)]
@@ -227,7 +232,7 @@ def _summarize_split(dataset: Dataset, name: str) -> SplitSummary:
             "source_bytes": read_histogram(dataset, name, "source_bytes"),
             "stored_width": _counted((width, count) for (width, _), count in sizes.items()),
             "stored_height": _counted((height, count) for (_, height), count in sizes.items()),
-            "stored_bytes": read_histogram(dataset, name, "stored_bytes"),
+            "stored_bytes": _counted(_values(manifest["num_bytes"])),
         },
         stored_sizes=sizes,
         notes=_notes(manifest),
@@ -238,6 +243,11 @@ def _sizes(manifest: pa.Table) -> dict[tuple[int, int], int]:
     counted = manifest.group_by(["width", "height"]).aggregate([([], "count_all")])
     order = [("count_all", "descending"), ("width", "ascending"), ("height", "ascending")]
     return {(row["width"], row["height"]): row["count_all"] for row in counted.sort_by(order).to_pylist()}
+
+
+def _values(column: pa.ChunkedArray) -> Iterator[tuple[Any, int]]:
+    """Yield the values of a column, each with its number."""
+    yield from ((row["values"], row["counts"]) for row in column.value_counts().to_pylist())
 
 
 def _counted(pairs: Iterable[tuple[int, int]]) -> Histogram:
@@ -251,7 +261,7 @@ def _counted(pairs: Iterable[tuple[int, int]]) -> Histogram:
 
 def _notes(manifest: pa.Table) -> dict[str, int]:
     notes: Counter[str] = Counter()
-    for row in manifest["notes"].value_counts().to_pylist():
-        for note in filter(None, row["values"].split(",")):
-            notes[note] += row["counts"]
+    for value, count in _values(manifest["notes"]):
+        for note in filter(None, value.split(",")):
+            notes[note] += count
     return dict(notes.most_common())
