@@ -164,7 +164,7 @@ def inspect_node(node: Node, requirements: Requirements, probe: Probe, temp_fold
         probe: File that the driver wrote.
         temp_folder: Ray's temporary folder on this node; None where it is not known.
     """
-    dataset_sha256, dataset_error = _read_dataset(requirements.dataset_path, requirements.replaces_bad_samples)
+    dataset_sha256, dataset_error = read_dataset(requirements.dataset_path, requirements.replaces_bad_samples)
     folder = probe.path.parent
     return NodeReport(
         node=node,
@@ -189,7 +189,7 @@ def this_host() -> str:
     return socket.gethostname()
 
 
-def _read_dataset(path: Path | None, replaces_bad_samples: bool = False) -> tuple[str | None, str]:
+def read_dataset(path: Path | None, replaces_bad_samples: bool = False) -> tuple[str | None, str]:
     """Return the SHA-256 of `dataset.json`, and what is wrong with the files that it names and that the run needs."""
     if path is None:
         return None, ""

@@ -34,6 +34,8 @@ except TypeError as error:  # DALI adds to docstrings
 
     raise InputError("NVIDIA DALI can't be loaded without docstrings: leave out -OO, unset PYTHONOPTIMIZE") from error
 except ModuleNotFoundError as error:
+    if not (error.name or "").startswith("nvidia"):  # DALI is there, but not what it needs
+        raise
     from pipeline.command import InputError
 
     raise InputError(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.launch.node_checks import _read_dataset
+from cluster.launch.node_checks import read_dataset
 from pipeline import bench, preview, verify
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
@@ -189,7 +189,7 @@ def test_a_dataset_that_lists_files_outside_of_its_folder_is_refused(jpeg_datase
     with pytest.raises(InputError) as caught:
         Dataset.open(tmp_path)
     assert f"names the file {name!r}, which is not a path inside the dataset's folder" in str(caught.value)
-    sha256, error = _read_dataset(tmp_path)
+    sha256, error = read_dataset(tmp_path)
     assert sha256 is None
     assert error == f"can't be used there (dataset.json names the file {name!r}, which is not inside its folder)"
 
@@ -200,7 +200,7 @@ def test_a_dataset_that_does_not_list_its_files_is_refused(jpeg_dataset, tmp_pat
     (tmp_path / "dataset.json").write_text(json.dumps(document))
     with pytest.raises(InputError, match=r"dataset\.json does not list the dataset's files; shard again"):
         Dataset.open(tmp_path)
-    sha256, error = _read_dataset(tmp_path)
+    sha256, error = read_dataset(tmp_path)
     assert (sha256 is None and "broken" in error) or "incomplete" in error
 
 

@@ -27,9 +27,9 @@ from cluster.launch.node_checks import (
     Node,
     NodeReport,
     Requirements,
-    _read_dataset,
     code_digest,
     inspect_node,
+    read_dataset,
     written_probe,
 )
 from cluster.launch.node_findings import judge
@@ -237,11 +237,11 @@ def test_a_full_disk_stops_a_run_before_it_begins(one_local_node, raw_dataset, t
 def test_a_missing_shard_is_an_error_unless_its_samples_are_replaced(replaces, jpeg_dataset, tmp_path):
     copy = tmp_path / "dataset"
     shutil.copytree(jpeg_dataset.path, copy)
-    assert _read_dataset(copy, replaces) == (jpeg_dataset.sha256, "")
+    assert read_dataset(copy, replaces) == (jpeg_dataset.sha256, "")
     (copy / "train-000001.tar").unlink()
-    assert bool(_read_dataset(copy, replaces)[1]) == (not replaces)
+    assert bool(read_dataset(copy, replaces)[1]) == (not replaces)
     (copy / "manifest" / "train.parquet").unlink()
-    assert "manifest/train.parquet" in _read_dataset(copy, True)[1]
+    assert "manifest/train.parquet" in read_dataset(copy, True)[1]
 
 
 def test_shards_and_open_files_are_looked_at(raw_dataset, tmp_path, monkeypatch):

@@ -1,0 +1,1 @@
+"""What jobs/doctor.py looks at: one module per subject, standard library alone until a check needs more."""
