@@ -1,5 +1,8 @@
 """Kill drill: SIGKILL of workers, nodes, raylets and the driver of a training run, at random moments, and its proof.
 
+    python -m cluster.drill
+    python -m cluster.drill --data DATASET --out OUT --events worker driver --minutes 10
+
 A run of float64 is made twice: on a local Ray of several nodes, where it is hit and at last stopped by `ray job stop`,
 and undisturbed, in one process, for as many steps. Both must have trained the same samples in the same order (their
 ledgers are equal) and have ended with the same weights; each restart must have begun at a checkpoint, and nothing may

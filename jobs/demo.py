@@ -40,6 +40,8 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
+    if not (ROOT / "pyproject.toml").exists():
+        raise InputError("the demo submits a checkout, and this is an installed package; run `make demo` in a checkout")
     began = time.monotonic()
     data = embedded.dataset_folder()
     run = embedded.cache_folder() / "runs" / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"

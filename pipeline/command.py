@@ -72,6 +72,12 @@ def run_command(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
     sys.exit(status)
 
 
+def called_as(module: str) -> str:
+    """Return the words that called this command: `alexnet NAME`, or else `python -m MODULE`."""
+    name = sys.argv[0]
+    return name if name.startswith(("alexnet ", "python -m jobs ")) else f"python -m {module}"
+
+
 def last_line_of(log: Path, start: str = "") -> str:
     """Return the last line of a program's log that begins with `start`, or if there is none, the last line."""
     lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]

@@ -1,5 +1,7 @@
 """Fetch a public data set of real pictures: from this machine if a distribution's package is installed, else online.
 
+    python -m pipeline.fetch fashion-mnist data/fashion-mnist
+
 Every file is checked before it appears under its name. Correct files that exist already are kept. Other or damaged data
 under these names is refused, since this command did not write it.
 """

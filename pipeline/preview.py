@@ -1,5 +1,8 @@
 """Draw a contact sheet of a dataset, so that a person can see whether the training input is right.
 
+    python -m pipeline.preview DATASET OUT.png
+    python -m pipeline.preview DATASET OUT.png --split val --samples 4 --crops 5
+
 Each row is a sample, in the order of training: the stored picture, and its random crops in successive epochs, with
 their colour noise. Below them is the centre crop, shifted along each principal component of the colours. The colours
 are those of the model's input, turned back into pixels: with the training mean added, and not divided by the deviation.

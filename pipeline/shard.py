@@ -1,5 +1,9 @@
 """Shard a source of pictures into a dataset folder: WebDataset tars, DALI indices, manifest and statistics in one pass.
 
+    python -m pipeline.shard SOURCE DATASET
+    python -m pipeline.shard /data/imagenet /data/imagenet-256 --workers 32 --check-md5
+    python -m pipeline.shard PHOTOS DATASET --val-fraction 0.1 --dry-run
+
 The source's layout is recognised: the official ImageNet archives (unpacked or not), Kaggle's folder, Tiny ImageNet,
 class folders, Hugging Face's Parquet files, WebDataset tars (including datasets of this project), IDX and CIFAR files.
 The command first prints what the source holds. It refuses sources that are ambiguous, or with pictures that would be

@@ -1,5 +1,7 @@
 """Make a licence-free miniature of ImageNet in the official layout: archives of synthetic pictures, and a devkit.
 
+    python -m pipeline.synthesize OUT --classes 3 --train-per-class 20 --val-per-class 5
+
 The classes differ in shape, texture and arrangement, so they can be learned, but not by their mean colour. The same
 arguments give the same bytes.
 """

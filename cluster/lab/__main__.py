@@ -29,9 +29,9 @@ from cluster.lab.linux import network_entered
 from cluster.lab.local_ray import environment
 from cluster.lab.ray_lab import LabConfig
 from pipeline import embedded
-from pipeline.command import InputError, run_command
+from pipeline.command import InputError, called_as, run_command
 
-_COMMAND = "python -m cluster.lab"
+_MODULE = "cluster.lab"
 _BY_SIGNAL = 128  # status of a command that a signal ended, less the signal
 _Host = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="HOST")]
 
@@ -51,7 +51,8 @@ class InLab:
     def command(self, words: str) -> str:
         """Return a command line for the same lab."""
         name, _, rest = words.partition(" ")
-        return " ".join([_COMMAND, name, *([f"--lab {self.lab}"] if self.lab else []), *([rest] if rest else [])])
+        of_lab = [f"--lab {self.lab}"] if self.lab else []
+        return " ".join([called_as(_MODULE), name, *of_lab, *([rest] if rest else [])])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +115,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = tyro.cli(
         Up | Submit | Run | Cut | Join | Kill | Status | Down,
         args=own,
-        prog=_COMMAND,
+        prog=called_as(_MODULE),
         description=__doc__,
     )
     if isinstance(command, (Submit, Run)) != bool(words):
         raise InputError(
-            f"what to run comes after `--`: `{_COMMAND} submit -- python jobs/train.py ...`; the commands `submit` and "
-            "`run HOST` need it, the others have none"
+            f"what to run comes after `--`: `{called_as(_MODULE)} submit -- python jobs/train.py ...`; the commands "
+            "`submit` and `run HOST` need it, the others have none"
         )
     match command:
         case Up():

@@ -67,6 +67,19 @@ def test_a_command_stands_in_the_readme(path):
     assert any(re.search(rf"{re.escape(form)}(?![\w.])", readme) for form in forms), f"README.md lacks {forms[-1]}"
 
 
+@pytest.mark.parametrize("path", COMMANDS, ids=_name)
+def test_a_command_stands_in_the_reference(path):
+    module = _module(path).removesuffix(".__main__")
+    reference = (CHECKOUT / "docs" / "commands.md").read_text()
+    assert f"python -m {module}" in reference or f"python {_name(path)}" in reference
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=_name)
+def test_a_command_s_help_has_an_example(path):
+    header = path.read_text().partition('"""')[2].partition('"""')[0]
+    assert re.search(r"^    (python|make|alexnet|ray|torchrun) \S", header, flags=re.MULTILINE)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
 def test_relative_links_lead_somewhere(document):
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", document.read_text(), flags=re.DOTALL)
