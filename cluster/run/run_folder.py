@@ -11,6 +11,7 @@ RUN/
   ledger/           samples that each step consumed, see ledger_files.py
   result.json       written when the run is finished
   evaluations/      one folder for each split and kind of crops that was evaluated, see evaluation_files.py
+  tensorboard/      the numbers of metrics.jsonl as TensorBoard's events, with `jobs/train.py --tensorboard`
 
 So the model of a run can be applied to new pictures without its dataset.
 """
@@ -210,6 +211,11 @@ class RunFolder:
     def evaluations_path(self) -> Path:
         """Folder of the run's evaluations."""
         return self.path / "evaluations"
+
+    @property
+    def tensorboard_path(self) -> Path:
+        """Folder of the events for TensorBoard."""
+        return self.path / "tensorboard"
 
     @property
     def result(self) -> dict[str, Any] | None:

@@ -13,8 +13,10 @@ from cluster.run.fit import check_fits
 from cluster.run.follower import Follower
 from cluster.run.run_folder import RunFolder, open_launches
 from cluster.run.run_log import Changed, RunLog
+from cluster.run.terminal import Terminal
 from cluster.worker.emulation import Emulation
 from cluster.worker.precision import choose_precision
+from jobs.training.tensorboard import TensorBoard, check_tensorboard
 from pipeline import embedded
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
@@ -38,6 +40,7 @@ class TrainingJob:
         run_path: Run folder, with a path that is valid on all workers.
         run: Existing run in the folder, or None.
         is_dry: Whether the job is only checked and no run begins.
+        has_tensorboard: Whether events for TensorBoard are written.
         reason: Reason for the precision, or empty if there is nothing to explain.
         is_emulated: Whether a device emulates the precision.
     """
@@ -49,6 +52,7 @@ class TrainingJob:
     run_path: Path
     run: RunFolder | None
     is_dry: bool
+    has_tensorboard: bool
     reason: str = ""
     is_emulated: bool = False
 
@@ -57,12 +61,13 @@ class TrainingJob:
         cls, arguments: "Arguments", config: TrainingConfig, num_workers: int, is_quiet: bool = False
     ) -> "TrainingJob":
         """Open the dataset and the run folder, and check that the recipe fits them."""
+        if arguments.tensorboard:
+            check_tensorboard()
         data, run_path = find_paths(arguments, is_quiet)
         dataset = Dataset.open(data)
         check_fits(config, dataset, num_workers)
-        return cls(
-            config, config, data, dataset, run_path, RunFolder.resume(run_path, config, dataset), arguments.dry_run
-        )
+        run = RunFolder.resume(run_path, config, dataset)
+        return cls(config, config, data, dataset, run_path, run, arguments.dry_run, arguments.tensorboard)
 
     @property
     def total_steps(self) -> int:
@@ -126,7 +131,15 @@ class TrainingJob:
                 log.write(Changed(changes=changes))
                 run.operate_as(self.requested)
                 sys.stdout.writelines(f"{name} {old} -> {new} from here on\n" for name, (old, new) in changes.items())
-            with Follower(run.metrics_path, self.total_steps, self._advice()):
+            bench = shlex.join(["python", "-m", "pipeline.bench", str(self.data)])
+            terminal = Terminal(self.total_steps, self._advice(), bench)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(contextlib.closing(terminal))
+                stack.enter_context(Follower(run.metrics_path, terminal.see))
+                if self.has_tensorboard:
+                    events = stack.enter_context(contextlib.closing(TensorBoard(run.tensorboard_path)))
+                    stack.enter_context(Follower(run.metrics_path, events.see, from_start=True))
+                    sys.stdout.write(f"to watch it: {events.command}\n")
                 yield run, log
 
     def _advice(self) -> str:

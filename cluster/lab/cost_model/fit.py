@@ -18,9 +18,9 @@ from cluster.lab.cost_model.kind import Kind, samples_per_worker
 from cluster.lab.cost_model.model import CostModel, Network, Overlap, Pace, num_messages
 from cluster.lab.efficiency import by_cell, step_seconds
 from cluster.lab.scaling_table import NO_EXCHANGE, Cell, Row
+from cluster.run.verdict import BINDING_WAIT
 from pipeline.command import InputError
 
-_BINDING_WAIT = 0.1  # share of a step: a loader that is waited for longer holds up the step
 _FITTED = ("kappa", "hidden_share", "tail")
 _LARGEST = (3.0, 1.0, 1.0)
 _STARTS = (0.1, 0.6)  # of each, as shares of the largest: the errors have kinks, so one start may end in a corner
@@ -48,7 +48,7 @@ class _Times:
 
     @property
     def is_loader_binding(self) -> bool:
-        return self.data_wait_seconds > _BINDING_WAIT * self.step_seconds
+        return self.data_wait_seconds > BINDING_WAIT * self.step_seconds
 
     @property
     def passes_seconds(self) -> float:

@@ -207,12 +207,12 @@ def test_job_stop_ends_at_a_checkpoint(ray, raw_dataset, tmp_path):
     command = [*submit, "--working-dir", ".", "--", "python", "jobs/train.py", *arguments]
     with subprocess.Popen(command, cwd=CHECKOUT, env=ray.environment, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
-            if re.match(r"step +20/", line):
+            if re.match(r"step +10/", line):
                 subprocess.run(["ray", "job", "stop", "--address", ray.address, name], env=ray.environment, check=True)
         process.wait(timeout=60)
     run = RunFolder.open(run_path)
     (stop,) = entries(run, "stop")
-    assert run.checkpoints.latest_step() == stop["step"] >= 20
+    assert run.checkpoints.latest_step() == stop["step"] >= 10
 
 
 KILLED_PARENT = """

@@ -10,6 +10,7 @@ import pytest
 
 from cluster.run import follower
 from cluster.run.json_log import JsonLog
+from cluster.run.run_log import Line, Stopped
 from pipeline.command import InputError
 
 
@@ -51,7 +52,7 @@ def test_a_second_writer_is_refused_or_waits_for_the_end_of_the_first(tmp_path):
     assert [entry["kind"] for entry in read_entries(path)] == ["first", "second"]
 
 
-def test_a_follower_outlives_a_file_system_that_is_out_of_reach_for_a_moment(tmp_path, monkeypatch, capsys):
+def test_a_follower_outlives_a_file_system_that_is_out_of_reach_for_a_moment(tmp_path, monkeypatch):
     path, failures = tmp_path / "metrics.jsonl", [OSError(errno.ESTALE, "Stale file handle")] * 2
     monkeypatch.setattr(follower, "_POLL_SECONDS", 0.001)
 
@@ -61,11 +62,12 @@ def test_a_follower_outlives_a_file_system_that_is_out_of_reach_for_a_moment(tmp
         return open(*arguments)
 
     monkeypatch.setattr(follower, "open", opened, raising=False)
-    with follower.Follower(path, total_steps=10):
+    seen: list[Line] = []
+    with follower.Follower(path, seen.append):
         path.write_text('{"kind": "stop", "step": 4}\n')
         while failures:
             time.sleep(0.001)
-    assert "stopped at a checkpoint" in capsys.readouterr().out
+    assert seen == [Stopped(step=4)]
 
 
 def test_a_line_that_cannot_be_written_fails_once():

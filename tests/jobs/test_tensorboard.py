@@ -1,0 +1,92 @@
+"""Events for TensorBoard, read back by TensorBoard."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cluster.run.run_log import Evaluated, Line, Resumed, Started, Steps, Warned
+from jobs.training.tensorboard import TensorBoard
+from pipeline.command import InputError
+
+
+def steps(step: int, loss: float) -> Steps:
+    """Return a line of the log."""
+    return Steps(
+        step=step,
+        samples_seen=step * 8,
+        epoch=step / 10,
+        loss=loss,
+        top1=0.5,
+        learning_rate=0.1,
+        images_per_second=100.0 + step,
+        data_wait_fraction=0.25,
+        eta_seconds=9.0,
+        losses=[loss],
+        time=1000.0 + step,
+    )
+
+
+VAL = Evaluated(step=3, split="val", num_samples=50, loss=1.5, top1=0.25, top5=0.75, time=1003.5)
+LOG: list[Line] = [
+    Started(step=0, world_size=2, time=1000.0),
+    *[steps(number, loss=float(number)) for number in (1, 2, 3)],
+    VAL,
+    Warned(message="nothing to draw"),
+    *[steps(number, loss=float(number)) for number in (4, 5)],
+    Resumed(step=3, time=1010.0),
+    Started(step=3, world_size=1, time=1010.0),
+    *[steps(number, loss=10.0 * number) for number in (4, 5, 6)],
+]
+
+
+def write(folder: Path, lines: list[Line]) -> None:
+    """Write the events of a log."""
+    events = TensorBoard(folder)
+    for line in lines:
+        events.see(line)
+    events.close()
+
+
+def read(folder: Path) -> EventAccumulator:
+    return EventAccumulator(str(folder)).Reload()
+
+
+def test_the_numbers_of_the_log_without_the_steps_that_were_rolled_back(tmp_path):
+    write(tmp_path, LOG)
+    events = read(tmp_path)
+    losses = [(event.step, event.value, event.wall_time) for event in events.Scalars("train/loss")]
+    assert losses == [(n, n, 1000.0 + n) for n in (1, 2, 3)] + [(n, 10.0 * n, 1000.0 + n) for n in (4, 5, 6)]
+    assert [(event.step, event.value) for event in events.Scalars("speed/workers")] == [(0, 2), (3, 1)]
+    assert [(event.step, event.value) for event in events.Scalars("val/top5")] == [(3, 0.75)]
+    assert set(events.Tags()["scalars"]) == {
+        *("train/loss", "train/top1", "train/learning_rate", "val/loss", "val/top1", "val/top5"),
+        *("speed/images_per_second", "speed/data_wait_fraction", "speed/workers"),
+    }
+
+
+def test_a_launch_after_a_kill_writes_the_whole_run_anew(tmp_path):
+    for lines in (LOG[:5], LOG):
+        write(tmp_path, lines)
+    assert [event.step for event in read(tmp_path).Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_folder_that_cannot_be_written_is_said_once_and_training_goes_on(tmp_path, capsys, monkeypatch):
+    events = TensorBoard(tmp_path)
+
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(events._writer, "add_scalar", fail)
+    for line in LOG:
+        events.see(line)
+    events.close()
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: no more events for TensorBoard") and "No space left" in warning
+
+
+def test_without_tensorboard_the_package_to_install_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(InputError, match=r"pip install 'alexnet-at-scale\[tensorboard\]'"):
+        TensorBoard(tmp_path)
