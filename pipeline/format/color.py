@@ -1,7 +1,7 @@
 """Colour statistics of a training set: mean, covariance, its eigenbasis, and colour noise along the eigenvectors.
 
 All values are in units of `pixel_scale`: with 255, a mean of 0.48 is a grey level of 122.4, and an eigenvalue is
-a variance of pixels in [0, 1]. The paper adds [p1 p2 p3][a1*l1, a2*l2, a3*l3] to each pixel (Krizhevsky et al. 2012,
+a variance of pixels in [0, 1]. The paper adds `[p1 p2 p3][a1*l1, a2*l2, a3*l3]` to each pixel (Krizhevsky et al. 2012,
 section 4.1). This formula is not scale-free, so each meaning of `l` has a name:
 
     fb             the eigenvalue, pixels in [0, 1] (fb.resnet.torch; the printed formula in these units)
