@@ -7,7 +7,7 @@ PYTEST_ARGS ?= -n auto
 HAS_GPU = $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: setup demo test lint check clean
+.PHONY: setup demo test lint docs clean
 
 setup: .venv/ready
 
@@ -15,7 +15,7 @@ setup: .venv/ready
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(DALI),test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(DALI),test,docs]'
 	touch $@
 
 demo: setup
@@ -34,5 +34,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Warnings, dead links and dead anchors are errors.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis site *.egg-info

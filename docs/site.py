@@ -1,0 +1,20 @@
+"""What the site's build does beyond MkDocs: the README is the front page, the changelog a page."""
+
+import re
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from pipeline.paths import CHECKOUT
+
+_PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
+
+
+def on_files(files: Files, config: MkDocsConfig, **options: Any) -> Files:
+    """Add the documents of the checkout's root; their links into `docs/` lead to the pages there."""
+    for name, page in _PAGES.items():
+        text = (CHECKOUT / name).read_text().replace("](docs/", "](")
+        text = re.sub(r"\]\((CHANGELOG|README)\.md", lambda found: f"]({_PAGES[found[1] + '.md']}", text)
+        files.append(File.generated(config, page, content=text))
+    return files
