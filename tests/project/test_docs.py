@@ -20,7 +20,9 @@ COMMANDS = sorted(
     for path in (CHECKOUT / folder).glob(pattern)
     if "run_command(main)" in path.read_text()
 )
-FORMAT = CHECKOUT / "docs" / "dataset_format.md"
+FORMAT, TROUBLESHOOTING = CHECKOUT / "docs" / "dataset_format.md", CHECKOUT / "docs" / "troubleshooting.md"
+# Messages of others, and what is no message.
+NOT_OURS = {"nvidia-dali", "AuthenticationError", "ray job submit", "/dev/shm"}
 
 
 def _name(path: Path) -> str:
@@ -108,6 +110,21 @@ def test_documents_that_the_code_names_exist():
     named = {path for source in sources for path in re.findall(r"docs/[\w/-]+\.md", source.read_text())}
     assert named
     assert [path for path in named if not (CHECKOUT / path).exists()] == []
+
+
+def test_the_messages_of_the_troubleshooting_page_are_the_programs():
+    """Parts of a message between what varies: names in capitals, numbers, paths and what is left out."""
+    sources = (
+        path.read_text() for folder in ("pipeline", "cluster", "jobs") for path in (CHECKOUT / folder).rglob("*.py")
+    )
+    printed = re.sub(r'"\s*\n\s*f?"', "", "\n".join(sources))
+    symptoms = re.findall(r"^\| ([^|]+) \|", TROUBLESHOOTING.read_text(), flags=re.MULTILINE)
+    messages = {found for symptom in symptoms for found in re.findall(r"`([^`]+)`", symptom)} - NOT_OURS
+    assert len(messages) > 15
+    for message in messages:
+        parts = re.split(r"\.\.\.|\b[A-Z]+\b|\S*[\d/]\S*|\btrain\b", message)
+        for part in (part.strip(" ,;:()") for part in parts):
+            assert part in printed, f"no program prints {part!r}, of {message!r}"
 
 
 @pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", FORMAT.read_text(), flags=re.DOTALL))
