@@ -15,7 +15,8 @@ class Follower:
 
     Args:
         path: Path of the log.
-        see: Function that gets each line, once and in order.
+        see: Function that gets each line, once and in order. If it raises, it gets no more; the error is raised as the
+            block ends.
         from_start: Whether it also gets the lines that exist already.
     """
 
@@ -23,6 +24,7 @@ class Follower:
         self._path, self._see = path, see
         self._position = path.stat().st_size if path.exists() and not from_start else 0
         self._stop = threading.Event()
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> "Follower":
@@ -36,12 +38,17 @@ class Follower:
         """Pass on the remaining lines and end the thread."""
         self._stop.set()
         self._thread.join()
+        if self._error is not None and error is None:
+            raise self._error
 
     def _follow(self) -> None:
         stopping = False
-        while not stopping:
-            stopping = self._stop.wait(_POLL_SECONDS)
-            self._see_new()
+        try:
+            while not stopping:
+                stopping = self._stop.wait(_POLL_SECONDS)
+                self._see_new()
+        except BaseException as failure:  # in a thread: nobody else would hear of it
+            self._error = failure
 
     def _see_new(self) -> None:
         try:

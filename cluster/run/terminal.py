@@ -7,7 +7,10 @@ seconds, later every minute. Evaluations, resumes, warnings and the like are lin
 import datetime
 import shutil
 import sys
+import threading
 from collections import deque
+from types import TracebackType
+from typing import Any, TextIO
 
 from cluster.run.run_log import (
     Aligned,
@@ -35,11 +38,7 @@ def format_line(line: Line, total_steps: int) -> str | None:
     step = f"step {getattr(line, 'step', 0):>{len(str(total_steps))}}/{total_steps}"
     match line:
         case Steps():
-            eta = datetime.timedelta(seconds=round(line.eta_seconds))
-            return (
-                f"{step}  epoch {line.epoch:.2f}  loss {line.loss:.4f}  top-1 {line.top1:6.2%}  "
-                f"{line.images_per_second:,.0f} img/s  ETA {eta}"
-            )
+            return _status(line, total_steps)
         case ExchangeChosen():
             others = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in line.step_seconds.items())
             return (
@@ -68,11 +67,31 @@ def format_line(line: Line, total_steps: int) -> str | None:
     return None
 
 
-class Terminal:
-    """Shows the lines of a run's log on standard output.
+def _status(line: Steps, total_steps: int, verdict: str = "", width: int | None = None) -> str:
+    """Return the state of a run in words; what matters least is left out where the line would be too wide."""
+    eta = datetime.timedelta(seconds=round(line.eta_seconds))
+    fields = {
+        "step": f"step {line.step:>{len(str(total_steps))}}/{total_steps}",
+        "epoch": f"epoch {line.epoch:.2f}",
+        "loss": f"loss {line.loss:.4f}",
+        "top1": f"top-1 {line.top1:6.2%}",
+        "rate": f"{line.images_per_second:,.0f} img/s",
+        "eta": f"ETA {eta}",
+        "verdict": verdict,
+    }
+    for dropped in (None, "epoch", "top1", "loss"):
+        fields.pop(dropped or "", None)
+        text = "  ".join(filter(None, fields.values()))
+        if width is None or len(text) <= width:
+            return text
+    return text[:width]
 
-    After the first steps, it says how long the run will take if that is more than ten minutes. It says once that the
-    loader holds up the run, and again only if that had passed.
+
+class Terminal:
+    """Shows the lines of a run's log on standard output while the block runs.
+
+    After the first steps, it says how long the run will take if that is more than ten minutes. It says that the loader
+    holds up the run, once after each start of the workers, and again only if that had passed.
 
     Args:
         total_steps: Length of the run in steps.
@@ -82,31 +101,58 @@ class Terminal:
 
     def __init__(self, total_steps: int, advice: str = "", bench: str = "python -m pipeline.bench") -> None:
         self._total_steps, self._advice, self._bench = total_steps, advice, bench
-        self._out, self._is_renewed = sys.stdout, sys.stdout.isatty()
+        self._out: TextIO = sys.stdout
+        self._is_renewed, self._is_drawn = sys.stdout.isatty(), False
+        self._streams = sys.stdout, sys.stderr
+        self._lock = threading.RLock()
         self._num_lines = self._num_since_start = 0
         self._began: float | None = None
         self._shown = 0.0
-        self._pending: Steps | None = None
+        self._pending: Steps | None = None  # not shown, or in the line that is renewed
         self._recent: deque[Steps] = deque()
         self._is_input_bound = False
 
+    def __enter__(self) -> "Terminal":
+        """Let what others write to a terminal begin on a line of its own."""
+        if self._is_renewed:
+            sys.stdout = _Beside(self, sys.stdout)
+            if sys.stderr.isatty():
+                sys.stderr = _Beside(self, sys.stderr)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Show the latest steps, if they were not."""
+        if self._is_renewed:
+            sys.stdout, sys.stderr = self._streams
+        with self._lock:
+            self._show_pending()
+            self._out.flush()
+
     def see(self, line: Line) -> None:
         """Show a line of the log, if it is due."""
-        if isinstance(line, Started):
-            self._num_since_start, self._is_input_bound = 0, False
-            self._recent.clear()
-        if isinstance(line, Steps):
-            self._see_steps(line)
-        elif text := format_line(line, self._total_steps):
-            self._write_line(text)
-        self._out.flush()
+        with self._lock:
+            if isinstance(line, Started):
+                self._num_since_start, self._is_input_bound = 0, False
+                self._recent.clear()
+            if isinstance(line, Started | Resumed):
+                self.clear()
+                self._pending = None  # steps that are rolled back
+            if isinstance(line, Steps):
+                self._see_steps(line)
+            elif text := format_line(line, self._total_steps):
+                self._show_pending()
+                self._write_line(text)
+            self._out.flush()
 
-    def close(self) -> None:
-        """Show the latest steps, if they were not."""
-        if self._pending is not None:
-            self._write_line(self._status(self._pending))
-            self._pending = None
-        self._out.flush()
+    def clear(self) -> None:
+        """Remove the line that is renewed, for others to write; the next steps bring it back."""
+        with self._lock:
+            if self._is_drawn:
+                self._out.write(_CLEAR)
+                self._out.flush()
+                self._is_drawn = False
 
     def _see_steps(self, line: Steps) -> None:
         self._num_lines += 1
@@ -114,16 +160,17 @@ class Terminal:
         self._began = line.time if self._began is None else self._began
         if self._num_since_start > _FIRST_LINES:  # the first ones wait for a loader that has only begun
             self._recent.append(line)
-            while self._recent[0].time < line.time - _WINDOW_SECONDS:
+            while len(self._recent) > _FIRST_LINES and self._recent[0].time < line.time - _WINDOW_SECONDS:
                 self._recent.popleft()
         self._judge()
         self._pending = line
         if self._is_renewed:
-            width = shutil.get_terminal_size().columns
-            self._out.write(_CLEAR + self._status(line)[: width - 1])
+            width = shutil.get_terminal_size().columns - 1
+            self.clear()
+            self._out.write(_status(line, self._total_steps, self._verdict(), width))
+            self._is_drawn = True
         elif self._is_due(line):
-            self._write_line(self._status(line))
-            self._shown, self._pending = line.time, None
+            self._show_pending()
         if self._num_lines == _FIRST_LINES and line.eta_seconds > _LONG_SECONDS:
             expected = datetime.timedelta(seconds=round(line.eta_seconds))
             advice = f"; shorter with {self._advice}" if self._advice else ""
@@ -146,9 +193,29 @@ class Terminal:
                 f"input-bound: {share:.0%} of the step waits for data; `{self._bench}` says which stage holds it up"
             )
 
-    def _status(self, line: Steps) -> str:
-        verdict = f"  input-bound: data wait {data_wait_share(self._recent):.0%}" if self._is_input_bound else ""
-        return f"{format_line(line, self._total_steps)}{verdict}"
+    def _verdict(self) -> str:
+        return f"input-bound: data wait {data_wait_share(self._recent):.0%}" if self._is_input_bound else ""
+
+    def _show_pending(self) -> None:
+        """Write the latest steps as a line that stays, unless they were."""
+        if self._pending is not None:
+            self._write_line(_status(self._pending, self._total_steps, self._verdict()))
+            self._shown, self._pending = self._pending.time, None
 
     def _write_line(self, text: str) -> None:
-        self._out.write(f"{_CLEAR * self._is_renewed}{text}\n")
+        self.clear()
+        self._out.write(text + "\n")
+
+
+class _Beside:
+    """A stream to the terminal on which a line is renewed: it makes way for what is written."""
+
+    def __init__(self, terminal: Terminal, stream: TextIO) -> None:
+        self._terminal, self._stream = terminal, stream
+
+    def write(self, text: str) -> int:
+        self._terminal.clear()
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

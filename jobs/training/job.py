@@ -61,7 +61,7 @@ class TrainingJob:
         cls, arguments: "Arguments", config: TrainingConfig, num_workers: int, is_quiet: bool = False
     ) -> "TrainingJob":
         """Open the dataset and the run folder, and check that the recipe fits them."""
-        if arguments.tensorboard:
+        if arguments.tensorboard and not is_quiet:
             check_tensorboard()
         data, run_path = find_paths(arguments, is_quiet)
         dataset = Dataset.open(data)
@@ -134,12 +134,12 @@ class TrainingJob:
             bench = shlex.join(["python", "-m", "pipeline.bench", str(self.data)])
             terminal = Terminal(self.total_steps, self._advice(), bench)
             with contextlib.ExitStack() as stack:
-                stack.enter_context(contextlib.closing(terminal))
+                stack.enter_context(terminal)
                 stack.enter_context(Follower(run.metrics_path, terminal.see))
                 if self.has_tensorboard:
                     events = stack.enter_context(contextlib.closing(TensorBoard(run.tensorboard_path)))
                     stack.enter_context(Follower(run.metrics_path, events.see, from_start=True))
-                    sys.stdout.write(f"to watch it: {events.command}\n")
+                    sys.stdout.write(f"watch the run with: {events.command}\n")
                 yield run, log
 
     def _advice(self) -> str:

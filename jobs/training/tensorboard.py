@@ -4,12 +4,14 @@ The log is the truth: each launch writes the events of the whole run anew, so th
 kill, and steps that are rolled back vanish here too.
 """
 
+import contextlib
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cluster.run.run_log import Evaluated, Line, Resumed, Started, Steps
+from cluster.run.run_log import Evaluated, Line, Started, Steps
 from pipeline.command import InputError
 
 if TYPE_CHECKING:
@@ -22,19 +24,18 @@ _FLUSH_SECONDS = 5
 class TensorBoard:
     """Events of a run. Steps are the x-axis; times are those of the log.
 
+    If they can't be written, one warning says so, and the run goes on.
+
     Args:
         folder: Folder of the events; those of earlier launches are removed.
-
-    Raises:
-        InputError: TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
-        check_tensorboard()
         self._folder = folder
-        for old in self._folder.glob(_EVENTS):
-            old.unlink(missing_ok=True)
-        self._writer: SummaryWriter | None = self._open(0)
+        self._writer: SummaryWriter | None = None
+        self._last_step = 0
+        with self._guarded():
+            self._writer = _open(folder)
 
     @property
     def command(self) -> str:
@@ -42,19 +43,16 @@ class TensorBoard:
         return shlex.join(["tensorboard", "--logdir", str(self._folder)])
 
     def see(self, line: Line) -> None:
-        """Write the numbers of a line. If they can't be written, one warning says so, and the run goes on."""
-        if self._writer is None:
-            return
-        try:
-            self._write(self._writer, line)
-        except OSError as error:
-            self._writer = None
-            sys.stderr.write(f"warning: no more events for TensorBoard: {self._folder} can't be written ({error})\n")
+        """Write the numbers of a line."""
+        with self._guarded():
+            if self._writer is not None:
+                self._write(self._writer, line)
 
     def close(self) -> None:
         """Write what is left."""
-        if self._writer is not None:
-            self._writer.close()
+        with self._guarded():
+            if self._writer is not None:
+                self._writer.close()
 
     def _write(self, writer: "SummaryWriter", line: Line) -> None:
         match line:
@@ -69,21 +67,23 @@ class TensorBoard:
             case Evaluated():
                 scalars = {f"{line.split}/{name}": getattr(line, name) for name in ("loss", "top1", "top5")}
             case Started():
+                if self._last_step > line.step:
+                    _forget_from(writer, line.step + 1)
                 scalars = {"speed/workers": float(line.world_size)}
-            case Resumed():
-                writer.close()
-                self._writer = self._open(line.step + 1)
-                return
             case _:
                 return
+        self._last_step = line.step
         for name, value in scalars.items():
             writer.add_scalar(name, value, line.step, walltime=line.time)
 
-    def _open(self, purge_step: int) -> "SummaryWriter":
-        """Begin a file of events; TensorBoard forgets those of `purge_step` and later in older files."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(self._folder), purge_step=purge_step, flush_secs=_FLUSH_SECONDS)
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Turn any error into a warning, once: file systems have errors of their own, through TensorFlow too."""
+        try:
+            yield
+        except Exception as error:
+            self._writer = None
+            sys.stderr.write(f"warning: no more events for TensorBoard: {self._folder} can't be written ({error})\n")
 
 
 def check_tensorboard() -> None:
@@ -94,3 +94,23 @@ def check_tensorboard() -> None:
         raise InputError(
             "--tensorboard needs the package tensorboard: pip install 'alexnet-at-scale[tensorboard]'"
         ) from error
+
+
+def _open(folder: Path) -> "SummaryWriter":
+    from torch.utils.tensorboard import SummaryWriter
+
+    for old in folder.glob(_EVENTS):
+        old.unlink(missing_ok=True)
+    # TensorBoard forgets what it has read in files that are gone.
+    return SummaryWriter(str(folder), purge_step=0, flush_secs=_FLUSH_SECONDS)
+
+
+def _forget_from(writer: "SummaryWriter", step: int) -> None:
+    """Let TensorBoard forget what was written for a step and later ones.
+
+    In the same file: TensorBoard reads files by the order of their names, which is not that of their beginnings.
+    """
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    file: Any = writer.file_writer  # torch's annotation says None
+    file.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))

@@ -1,14 +1,19 @@
 """Events for TensorBoard, read back by TensorBoard."""
 
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
-from cluster.run.run_log import Evaluated, Line, Resumed, Started, Steps, Warned
-from jobs.training.tensorboard import TensorBoard
+from cluster.run.run_log import Evaluated, Line, Resumed, Started, Steps, Warned, only, read_metrics
+from jobs.training.tensorboard import TensorBoard, check_tensorboard
 from pipeline.command import InputError
+from pipeline.paths import CHECKOUT
 
 
 def steps(step: int, loss: float) -> Steps:
@@ -72,21 +77,59 @@ def test_a_launch_after_a_kill_writes_the_whole_run_anew(tmp_path):
     assert [event.step for event in read(tmp_path).Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_folder_that_cannot_be_written_is_said_once_and_training_goes_on(tmp_path, capsys, monkeypatch):
+def test_steps_are_forgotten_however_often_a_run_was_resumed(tmp_path):
+    lines: list[Line] = [Started(step=0, world_size=1)]
+    for number in range(12):
+        lines += [steps(10 * number + offset, loss=float(number)) for offset in range(1, 16)]
+        lines.append(Started(step=10 * number + 10, world_size=1))
+    write(tmp_path, lines)
+    losses = read(tmp_path).Scalars("train/loss")
+    assert [event.step for event in losses] == list(range(1, 121))
+    assert [event.value for event in losses] == [(step - 1) // 10 for step in range(1, 121)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_events_that_cannot_be_written_are_said_once_and_training_goes_on(tmp_path, capsys, monkeypatch):
     events = TensorBoard(tmp_path)
 
-    def fail(*arguments, **options):
+    def fail(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(events._writer, "add_scalar", fail)
+    monkeypatch.setattr(RecordWriter, "write", fail)  # in TensorBoard's thread
     for line in LOG:
         events.see(line)
+        time.sleep(0.01)
     events.close()
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert "no more events for TensorBoard" in warning and "No space left" in warning
+
+
+def test_a_folder_that_is_a_file_is_said_once_and_training_goes_on(tmp_path, capsys):
+    (tmp_path / "tensorboard").write_text("")
+    write(tmp_path / "tensorboard", LOG)
     (warning,) = capsys.readouterr().err.splitlines()
-    assert warning.startswith("warning: no more events for TensorBoard") and "No space left" in warning
+    assert warning.startswith("warning: no more events for TensorBoard")
 
 
-def test_without_tensorboard_the_package_to_install_is_named(tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_run_and_its_resume_are_written(raw_dataset, tmp_path):
+    command = ["--data", str(raw_dataset.path), "--run", str(tmp_path / "run"), "--launcher", "alone"]
+    command += ["--tensorboard", "--global-batch-size", "10", "--checkpoint-interval", "1"]
+    command += ["--optimizer.learning-rate", "1e-4", "--stuck-after-epochs", "100"]
+    script = [sys.executable, "jobs/train.py", *command, "--num-epochs", "200"]
+    with subprocess.Popen(script, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("step "):
+                process.send_signal(signal.SIGINT)
+                break
+        process.communicate(timeout=60)
+    subprocess.run(script, cwd=CHECKOUT, check=True, capture_output=True)
+    logged = only(Steps, read_metrics(tmp_path / "run" / "metrics.jsonl"))
+    losses = read(tmp_path / "run" / "tensorboard").Scalars("train/loss")
+    assert [event.step for event in losses] == sorted({line.step for line in logged})
+
+
+def test_without_tensorboard_the_package_to_install_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(InputError, match=r"pip install 'alexnet-at-scale\[tensorboard\]'"):
-        TensorBoard(tmp_path)
+        check_tensorboard()

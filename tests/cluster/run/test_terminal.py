@@ -1,15 +1,16 @@
 """What a person sees of a run while it runs."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
 import pty
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 
-from cluster.run.run_log import Evaluated, Line, Started, Steps, Warned
+from cluster.run.run_log import Evaluated, Line, Resumed, Started, Steps, Warned
 from cluster.run.terminal import Terminal
 
 STEP = Steps(
@@ -38,10 +39,9 @@ def steps(count: int, seconds: float = 1.0, first: int = 1, **fields) -> list[Li
 
 def shown(capsys, lines: Sequence[Line], total_steps: int = 9999, **options) -> list[str]:
     """Return what is printed of a log, where standard output is no terminal."""
-    terminal = Terminal(total_steps, **options)
-    for line in lines:
-        terminal.see(line)
-    terminal.close()
+    with Terminal(total_steps, **options) as terminal:
+        for line in lines:
+            terminal.see(line)
     return capsys.readouterr().out.splitlines()
 
 
@@ -79,24 +79,31 @@ def test_the_latest_steps_are_shown_at_the_end_if_they_were_not(capsys):
     assert steps_of(shown(capsys, [START, *steps(9)])) == [1, 2, 3, 4, 9]
 
 
-def test_what_happens_is_always_shown_and_a_new_start_shows_its_first_steps(capsys):
+def test_what_happens_is_always_shown_after_the_steps_before(capsys):
     warning = Warned(message="a picture was replaced")
-    output = shown(capsys, [START, *steps(6), VAL, warning, START, *steps(6, first=5), *steps(2, first=11)])
-    assert [line[:9] for line in output if not line.startswith("step ")] == ["warning: "]
-    assert steps_of(output) == [1, 2, 3, 4, 9, 5, 6, 7, 8, 12]
+    output = shown(capsys, [START, *steps(6), VAL, warning, *steps(2, first=7)])
+    assert [line[:9] for line in output if not _is_step(line)] == ["warning: "]
+    assert [line.split()[1] for line in output if _is_step(line)] == [f"{n}/9999" for n in (1, 2, 3, 4, 6, VAL.step, 8)]
 
 
-def test_an_input_bound_run_is_told_so_once_until_it_has_passed(capsys):
+def test_steps_that_are_rolled_back_are_not_shown(capsys):
+    output = shown(capsys, [START, *steps(9), Resumed(step=5), Started(step=5, world_size=1), *steps(5, first=6)])
+    assert steps_of(output) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+    assert output[4].endswith("resumed from a checkpoint")
+
+
+@pytest.mark.parametrize("seconds", [1.0, 45.0], ids=["quick steps", "slow steps"])
+def test_an_input_bound_run_is_told_so_once_until_it_has_passed(seconds, capsys):
     waiting = {"data_wait_fraction": 0.38}
     lines = [
         START,
-        *steps(4, data_wait_fraction=0.9),  # a loader that has only begun
-        *steps(40, first=5),
-        *steps(60, first=45, **waiting),
-        *steps(60, first=105, data_wait_fraction=0.08),  # about the limit: it has not passed yet
-        *steps(60, first=165, **waiting),
-        *steps(60, first=225),
-        *steps(60, first=285, **waiting),
+        *steps(4, seconds, data_wait_fraction=0.9),  # a loader that has only begun
+        *steps(40, seconds, first=5),
+        *steps(60, seconds, first=45, **waiting),
+        *steps(60, seconds, first=105, data_wait_fraction=0.08),  # about the limit: it has not passed yet
+        *steps(60, seconds, first=165, **waiting),
+        *steps(60, seconds, first=225),
+        *steps(60, seconds, first=285, **waiting),
     ]
     output = shown(capsys, lines, bench="python -m pipeline.bench DATA")
     verdicts = [line for line in output if line.startswith("input-bound")]
@@ -110,19 +117,41 @@ def test_an_input_bound_run_is_told_so_once_until_it_has_passed(capsys):
     assert marked and all(45 < number < 260 or number > 285 for number in marked)
 
 
-def test_a_terminal_has_one_line_of_steps_that_is_renewed(monkeypatch):
+def _is_step(line: str) -> bool:
+    return line.startswith("step ")
+
+
+@contextlib.contextmanager
+def screen(monkeypatch) -> Iterator[list[str]]:
+    """Let standard output be a terminal of 60 columns while the block runs; then its lines are in the list."""
     master, slave = pty.openpty()
-    with os.fdopen(slave, "w") as stream:
-        monkeypatch.setattr(sys, "stdout", stream)
-        monkeypatch.setenv("COLUMNS", "60")
-        terminal = Terminal(99)
+    lines: list[str] = []
+    with monkeypatch.context() as patched, os.fdopen(slave, "w") as stream:
+        patched.setenv("COLUMNS", "60")
+        patched.setattr(sys, "stdout", stream)
+        yield lines
+        stream.flush()
+        lines += os.read(master, 100_000).decode().split("\r\n")
+    os.close(master)
+
+
+def test_a_terminal_has_one_line_of_steps_that_is_renewed(monkeypatch):
+    with screen(monkeypatch) as lines, Terminal(99) as terminal:
         for line in [START, *steps(7), VAL, *steps(2, first=8)]:
             terminal.see(line)
-        terminal.close()
-        written = os.read(master, 100_000).decode()
-    os.close(master)
-    lines = written.split("\r\n")
-    assert [line.rpartition("\x1b[K")[2][:9] for line in lines] == ["step  9/9", "step  9/9", ""]
-    assert "val: loss" in lines[0] and "epoch" in lines[1]
-    renewals = [text for line in lines for text in line.split("\r\x1b[K") if "epoch" in text]
-    assert len(renewals) == 10 and all(len(text) < 60 for text in renewals[:9])
+    left = [line.rpartition("\x1b[K")[2] for line in lines]  # what stays on the screen
+    assert [line[:9] for line in left] == ["step  7/9", "step  9/9", "step  9/9", ""]
+    assert "loss" in left[0] and "val: loss" in left[1] and "ETA" in left[2]
+    renewals = [text for line in lines for text in line.split("\r\x1b[K") if "img/s" in text]
+    assert len(renewals) == 11
+    assert all("ETA" in text for text in renewals)  # what matters most has room in any case
+    assert sum(len(text) < 60 for text in renewals) >= 9
+
+
+def test_others_write_on_lines_of_their_own(monkeypatch):
+    with screen(monkeypatch) as shown, Terminal(99) as terminal:
+        terminal.see(STEP)
+        print("a worker was lost")  # noqa: T201
+        terminal.see(dataclasses.replace(STEP, step=2))
+    lines = [line.rpartition("\x1b[K")[2] for line in shown]
+    assert lines[0] == "a worker was lost" and lines[1].startswith("step  2/99")
