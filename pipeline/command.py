@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -76,12 +75,6 @@ def called_as(module: str) -> str:
     """Return the words that called this command: `alexnet NAME`, or else `python -m MODULE`."""
     name = sys.argv[0]
     return name if name.startswith(("alexnet ", "python -m jobs ")) else f"python -m {module}"
-
-
-def last_line_of(log: Path, start: str = "") -> str:
-    """Return the last line of a program's log that begins with `start`, or if there is none, the last line."""
-    lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-    return ([line for line in lines if line.startswith(start)] or lines)[-1]
 
 
 def _prepare_streams() -> None:

@@ -10,6 +10,7 @@ import psutil
 
 from cluster.lab.drill_report import Outage, PlannedEvent
 from cluster.lab.local_ray import LocalRay
+from cluster.lab.program_log import last_line_of
 from cluster.lab.ray_node import Node, is_alive
 from cluster.run.run_folder import RunFolder
 from cluster.run.run_log import (
@@ -26,7 +27,6 @@ from cluster.run.run_log import (
     read_launches,
     read_metrics,
 )
-from pipeline.command import last_line_of
 
 NUM_WORKERS = 2  # one a node
 _POLL_SECONDS = 0.2

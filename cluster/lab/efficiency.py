@@ -2,7 +2,7 @@
 
 Strong scaling keeps the samples of a step, weak scaling those of each worker. Either way the efficiency of w workers is
 their throughput over w times that of one worker in the same block, at the same global batch or at the same batch per
-worker. Where that one was not measured, or workers have unlike batches, there is no figure: nothing is extrapolated.
+worker. Where that one was not measured, or workers have unequal batches, there is no figure: nothing is extrapolated.
 
 An interval is a bootstrap's over blocks: ratios of blocks are drawn with replacement, and their geometric means give
 its bounds, at percentiles that are widened for few blocks (Hesterberg 2015, "What teachers should know about the
@@ -122,7 +122,7 @@ def step_seconds(rows: Sequence[Row]) -> float:
 
 
 def batch_kept(scaling: Scaling, cell: Cell) -> int | None:
-    """Return the batch that a way of scaling keeps: all samples of a step, or a worker's; None if those are unlike."""
+    """Return the batch that a way of scaling keeps: all samples of a step, or a worker's; None if those are unequal."""
     if scaling == "strong":
         return cell.global_batch_size
     return None if cell.global_batch_size % cell.num_workers else samples_per_worker(cell)

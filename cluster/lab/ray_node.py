@@ -24,7 +24,8 @@ import psutil
 from cluster.lab.hosts import Host
 from cluster.lab.linux import ended_with_parent
 from cluster.lab.owner import is_dead, this_owner
-from pipeline.command import InputError, last_line_of
+from cluster.lab.program_log import last_line_of
+from pipeline.command import InputError
 from pipeline.system.surroundings import folder_for_sockets
 
 _HOST = "127.0.0.1"

@@ -178,12 +178,12 @@ def on_one_machine(rows: Sequence[Row], machine: str | None) -> list[Row]:
         machine: What the command was given as `--machine`: a part of the kind's name; None: there is one alone.
 
     Raises:
-        InputError: None is called so, or several are.
+        InputError: No kind matches, or several do and none is exactly that.
     """
     kinds = sorted({row.machine for row in rows})
-    named = [kind for kind in kinds if machine is None or machine in kind]
+    named = [machine] if machine in kinds else [kind for kind in kinds if machine is None or machine in kind]
     if rows and not named:
-        raise InputError(f"--machine {machine} is none of those that the table was measured on: {'; '.join(kinds)}")
+        raise InputError(f"--machine {machine} matches no machine of the table: {'; '.join(kinds)}")
     if len(named) > 1:
         raise InputError(
             f"the table was measured on several kinds of machines: {'; '.join(named)}; choose by --machine, a part of "

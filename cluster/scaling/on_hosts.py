@@ -21,6 +21,7 @@ from cluster.lab.cpu_quota import MIN_CPUS, CpuQuota, cpu_quota
 from cluster.lab.host_workers import start_workers
 from cluster.lab.hosts import Hosts, hosts
 from cluster.lab.link_sweep import LinkFit, accepted_link
+from cluster.lab.program_log import last_line_of
 from cluster.lab.scaling_table import Cell
 from cluster.lab.shaped_link import ShapedLink
 from cluster.launch.node_checks import versions
@@ -28,7 +29,7 @@ from cluster.run.json_log import JsonLog
 from cluster.scaling.folder import Identity, Say, write_cell, write_launch
 from cluster.scaling.worker import Settings
 from cluster.worker.allocator import ALLOCATOR_ENVIRONMENT
-from pipeline.command import InputError, last_line_of
+from pipeline.command import InputError
 
 _COMMAND = ("-m", "cluster.scaling.worker")
 _TIMEOUT_SECONDS = 3600.0  # for one answer

@@ -168,7 +168,7 @@ def test_machines_are_not_mixed(command, two_machines, tmp_path, monkeypatch, ca
     monkeypatch.setattr(cost_model, "publish", lambda document: publish(document, tmp_path / "records"))
     with pytest.raises(InputError, match="several kinds of machines: a laptop; two cores; choose by --machine"):
         command(two_machines)
-    with pytest.raises(InputError, match="--machine H100 is none of those"):
+    with pytest.raises(InputError, match="--machine H100 matches no machine"):
         command(two_machines, "--machine", "H100")
     assert command(two_machines, "--machine", "laptop") == 0
     assert "warning" not in capsys.readouterr().err

@@ -9,8 +9,8 @@ b are the samples of each of w workers. Messages, bytes and extra operations are
 collective operation of w workers in a ring passes on 2 (w - 1) messages, one after the other. t0, t_img and the update
 are a mean worker's, measured without an exchange, alpha and beta those of a sweep of the link. Only the three numbers
 of `Overlap` are fitted, to steps of several workers; all are ratios, so they keep their meaning where everything is ten
-times as fast. T is the slowest worker's step, with an exchange or without. What the slowest is late grows with the
-number of workers as the largest of w normal variables does, about sqrt(2 ln w) standard deviations above their mean.
+times as fast. T is the slowest worker's step, with an exchange or without. Its delay grows with the number of
+workers as the largest of w normal variables does, about sqrt(2 ln w) standard deviations above their mean.
 """
 
 import math
@@ -182,7 +182,7 @@ class Terms:
         update_seconds: Update of the weights a worker holds.
         hidden_seconds: Exchange that may hide behind the backward pass.
         awaited_seconds: Exchange that the computation waits for.
-        slowest: What the slowest worker is late, in tails.
+        slowest: Delay of the slowest worker, in tails.
     """
 
     input_seconds: float
