@@ -15,7 +15,11 @@ setup: .venv/ready
 .venv/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(DALI),test,docs]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$(DALI),test]'
+	touch $@
+
+.venv/docs-ready: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@
 
 demo: setup
@@ -35,7 +39,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 # Warnings, dead links and dead anchors are errors.
-docs: setup
+docs: .venv/docs-ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:

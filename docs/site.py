@@ -12,9 +12,16 @@ _PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
 
 
 def on_files(files: Files, config: MkDocsConfig, **options: Any) -> Files:
-    """Add the documents of the checkout's root; their links into `docs/` lead to the pages there."""
+    """Add the documents of the checkout's root, and let links between them and the pages lead to pages."""
     for name, page in _PAGES.items():
         text = (CHECKOUT / name).read_text().replace("](docs/", "](")
         text = re.sub(r"\]\((CHANGELOG|README)\.md", lambda found: f"]({_PAGES[found[1] + '.md']}", text)
         files.append(File.generated(config, page, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, **options: Any) -> str:
+    """Let a page's links to the documents of the root lead to their pages."""
+    for name, page in _PAGES.items():
+        markdown = markdown.replace(f"](../../{name}", f"](../{page}").replace(f"](../{name}", f"]({page}")
+    return markdown

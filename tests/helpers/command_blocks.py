@@ -30,6 +30,9 @@ class Block:
 def command_blocks(page: Path) -> Iterator[Block]:
     """Yield a page's blocks of shell commands in order."""
     text = page.read_text()
+    others = re.findall(r"^ *```(?:bash|shell|console|sh\b.+)$|^ +```sh", text, flags=re.M)
+    if others:
+        raise ValueError(f"{page.name} has the block {others[0]!r}: commands stand in blocks that begin with ```sh")
     of_page = _OF_PAGE.search(text)
     for found in _BLOCK.finditer(text):
         lines = found["text"].replace("\\\n", " ").splitlines()
