@@ -10,13 +10,13 @@ its groups, and once per step `update_running_statistics` adds the mean over all
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_MOMENTUM = 0.1  # PyTorch's: weight of the newest step in the running means
-_EPSILON = 1e-5
+_MOMENTUM, _EPSILON = 0.1, 1e-5  # PyTorch's
 
 
 class GhostBatchNorm(nn.Module):
@@ -25,14 +25,18 @@ class GhostBatchNorm(nn.Module):
     Args:
         num_channels: Number of channels of the activations.
         group_size: Number of samples that share statistics, at least 2.
+        epsilon: Number that is added to the variance.
+        momentum: Weight of the newest step in the running means.
     """
 
     running_mean: Tensor
     running_variance: Tensor
 
-    def __init__(self, num_channels: int, group_size: int) -> None:
+    def __init__(
+        self, num_channels: int, group_size: int, *, epsilon: float = _EPSILON, momentum: float = _MOMENTUM
+    ) -> None:
         super().__init__()
-        self.group_size = group_size
+        self.group_size, self.epsilon, self.momentum = group_size, epsilon, momentum
         self.weight = nn.Parameter(torch.ones(num_channels))
         self.bias = nn.Parameter(torch.zeros(num_channels))
         self.register_buffer("running_mean", torch.zeros(num_channels))
@@ -40,6 +44,7 @@ class GhostBatchNorm(nn.Module):
         # Sums of the means, of the variances and of the number of groups since the last update. Not a buffer, since
         # DistributedDataParallel would overwrite a buffer with the first worker's.
         self.pending: list[Tensor] = []
+        self.register_load_state_dict_pre_hook(_take_torchs_names)
 
     def reset_parameters(self) -> None:
         """Set scale 1, shift 0, running mean 0 and variance 1; discard all groups."""
@@ -54,12 +59,12 @@ class GhostBatchNorm(nn.Module):
                 tensor.fill_(value)
 
     def forward(self, activations: Tensor) -> Tensor:
-        """Normalise (B, C, H, W), keeping dtype and memory format; the last group in training may be smaller."""
+        """Normalise (B, C, ...), keeping dtype and memory format; the last group in training may be smaller."""
         if not self.training:
             return functional.batch_norm(
-                activations, self.running_mean, self.running_variance, self.weight, self.bias, eps=_EPSILON
+                activations, self.running_mean, self.running_variance, self.weight, self.bias, eps=self.epsilon
             )
-        if activations.device.type == "cuda":
+        if activations.device.type == "cuda" and activations.ndim == 4:
             return self._normalise_at_once(activations)
         return self._normalise_one_by_one(activations)
 
@@ -74,7 +79,7 @@ class GhostBatchNorm(nn.Module):
         mean, variance = (buffer.new_zeros(stacked.shape[1]) for buffer in (self.running_mean, self.running_variance))
         weight, bias = self.weight.repeat(num_groups), self.bias.repeat(num_groups)
         stacked = functional.batch_norm(
-            stacked, mean, variance, weight, bias, training=True, momentum=1.0, eps=_EPSILON
+            stacked, mean, variance, weight, bias, training=True, momentum=1.0, eps=self.epsilon
         )
         sums = [values.view(num_groups, -1).sum(dim=0) for values in (mean, variance)]
         self.pending.append(torch.cat([*sums, mean.new_full((1,), num_groups)]))
@@ -89,7 +94,7 @@ class GhostBatchNorm(nn.Module):
             mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_variance)
             outputs.append(
                 functional.batch_norm(
-                    group, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=_EPSILON
+                    group, mean, variance, self.weight, self.bias, training=True, momentum=1.0, eps=self.epsilon
                 )
             )
             self.pending.append(torch.cat([mean, variance, mean.new_ones(1)]))
@@ -104,16 +109,23 @@ def update_running_statistics(model: nn.Module, sum_over_workers: Callable[[Tens
     """Update the running means with the groups since the last call; every worker calls this after each step.
 
     Args:
-        model: Model with any number of `GhostBatchNorm` layers; with none, nothing is exchanged.
+        model: Model with any number of `GhostBatchNorm` layers; if the step used none, nothing is exchanged.
         sum_over_workers: Function that returns the sum of a tensor over all workers.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, GhostBatchNorm)]
+    layers = [layer for layer in model.modules() if isinstance(layer, GhostBatchNorm) and layer.pending]
     if not layers:
         return
     sums = [torch.stack(layer.pending).sum(dim=0) for layer in layers]
     totals = sum_over_workers(torch.cat(sums)).split([len(total) for total in sums])
     for layer, total in zip(layers, totals, strict=True):
         mean, variance = (total[:-1] / total[-1]).to(layer.running_mean.device).chunk(2)
-        layer.running_mean.lerp_(mean, _MOMENTUM)
-        layer.running_variance.lerp_(variance, _MOMENTUM)
+        layer.running_mean.lerp_(mean, layer.momentum)
+        layer.running_variance.lerp_(variance, layer.momentum)
         layer.pending.clear()
+
+
+def _take_torchs_names(layer: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
+    """Let a layer load the state of torch's batch normalisation: rename the variance, drop the count of batches."""
+    if f"{prefix}running_var" in state:
+        state[f"{prefix}running_variance"] = state.pop(f"{prefix}running_var")
+    state.pop(f"{prefix}num_batches_tracked", None)

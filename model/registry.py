@@ -1,15 +1,16 @@
 """All networks that a recipe can name. Loads no torch: a network's own module is loaded when the network is built.
 
-AlexNet's variants are entries of `NETWORKS`. To add another network, add one entry; the worker, the checks before a run
-and the evaluation use only the registry.
+AlexNet's variants are entries of `NETWORKS`. Networks from elsewhere need no entry: `torchvision/resnet18`, or
+`my_networks:SmallNet`, see `model/foreign.py`. A network that takes positions itself gets an entry. The worker, the
+checks before a run and the evaluation use only the registry.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from model import alexnet_config
+from model import alexnet_config, foreign
 from model.alexnet_config import ChannelOrder
 from model.layer_specs import DropoutScaling
 from model.variants import VARIANTS
@@ -22,11 +23,16 @@ if TYPE_CHECKING:
 class ModelConfig:
     """Network that a recipe trains, and its switches. The switches are AlexNet's; other networks keep the defaults.
 
+    Networks from elsewhere have `batch_norm_group` and `resize_to`.
+
     Attributes:
+        name: A name of `NETWORKS`; `torchvision/NAME`; or `MODULE:CLASS`, a network of one's own.
         normalization: A name of `model.lrn_conventions.CONVENTIONS`, `batch` or `none`, in place of the variant's
             normalisation; None: the variant's own.
         first_padding: Zeros around the picture in the first convolution; None: the variant's. With 0, `alexnet_2012`
             takes pictures of 227.
+        batch_norm_group: Number of consecutive samples that share the statistics of batch normalisation, which stay
+            together on one worker.
         resize_to: Height and width to which pictures are resized inside the model, bilinearly; None: no resizing.
         channel_order: Channel order of the first convolution's weights: `rgb`, or `bgr` as in OpenCV and Caffe.
             Pictures are always RGB.
@@ -52,20 +58,18 @@ class ModelConfig:
         Raises:
             ValueError: A field is invalid; the message names it, its value and what would be right.
         """
-        if self.name not in NETWORKS:
-            raise ValueError(f"name={self.name!r}: must be one of {', '.join(NETWORKS)}")
-        NETWORKS[self.name].check_config(self)
+        _find(self.name).check_config(self)
 
     @property
     def group_size(self) -> int:
         """Number of consecutive samples that must stay together on one worker; 1 if they may be split freely."""
-        return NETWORKS[self.name].group_size(self)
+        return _find(self.name).group_size(self)
 
 
-def _refuse_switches(config: ModelConfig) -> None:
+def _refuse_switches(config: ModelConfig, but: Sequence[str] = ()) -> None:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name != "name" and value != field.default:
+        if field.name not in ("name", *but) and value != field.default:
             raise ValueError(f"{field.name}={value!r}: {config.name} has no such switch; leave it at {field.default!r}")
 
 
@@ -90,14 +94,29 @@ class Network:
     group_size: Callable[[ModelConfig], int] = lambda config: 1
 
 
+def is_known(name: str) -> bool:
+    """Return whether a name is in `NETWORKS`, or has the form of a network from elsewhere."""
+    return name in NETWORKS or foreign.is_foreign(name)
+
+
 def build_network(config: ModelConfig, *, num_classes: int, seed: int) -> "nn.Module":
     """Build a configuration's network; see `Network.build`."""
-    return NETWORKS[config.name].build(config, num_classes, seed)
+    return _find(config.name).build(config, num_classes, seed)
 
 
 def outline_network(config: ModelConfig, *, num_classes: int, seed: int = 0) -> "nn.Module":
     """Build a configuration's network on the meta device: shapes without weights."""
-    return NETWORKS[config.name].outline(config, num_classes, seed)
+    return _find(config.name).outline(config, num_classes, seed)
+
+
+def check_network(config: ModelConfig) -> None:
+    """Check that a network from elsewhere is there, and can be trained as the project trains.
+
+    Raises:
+        ValueError: It is not, or can't; the message says why.
+    """
+    if config.name not in NETWORKS:
+        outline_network(config, num_classes=_PROBE_CLASSES)
 
 
 def check_image_size(config: ModelConfig, image_size: int) -> None:
@@ -106,7 +125,7 @@ def check_image_size(config: ModelConfig, image_size: int) -> None:
     Raises:
         ValueError: It does not; the message names the sizes that fit.
     """
-    NETWORKS[config.name].check_image_size(config, image_size)
+    _find(config.name).check_image_size(config, image_size)
 
 
 def num_parameters(config: ModelConfig, num_classes: int) -> int:
@@ -126,11 +145,12 @@ def num_operations(config: ModelConfig, num_classes: int, image_size: int) -> in
     return counter.get_total_flops()
 
 
-def images_only(network: "nn.Module") -> "nn.Module":
-    """Wrap a network that takes only images, so that it can be called with positions too."""
-    from model.adapters import ImagesOnly
-
-    return ImagesOnly(network)
+def _find(name: str) -> Network:
+    if name in NETWORKS:
+        return NETWORKS[name]
+    if foreign.is_foreign(name):
+        return _FOREIGN
+    raise ValueError(f"name={name!r}: must be one of {', '.join(NETWORKS)}; {foreign.FORMS}")
 
 
 def _build_alexnet(config: ModelConfig, num_classes: int, seed: int) -> "nn.Module":
@@ -145,11 +165,50 @@ def _outline_alexnet(config: ModelConfig, num_classes: int, seed: int) -> "nn.Mo
     return AlexNet(config, num_classes=num_classes, seed=seed)
 
 
+def _build_foreign(config: ModelConfig, num_classes: int, seed: int) -> "nn.Module":
+    from model import counted_network
+
+    return counted_network.build(foreign.find_maker(config.name), num_classes, seed, **_settings(config))
+
+
+def _outline_foreign(config: ModelConfig, num_classes: int, seed: int) -> "nn.Module":
+    from model import counted_network
+
+    return counted_network.outline(foreign.find_maker(config.name), num_classes, seed, **_settings(config))
+
+
+def _check_foreign_switches(config: ModelConfig) -> None:
+    _refuse_switches(config, but=_FOREIGN_SWITCHES)
+    for name in _FOREIGN_SWITCHES:
+        if (value := getattr(config, name)) is not None and value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1")
+
+
+def _check_foreign_image_size(config: ModelConfig, image_size: int) -> None:
+    from model import counted_network
+
+    network = counted_network.outline(foreign.find_maker(config.name), _PROBE_CLASSES, 0, **_settings(config))
+    counted_network.check_pictures(network, config.name, _PROBE_CLASSES, image_size)
+
+
+def _settings(config: ModelConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in _FOREIGN_SWITCHES}
+
+
+_FOREIGN_SWITCHES = ("batch_norm_group", "resize_to")
+_PROBE_CLASSES = 10
 _ALEXNET = Network(
     build=_build_alexnet,
     outline=_outline_alexnet,
     check_config=alexnet_config.check_switches,
     check_image_size=alexnet_config.check_image_size,
     group_size=alexnet_config.group_size,
+)
+_FOREIGN = Network(
+    build=_build_foreign,
+    outline=_outline_foreign,
+    check_config=_check_foreign_switches,
+    check_image_size=_check_foreign_image_size,
+    group_size=lambda config: config.batch_norm_group,  # known without building the network
 )
 NETWORKS: dict[str, Network] = dict.fromkeys(VARIANTS, _ALEXNET)

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from model.counted_network import CountedNetwork
 from model.dropout import CountedDropout
 
 _ELEMENTWISE = (nn.ReLU, nn.Tanh)
+_HEAD_DEPTH = 2  # `fc`, `classifier.6`
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,18 @@ class DenseChain:
 def dense_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """Return a model's dense layers by their names, in the model's order.
 
-    Subclasses are left out, since others may use their weights; so are layers whose parameters belong to two places.
+    Subclasses are left out, since others may use their weights; so are layers whose parameters belong to two places. A
+    network from elsewhere may apply a dense layer to many parts of a picture, or use its weights by itself; so only
+    those at its outermost level, or in a module there, are taken.
     """
     everywhere = [module for _, module in model.named_modules(remove_duplicate=False)]
     num_places = Counter(id(parameter) for module in everywhere for parameter in module.parameters(recurse=False))
     return {
         name: layer
         for name, layer in model.named_modules()
-        if type(layer) is nn.Linear and all(num_places[id(parameter)] == 1 for parameter in layer.parameters())
+        if type(layer) is nn.Linear
+        and all(num_places[id(parameter)] == 1 for parameter in layer.parameters())
+        and not (isinstance(model, CountedNetwork) and name.removeprefix("network.").count(".") >= _HEAD_DEPTH)
     }
 
 

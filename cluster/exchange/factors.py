@@ -116,13 +116,13 @@ class FactorLinear(nn.Module):
     def compute_gradients(self) -> None:
         """Set the gradients of the parameters, once the factors of all workers have arrived."""
         inputs, slopes = self._inputs.whole(), self._slopes.whole()
-        if inputs is None or slopes is None:  # the step did not use the layer
-            return
         if self.weight.grad is not None:
             raise InputError(
                 "the weights of a dense layer are also used outside of the layer, which --exchange factors can't do; "
                 "train with --exchange allreduce"
             )
+        if inputs is None or slopes is None:  # the step did not use the layer
+            return
         inputs, slopes = inputs.flatten(0, -2), slopes.flatten(0, -2)
         self.weight.grad = (slopes.T @ inputs).to(self.weight.dtype)
         if self.bias is not None:

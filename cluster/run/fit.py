@@ -1,7 +1,7 @@
 """Checks that a recipe, a dataset and a number of workers fit together, made before anything is started."""
 
 from cluster.run.config import TrainingConfig
-from model.registry import check_image_size
+from model.registry import check_image_size, check_network
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 
@@ -34,11 +34,15 @@ def check_fits(config: TrainingConfig, dataset: Dataset, num_workers: int) -> No
 
 
 def check_images_fit(config: TrainingConfig, dataset: Dataset) -> None:
-    """Check that the model takes the dataset's pictures.
+    """Check that the model is there, and takes the dataset's pictures.
 
     Raises:
-        InputError: It does not.
+        InputError: It is not, or does not.
     """
+    try:
+        check_network(config.model)
+    except ValueError as error:
+        raise InputError(str(error)) from error
     try:
         check_image_size(config.model, config.augmentation.crop_of(dataset.stored_size))
     except ValueError as error:

@@ -11,7 +11,7 @@ from cluster.lab.cpu_quota import check_limit
 from cluster.lab.scaling_table import Loader
 from cluster.lab.shaped_link import MAX_GIGABITS
 from cluster.scaling.like import LikeCluster
-from model.registry import NETWORKS, ModelConfig, check_image_size
+from model.registry import NETWORKS, ModelConfig, check_image_size, is_known
 
 ExchangeName = Literal["allreduce", "factors", "hybrid", "bf16"]
 PrecisionName = Literal["float32", "bfloat16"]
@@ -128,7 +128,7 @@ class Experiment:
     @staticmethod
     def _check_model(model: str) -> None:
         name, size = _sized(model)
-        if name not in NETWORKS:
+        if not is_known(name):
             raise ValueError(f"models: there is no model {name!r}; there are {', '.join(NETWORKS)}")
         check_image_size(ModelConfig(name=name), size)
 

@@ -12,11 +12,11 @@ from cluster.exchange.base import Exchange
 from cluster.exchange.replicas import Drift, align_replicas, copy_from_first
 from cluster.run.config import TrainingConfig
 from cluster.worker.precision import forward_context, input_dtype, place
+from cluster.worker.trained_model import untrained_model
 from cluster.worker.world import World
 from model.batch_norm import update_running_statistics
 from model.metrics import count_correct
 from model.optim import build_optimizer, set_learning_rate
-from model.registry import build_network
 from model.schedules import learning_rate
 from pipeline.loader import Batch
 
@@ -45,11 +45,13 @@ class Learner:
             num_classes: Number of classes.
             total_steps: Length of the run, which the learning rate depends on.
             world: Place of this worker.
+
+        Raises:
+            InputError: The network can't be built on this node.
         """
         self._config, self._world = config, world
         self._total_samples = total_steps * config.global_batch_size
-        network = build_network(config.model, num_classes=num_classes, seed=config.seed)
-        self.model = place(network, config.precision, world.device)
+        self.model = place(untrained_model(config, num_classes), config.precision, world.device)
         self._optimizer_config = config.optimizer.for_batch_size(config.global_batch_size)
 
     def connect(self, exchange: Exchange, state: dict[str, Any] | None = None) -> str | None:

@@ -1,12 +1,25 @@
-"""The trained model of a run."""
+"""The model of a run, untrained and trained."""
 
 import torch
 from torch import nn
 
+from cluster.run.config import TrainingConfig
 from cluster.run.run_folder import RunFolder
 from cluster.worker.precision import place
 from model.registry import build_network
 from pipeline.command import InputError
+
+
+def untrained_model(config: TrainingConfig, num_classes: int) -> nn.Module:
+    """Build a recipe's network with its initial weights, the same on every worker.
+
+    Raises:
+        InputError: It can't be built here; the message says why.
+    """
+    try:
+        return build_network(config.model, num_classes=num_classes, seed=config.seed)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def load_model(run: RunFolder, device: torch.device) -> tuple[nn.Module, int]:
@@ -21,7 +34,7 @@ def load_model(run: RunFolder, device: torch.device) -> tuple[nn.Module, int]:
     if state is None:
         raise InputError(f"{run.path} has no checkpoint yet; train it first: jobs/train.py")
     config = run.config
-    network = build_network(config.model, num_classes=len(run.wnids), seed=config.seed)
+    network = untrained_model(config, len(run.wnids))
     model = place(network, config.precision, device)  # before the weights: float32 would round those of a float64 run
     model.load_state_dict(state["model"])
     return model.eval(), state["step"]

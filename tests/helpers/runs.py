@@ -29,6 +29,7 @@ IMAGENET_SIZE = 256
 STORED_SIZES = dict.fromkeys(RECIPES, IMAGENET_SIZE) | {  # side of the stored pictures, by recipe
     "small_demo": 28,
     "synthetic_demo": STORED_SIZE,
+    "own_pictures": 80,
     "mnist_tutorial": 28,
     "cifar_tutorial": 32,
 }

@@ -3,13 +3,11 @@
 import re
 
 import pytest
-import torch
 from runs import IMAGENET_SIZE, STORED_SIZES
-from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.run.config import TrainingConfig
 from jobs.recipes import RECIPES, get_recipe
-from model.alexnet import AlexNet
+from model.registry import num_operations
 from model.variants import VARIANTS
 from pipeline.command import InputError
 
@@ -18,11 +16,9 @@ COST = re.compile(r"Cost: (\d+) x ([\d,]+) samples, ([\d.]+e\d+) operations")
 
 
 def operations_of_a_sample(config: TrainingConfig, stored_size: int) -> float:
-    model = AlexNet(config.model, num_classes=1000 if stored_size == IMAGENET_SIZE else 10, seed=0).eval()
-    size = config.augmentation.crop_of(stored_size)
-    with FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, 3, size, size, device="meta"))
-    return 3 * counter.get_total_flops()  # backward: with respect to the activations, and to the weights
+    num_classes = 1000 if stored_size == IMAGENET_SIZE else 10
+    forward = num_operations(config.model, num_classes, config.augmentation.crop_of(stored_size))
+    return 3 * forward  # backward: with respect to the activations, and to the weights
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -40,11 +36,11 @@ def test_a_recipe_names_its_source_its_error_and_its_cost(name: str) -> None:
 
 
 def test_every_variant_has_a_recipe() -> None:
-    assert {recipe().model.name for recipe in RECIPES.values()} == set(VARIANTS)
+    assert {recipe().model.name for recipe in RECIPES.values()} >= set(VARIANTS)
 
 
 def test_an_unknown_recipe_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(
-        InputError, match=r"there is no recipe 'resnet'; there are small_demo, synthetic_demo, krizhevsky"
+        InputError, match=r"there is no recipe 'resnet'; there are small_demo, synthetic_demo, own_pictures"
     ):
         get_recipe("resnet")

@@ -97,7 +97,7 @@ def test_pipeline_and_model_do_not_load_each_other():
 
 
 # One module a library may use what the library does not document; each says what happens where it is absent.
-QUIRKS = {"pipeline/system/ray_quirks.py", "pipeline/online/dali_quirks.py"}
+QUIRKS = {"pipeline/system/ray_quirks.py", "pipeline/online/dali_quirks.py", "model/torch_quirks.py"}
 INTERNAL = re.compile(r"(^|\.)_(?!_|exit$)|^ray\.train\.v2")  # `os._exit` is documented
 
 

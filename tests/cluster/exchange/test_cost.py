@@ -7,7 +7,7 @@ from torch import nn
 
 from cluster.exchange.cost import Computation, Link, Workload, predict_step
 from cluster.exchange.dense_layers import dense_chain, dense_layers
-from model.adapters import ImagesOnly
+from model.counted_network import CountedNetwork
 from model.registry import ModelConfig, outline_network
 from model.variants import VARIANTS
 
@@ -60,7 +60,8 @@ def test_other_networks():
     odd = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.Linear(64, 64))
     open_end = nn.Sequential(nn.Linear(64, 64), nn.ReLU())
     alone = nn.ModuleDict({"fc": nn.Linear(64, 64)})
-    chain = ImagesOnly(nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64)))
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
+    chain = CountedNetwork(layers, seed=0, batch_norm_group=1)
     assert Workload.of(bare, 8).choices(2) == ("allreduce",)
     for model in (apart, odd, open_end, alone):
         assert dense_chain(model) is None

@@ -163,26 +163,28 @@ def test_a_layer_that_is_used_twice_is_refused_in_training_alone():
 class Aside(nn.Module):
     """A network that does something with a dense layer behind its back."""
 
-    def __init__(self, uses_weights: bool) -> None:
+    def __init__(self, way: str) -> None:
         super().__init__()
         self.dense = nn.Linear(4, 4)
-        self.uses_weights = uses_weights
+        self.way = way
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         inputs = values * 2
+        if self.way == "uses its weights alone":
+            return functional.linear(inputs, self.dense.weight)
         outputs = self.dense(inputs)
-        if self.uses_weights:
+        if self.way == "uses its weights, too":
             return outputs @ self.dense.weight
         inputs += 1
         return outputs
 
 
 def aside() -> None:
-    for uses_weights in (True, False):
+    for way in ("uses its weights, too", "uses its weights alone", "changes its inputs"):
         exchange = Factors(RankShare(2, dist.get_rank(), 2))
-        wrapped = exchange.wrap(Aside(uses_weights))
+        wrapped = exchange.wrap(Aside(way))
         outputs = wrapped(torch.ones(1, 4, requires_grad=True)).sum()
-        if uses_weights:
+        if way != "changes its inputs":
             outputs.backward()
             with pytest.raises(InputError, match="also used outside of the layer"):
                 exchange.finish()
