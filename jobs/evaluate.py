@@ -1,6 +1,6 @@
 """Evaluate a run's model on each picture of a split exactly once, with the centre crop or ten crops.
 
-    python jobs/evaluate.py --data DATASET --run RUN
+    python jobs/evaluate.py --run RUN
     python jobs/evaluate.py --data DATASET --run RUN --crops ten --workers 8
     python jobs/evaluate.py --source PHOTOS --run RUN
 
@@ -36,7 +36,7 @@ class Arguments:
     """Command line of `jobs/evaluate.py`."""
 
     data: Path | None = None
-    """Dataset folder. Default: the embedded synthetic mini-ImageNet."""
+    """Dataset folder. Default: the one that the run was trained on."""
     source: Path | None = None
     """Pictures of your own instead: class folders, named by the run's wnids or class names, or another source that
     pipeline.shard reads."""
@@ -73,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if arguments.ignore or arguments.unknown_classes != "refuse":
         raise InputError("--ignore and --unknown-classes are for --source; leave them out")
-    if (arguments.data is None) != (arguments.run is None):
-        raise InputError("--data and --run go together; without both, the embedded default is evaluated")
+    if arguments.data is not None and arguments.run is None:
+        raise InputError("--run is missing: name the run to evaluate; without --data too, it is the embedded default's")
     if arguments.workers < 1:
         raise InputError(f"--workers is {arguments.workers}; it must be at least 1")
     with json_answer(arguments.json) as answer:

@@ -39,8 +39,9 @@ def evaluate_dataset(arguments: "Arguments") -> dict[str, Any]:
     Returns:
         The result as a document.
     """
-    data = shared_path(arguments.data or embedded.dataset_folder(), "--data")
     run = RunFolder.open(shared_path(arguments.run or embedded.run_folder(), "--run"))
+    own = embedded.dataset_folder() if arguments.run is None else Path(run.document["dataset"]["path"])
+    data = shared_path(arguments.data or own, "--data")
     dataset = Dataset.open(data)
     run.check_classes(dataset)
     check_images_fit(run.config, dataset)

@@ -1,13 +1,16 @@
 """Train a recipe on a dataset, on Ray: on its own local one, or on the cluster that this job was submitted to.
 
     python jobs/train.py --data DATASET --run RUN --recipe small_demo
+    python jobs/train.py --source PHOTOS --run RUN
     ray job submit --working-dir . -- python jobs/train.py --data DATASET --run RUN --workers 2:8
     torchrun --nproc-per-node 2 -- jobs/train.py --data DATASET --run RUN
 
 On Ray, a run continues when workers or nodes are lost; with `2:8` it uses as many workers as the cluster currently has
 room for, from 2 to 8. Under torchrun, or with `--launcher alone`, Ray is not used. The run folder identifies the run:
 the same command continues a run that was stopped. Fields of the recipe are overridden by their dotted names, e.g.
-`--optimizer.learning-rate 0.02`. Without --data and --run, `synthetic_demo` is trained on the embedded default.
+`--optimizer.learning-rate 0.02`. --source trains on pictures of your own in class folders (PHOTOS/CLASS/*.jpg): they
+become a dataset beside the run, and the recipe is chosen from their number and size. Without --data and --run,
+`synthetic_demo` is trained on the embedded default.
 """
 
 import sys
@@ -23,7 +26,7 @@ if __name__ == "__main__":
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import tyro
@@ -34,10 +37,12 @@ from cluster.run.config import TrainingConfig
 from cluster.worker.options import WorkerOptions
 from jobs.bootstrap import RAY, check_interpreter
 from jobs.recipes import get_recipe
+from model.foreign import is_foreign
+from model.registry import ModelConfig
 from pipeline.command import InputError, run_command
 from pipeline.online.batch import Cache
 
-_DEFAULT_RECIPE, _EMBEDDED_RECIPE = "small_demo", "synthetic_demo"
+_DEFAULT_RECIPE, _EMBEDDED_RECIPE, _OWN_RECIPE = "small_demo", "synthetic_demo", "own_pictures"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +50,16 @@ class Arguments:
     """Command line of `jobs/train.py`, except for the recipe's own fields."""
 
     data: Path | None = None
-    """Dataset folder. Default: the embedded synthetic mini-ImageNet."""
+    """Dataset folder. Default: the embedded synthetic mini-ImageNet; with --source, the folder RUN-data."""
+    source: Path | None = None
+    """Pictures of your own: class folders, or another source that pipeline.shard reads. They are made into a dataset
+    first, in --data."""
+    ignore: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Pattern of paths or names in the source to leave out. May be repeated."""
     run: Path | None = None
     """Run folder. Default, on the embedded dataset: a folder in the user's cache."""
     recipe: str | None = None
-    """Name of the recipe. Default: small_demo; on the embedded dataset, synthetic_demo."""
+    """Name of the recipe. Default: small_demo; on the embedded dataset, synthetic_demo; with --source, what fits."""
     launcher: Literal["ray", "torch", "alone"] | None = None
     """What starts the workers: `ray`; `torch`, if torchrun started this process; or nothing: with `alone`, this process
     is the only worker. Default: `torch` under torchrun, else `ray`."""
@@ -96,6 +106,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments.worker_options.check(config)
     launcher = arguments.launcher or ("torch" if is_under_torchrun() else "ray")
+    if arguments.source is None and arguments.ignore:
+        raise InputError("--ignore is for --source; leave it out")
+    if arguments.source is not None:
+        if launcher == "torch":
+            raise InputError(
+                "--source is not for torchrun, whose processes would all make the dataset; make it first: "
+                f"python -m pipeline.shard {arguments.source} DATASET"
+            )
+        arguments, config = _with_own_pictures(argv, arguments, config)
+        if arguments.data is None:
+            return 0
     if launcher == "ray":
         check_interpreter(RAY)  # checked here, since the other launchers need no Ray
         from jobs.training.on_ray import train_on_ray
@@ -110,13 +131,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parse(argv: Sequence[str] | None) -> tuple[Arguments, TrainingConfig]:
-    """Parse in two passes, since the recipe's name decides the defaults of its fields."""
+def _with_own_pictures(
+    argv: Sequence[str] | None, arguments: Arguments, config: TrainingConfig
+) -> tuple[Arguments, TrainingConfig]:
+    """Make the dataset of --source; return the command line that names it, and the recipe that fits it.
+
+    In a dry run, no dataset is made; if there is none, the command line returned names none.
+    """
+    from jobs.training.choice import described
+    from jobs.training.own_source import OwnSource
+
+    own = OwnSource.find(arguments, config if arguments.recipe is not None else None)
+    _, config = parse(argv, own.choice.config)
+    sys.stdout.write(described(own.pictures, own.choice, config))
+    sys.stdout.flush()
+    if arguments.dry_run and not own.has_dataset:
+        sys.stdout.write(f"would make the dataset {own.data}, and then train on it\n")
+        return replace(arguments, data=None), config
+    own.make_dataset()
+    return replace(arguments, data=own.data), config
+
+
+def parse(argv: Sequence[str] | None, recipe: TrainingConfig | None = None) -> tuple[Arguments, TrainingConfig]:
+    """Parse in two passes, since the recipe's name decides the defaults of its fields.
+
+    Args:
+        argv: Command line.
+        recipe: Recipe in place of the one that the command line names.
+    """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe")
-    first.add_argument("--data")
-    known = first.parse_known_args(argv)[0]
-    config = get_recipe(known.recipe or (_EMBEDDED_RECIPE if known.data is None else _DEFAULT_RECIPE))
+    for option in ("--recipe", "--data", "--source", "--model.name"):
+        first.add_argument(option)
+    known = vars(first.parse_known_args(argv)[0])
+    usual = _EMBEDDED_RECIPE if known["data"] is None else _DEFAULT_RECIPE
+    config = recipe or get_recipe(known["recipe"] or (usual if known["source"] is None else _OWN_RECIPE))
+    if (network := known["model.name"]) is not None and is_foreign(network):
+        # The recipe's switches belong to its own network.
+        config = replace(config, model=ModelConfig(name=network))
     default = _Command(arguments=Arguments(), config=config)
     try:
         command = tyro.cli(_Command, args=argv, default=default, description=__doc__)

@@ -103,7 +103,7 @@ class RunFolder:
         Raises:
             InputError: The folder holds another run, or something else.
         """
-        if (path / _CONFIG_JSON).exists():
+        if holds_run(path):
             run = cls.open(path)
             run._check_same(config, dataset)
             return run
@@ -278,6 +278,11 @@ class RunFolder:
     def _of_this_precision(self, config: TrainingConfig) -> TrainingConfig:
         """Return a recipe with the precision of this run if its own is `auto`."""
         return dataclasses.replace(config, precision=self.config.precision) if config.precision == "auto" else config
+
+
+def holds_run(path: Path) -> bool:
+    """Return whether a run has begun in a folder."""
+    return (path / _CONFIG_JSON).exists()
 
 
 def open_launches(path: Path) -> RunLog:

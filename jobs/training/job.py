@@ -16,6 +16,7 @@ from cluster.run.run_log import Changed, RunLog
 from cluster.run.terminal import Terminal
 from cluster.worker.emulation import Emulation
 from cluster.worker.precision import choose_precision
+from jobs.training.outcome import outcome
 from jobs.training.tensorboard import TensorBoard, check_tensorboard
 from pipeline import embedded
 from pipeline.command import InputError
@@ -41,6 +42,7 @@ class TrainingJob:
         run: Existing run in the folder, or None.
         is_dry: Whether the job is only checked and no run begins.
         has_tensorboard: Whether events for TensorBoard are written.
+        is_own: Whether the dataset was made of pictures of one's own (--source).
         reason: Reason for the precision, or empty if there is nothing to explain.
         is_emulated: Whether a device emulates the precision.
     """
@@ -53,6 +55,7 @@ class TrainingJob:
     run: RunFolder | None
     is_dry: bool
     has_tensorboard: bool
+    is_own: bool
     reason: str = ""
     is_emulated: bool = False
 
@@ -67,7 +70,8 @@ class TrainingJob:
         dataset = Dataset.open(data)
         check_fits(config, dataset, num_workers)
         run = RunFolder.resume(run_path, config, dataset)
-        return cls(config, config, data, dataset, run_path, run, arguments.dry_run, arguments.tensorboard)
+        has_tensorboard, is_own = arguments.tensorboard, arguments.source is not None
+        return cls(config, config, data, dataset, run_path, run, arguments.dry_run, has_tensorboard, is_own)
 
     @property
     def total_steps(self) -> int:
@@ -152,7 +156,9 @@ class TrainingJob:
         return f"{more}; or, in a new --run, with {' or '.join(others)}"
 
     def say_finished(self) -> None:
-        """Print that the run is finished, and the next command."""
+        """Print what became of the run, that it is finished, and the next command."""
+        lines = outcome(RunFolder.open(self.run_path), self.dataset, self.is_own)
+        sys.stdout.writelines(f"{line}\n" for line in lines)
         sys.stdout.write(f"finished: {self._evaluate_hint()}\n")
 
     def _evaluate_hint(self) -> str:

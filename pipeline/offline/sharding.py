@@ -31,7 +31,7 @@ from pipeline.sources.base import Listing, Source
 from pipeline.sources.inventory import Inventory, take_inventory
 from pipeline.system.files import is_temporary, write_json
 
-_PARTIAL = ".partial"
+PARTIAL = ".partial"  # folder of a run that is not finished
 _LOCK = "lock"
 
 
@@ -59,7 +59,7 @@ def shard_dataset(
         InputError: The source is ambiguous, the folder holds something else, another run is writing it, or too many
             pictures were rejected.
     """
-    finished, partial = out / DATASET_JSON, out / _PARTIAL
+    finished, partial = out / DATASET_JSON, out / PARTIAL
     if finished.exists() and not partial.exists():
         raise InputError(_finished(out))
     if out.exists() and not finished.exists() and not _is_free(out):
@@ -109,7 +109,7 @@ def _remove(partial: Path) -> None:
 
 def _is_free(out: Path) -> bool:
     """Return whether a folder holds only what an interrupted run has left; its plan is compared later."""
-    partial = out / _PARTIAL
+    partial = out / PARTIAL
     if not out.is_dir():
         return False
     if (partial / PLAN_JSON).exists():
