@@ -123,11 +123,19 @@ def read_samples(dataset: Dataset, arguments: Arguments) -> Iterator[Sample]:
     num_samples = dataset.num_samples(arguments.split)
     first = arguments.epoch * num_samples
     positions = np.arange(first, first + arguments.samples, dtype=np.int64)
-    sample_ids = SampleOrder(num_samples, arguments.seed).sample_ids(positions)
-    rows = dataset.manifest(arguments.split, ["key", "class_index", "source", "notes"]).take(sample_ids).to_pylist()
-    reader = ShardReader(dataset, arguments.split)
+    yield from samples_of(dataset, arguments.split, SampleOrder(num_samples, arguments.seed).sample_ids(positions))
+
+
+def samples_of(dataset: Dataset, split: str, sample_ids_N: np.ndarray) -> Iterator[Sample]:
+    """Yield samples of a split by their ids.
+
+    Raises:
+        InputError: A picture is missing or has changed.
+    """
+    rows = dataset.manifest(split, ["key", "class_index", "source", "notes"]).take(sample_ids_N).to_pylist()
+    reader = ShardReader(dataset, split)
     square = EncodingConfig(encoding="raw", size=dataset.stored_size)
-    for sample_id, row in zip(sample_ids.tolist(), rows, strict=True):
+    for sample_id, row in zip(sample_ids_N.tolist(), rows, strict=True):
         content = reader.read(sample_id)
         whole_HWC = content if dataset.member == "npy" else decode_picture(content.tobytes(), "note").pixels_HWC
         square_HWC = store_picture(whole_HWC, square).pixels_HWC if dataset.stores_whole_pictures else whole_HWC

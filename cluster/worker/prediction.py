@@ -45,9 +45,6 @@ def predict(
 ) -> Iterator[Prediction]:
     """Yield a prediction for each picture file, in order.
 
-    The model computes in the run's precision, or in float32, with a message, if this device would emulate that
-    precision. Among equal probabilities the lower class index ranks first.
-
     Args:
         paths: Paths of the files.
         run: Run of the model.
@@ -59,8 +56,7 @@ def predict(
     Raises:
         InputError: The run has no checkpoint, or a file is not a picture.
     """
-    run = run.in_precision(fitting_precision_here(run.config.precision, device))
-    model, _ = load_model(run, device)
+    classifier = Classifier(run, device)
     classes_by_folder = classes_by_folder_name(run.wnids, run.class_names)
     batch_size, encoding = BATCH_SIZE // NUM_CROPS[crops], run.encoding
     for first in range(0, len(paths), batch_size):
@@ -68,18 +64,56 @@ def predict(
         chunk, squares = [path for path, s in read if s is not None], [s for _, s in read if s is not None]
         if not squares:
             continue
-        images = evaluation_images(
-            squares, run.config.augmentation, run.color_basis, run.mean_image_HWC, ten_crops=crops == "ten"
-        )
-        scores = log_probabilities(model, torch.from_numpy(images).to(device), run.config, device)
-        if not scores.isfinite().all():
-            raise InputError(f"the model of {run.path} gives NaN or infinity: its training diverged")
-        ordered, indices = scores.exp().sort(dim=1, descending=True, stable=True)
-        for path, square_HWC, probabilities, classes in zip(
-            chunk, squares, ordered[:, :5].tolist(), indices[:, :5].tolist(), strict=True
+        for path, square_HWC, (classes, probabilities) in zip(
+            chunk, squares, classifier.best_classes(squares, crops), strict=True
         ):
             true_class = classes_by_folder.get(path.absolute().parent.name)
             yield Prediction(path, square_HWC, classes, probabilities, true_class)
+
+
+class Classifier:
+    """A run's trained model, which names the best classes of pictures.
+
+    It computes in the run's precision, or in float32, with a message, if this device would emulate that precision.
+
+    Attributes:
+        model: The network, in evaluation mode.
+        step: Step of its weights.
+    """
+
+    def __init__(self, run: RunFolder, device: torch.device) -> None:
+        """Load the model.
+
+        Raises:
+            InputError: The run has no complete checkpoint.
+        """
+        self._run = run.in_precision(fitting_precision_here(run.config.precision, device))
+        self._device = device
+        self.model, self.step = load_model(self._run, device)
+
+    def best_classes(
+        self, squares_NHWC: Sequence[np.ndarray], crops: Crops = "centre"
+    ) -> list[tuple[list[int], list[float]]]:
+        """Return the first five classes of each picture, or all if there are fewer, and their probabilities.
+
+        Among equal probabilities the lower class index ranks first.
+
+        Args:
+            squares_NHWC: Pictures of the stored size, uint8 RGB; at most as many as fit into one forward pass.
+            crops: Crops of a picture that the model sees.
+
+        Raises:
+            InputError: The model gives NaN or infinity.
+        """
+        run = self._run
+        images = evaluation_images(
+            squares_NHWC, run.config.augmentation, run.color_basis, run.mean_image_HWC, ten_crops=crops == "ten"
+        )
+        scores = log_probabilities(self.model, torch.from_numpy(images).to(self._device), run.config, self._device)
+        if not scores.isfinite().all():
+            raise InputError(f"the model of {run.path} gives NaN or infinity: its training diverged")
+        ordered, indices = scores.exp().sort(dim=1, descending=True, stable=True)
+        return list(zip(indices[:, :5].tolist(), ordered[:, :5].tolist(), strict=True))
 
 
 def _read(path: Path, encoding: EncodingConfig, refused: dict[Path, str] | None) -> np.ndarray | None:
