@@ -12,7 +12,7 @@ _GROUPS = {
         *("pipeline.synthesize", "pipeline.fetch", "pipeline.shard"),
         *("pipeline.verify", "pipeline.stats", "pipeline.preview", "pipeline.bench"),
     ),
-    "training": ("jobs.demo", "jobs.train", "jobs.evaluate", "jobs.predict", "jobs.curves"),
+    "training": ("jobs.demo", "jobs.train", "jobs.evaluate", "jobs.predict", "jobs.report", "jobs.curves"),
     "proofs": ("cluster.ledger", "cluster.drill"),
     "scaling": ("jobs.scale", "jobs.scaling_figures", "jobs.plan", "cluster.lab.__main__"),
     "this machine and the cluster": ("jobs.doctor", "jobs.preflight", "jobs.completion"),

@@ -230,6 +230,7 @@ def test_an_installed_package_has_the_command(tmp_path):
     listed = alexnet()
     assert listed.returncode == 0 and all(command in listed.stdout for command in COMMANDS), listed.stderr
     assert str(place) in alexnet("--version").stdout
+    assert (place / "jobs" / "reporting" / "templates" / "style.css").exists()  # what the report is made of
     for name in COMMANDS:
         helped = alexnet(name, "--help")
         assert helped.returncode == 0 and f"usage: alexnet {name}" in " ".join(helped.stdout.split()), helped.stderr

@@ -56,7 +56,7 @@ for name in sys.argv[1:]:
 """
 COMMANDS = [
     *("jobs.train", "jobs.evaluate", "jobs.predict", "jobs.curves", "jobs.preflight", "jobs.demo", "jobs.scale"),
-    *("jobs.doctor", "jobs.completion", "jobs.__main__"),
+    *("jobs.report", "jobs.doctor", "jobs.completion", "jobs.__main__"),
     *("cluster.drill", "cluster.ledger", "cluster.lab.__main__", "pipeline.stats"),
 ]
 

@@ -1,0 +1,214 @@
+"""The charts of a report: curves of one or several runs, workers over time, histograms of a dataset."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from cluster.run.curves import Curves, smoothed
+from jobs.reporting.drawings import BAD, GOOD, GRID, INK, SERIES, WAIT, WORK, draw
+from jobs.reporting.reading import RunRecord
+from jobs.reporting.timeline import Event, Timeline, most_workers
+
+MAX_POINTS = 300  # per curve: more than a panel has pixels for
+_SMOOTHING_SAMPLES = 12_800  # 100 steps of the paper's batch
+_WINDOWS = 20  # at least so many means fit into the shortest run
+_MARKERS = {"lost": ("X", BAD), "joined": ("^", GOOD), "fewer": ("v", BAD), "stop": ("s", INK), "finish": ("o", INK)}
+
+
+@dataclass(frozen=True)
+class LegendEntry:
+    """An entry of a chart's legend, which the page writes as text.
+
+    Attributes:
+        text: What the mark stands for.
+        mark: CSS class of the mark: `line`, `dashed`, `area`, `cross`, `up`, `down`, `square` or `dot`.
+        color: CSS variable of its colour.
+    """
+
+    text: str
+    mark: str
+    color: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with what stands above it.
+
+    Attributes:
+        title: Quantity and unit.
+        svg: The drawing.
+        note: What the values are, or empty.
+        legend: Entries of the legend; none if the page has one for all charts.
+    """
+
+    title: str
+    svg: Markup
+    note: str = ""
+    legend: Sequence[LegendEntry] = ()
+
+
+def curve_charts(records: Sequence[RunRecord], name: str) -> list[Chart]:
+    """Return the charts over epochs of the runs that have steps: loss, top-1, learning rate, speed, waits.
+
+    Args:
+        records: Runs; one has a colour for training and one for validation, several have one each.
+        name: Prefix of the charts' names.
+    """
+    begun = [record for record in records if record.curves is not None]
+    if not begun:
+        return []
+    window = _smoothing_samples([record.curves for record in begun if record.curves])
+    note = f"Training: mean of the last {window:,} samples, on augmented pictures."
+    legend = (
+        []
+        if len(records) > 1
+        else [LegendEntry("training", "line", "--s1"), LegendEntry("validation", "points", "--s2")]
+    )
+    who = " and ".join(record.label for record in begun)
+    charts = [
+        Chart(
+            "Loss", draw(f"{name}-loss", f"Loss of {who} over epochs", _curves(records, window, "loss")), note, legend
+        ),
+        Chart(
+            "Top-1 accuracy, %",
+            draw(f"{name}-top1", f"Top-1 accuracy of {who} over epochs", _curves(records, window, "top1")),
+            note,
+            legend,
+        ),
+    ]
+    for field, title, factor, is_whole, about in (
+        ("learning_rate", "Learning rate", 1.0, False, "Of the latest step of each line of the log."),
+        ("images_per_second", "Images per second", 1.0, False, "All workers together, without evaluations."),
+        ("data_wait_fraction", "Data wait, % of the step", 100.0, True, "Of the first worker's device."),
+    ):
+        plot = _lines(records, field, factor, is_whole)
+        charts.append(Chart(title, draw(f"{name}-{field.replace('_', '-')}", f"{title} of {who}", plot), about))
+    if len(records) == 1:
+        charts.append(_step_time(begun[0], name))
+    return charts
+
+
+def _smoothing_samples(curves: Sequence[Curves]) -> int:
+    shortest = min(len(one.samples_seen) * one.global_batch_size for one in curves)
+    largest_batch = max(one.global_batch_size for one in curves)
+    return max(largest_batch, min(_SMOOTHING_SAMPLES, shortest // _WINDOWS // largest_batch * largest_batch))
+
+
+def _curves(records: Sequence[RunRecord], window: int, quantity: str) -> Callable[[Axes], None]:
+    def plot(axes: Axes) -> None:
+        for index, record in enumerate(records):
+            if (one := record.curves) is None:
+                continue
+            training, validation = (
+                (one.losses, one.val_losses)
+                if quantity == "loss"
+                else ((1 - one.top1_errors) * 100, (1 - one.val_top1_errors) * 100)
+            )
+            seen, means = smoothed(one.samples_seen, training, max(1, round(window / one.global_batch_size)))
+            color, other = (SERIES[index], SERIES[index]) if len(records) > 1 else SERIES[:2]
+            axes.plot(*thinned(seen / one.num_samples, means), color=color, linewidth=1.4, solid_capstyle="round")
+            val_epochs = one.val_samples_seen / one.num_samples
+            size = 3.4 if len(val_epochs) <= 40 else 0
+            axes.plot(
+                *thinned(val_epochs, validation), "o-", color=other, markersize=size, linewidth=1.1,
+                dashes=(4, 2), markeredgewidth=0,
+            )  # fmt: skip
+        _over_epochs(axes, 100.0 if quantity == "top1" else None)
+
+    return plot
+
+
+def _lines(records: Sequence[RunRecord], field: str, factor: float, is_share: bool) -> Callable[[Axes], None]:
+    def plot(axes: Axes) -> None:
+        for index, record in enumerate(records):
+            epochs = np.array([line.epoch for line in record.steps])
+            values = np.array([getattr(line, field) for line in record.steps], dtype=np.float64) * factor
+            if len(epochs):
+                axes.plot(*thinned(epochs, values), color=SERIES[index], linewidth=1.3)
+        _over_epochs(axes, 100.0 if is_share else None)
+
+    return plot
+
+
+def _step_time(record: RunRecord, name: str) -> Chart:
+    """Return the time of a step, waiting for data and the rest, over epochs; the log knows no more parts."""
+    batch_size = record.run.config.global_batch_size
+    milliseconds = np.array([batch_size / line.images_per_second * 1e3 for line in record.steps])
+    waits = milliseconds * np.array([line.data_wait_fraction for line in record.steps])
+    epochs = np.array([line.epoch for line in record.steps])
+
+    def plot(axes: Axes) -> None:
+        (x, rest), (_, wait) = thinned(epochs, milliseconds - waits), thinned(epochs, waits)
+        axes.fill_between(x, 0, rest, color=WORK, linewidth=0, step="pre")
+        axes.fill_between(x, rest, rest + wait, color=WAIT, linewidth=0, step="pre")
+        _over_epochs(axes, None)
+        # The first steps wait for the loader to start and would hide all others.
+        axes.set_ylim(0, max(float(np.quantile(milliseconds, 0.95)), float(np.median(milliseconds))) * 1.25)
+
+    legend = [LegendEntry("rest", "area", "--work"), LegendEntry("data wait", "area", "--wait")]
+    label = f"Time of a step of {record.label}, divided into waiting for data and the rest"
+    note = "The log does not divide the rest. Slow first steps may exceed the scale."
+    return Chart("Step time, ms", draw(f"{name}-step-time", label, plot), note, legend)
+
+
+def _over_epochs(axes: Axes, top: float | None) -> None:
+    axes.set_xlabel("epochs")
+    axes.set_xlim(left=0)
+    axes.margins(x=0.02)
+    axes.set_ylim(0, top or axes.dataLim.y1 * 1.05 or 1)  # room above a line that hardly changes
+
+
+def workers_chart(timeline: Timeline, name: str, label: str) -> Chart:
+    """Return the number of workers over time, with losses, joins and stops marked."""
+    unit, seconds_per_unit = _time_unit(timeline.wall_seconds)
+    kinds = {event.kind for event in timeline.events}
+    texts = {"lost": "lost", "joined": "joined", "fewer": "fewer", "stop": "stopped", "finish": "finished"}
+    marks = {"lost": "cross", "joined": "up", "fewer": "down", "stop": "square", "finish": "dot"}
+    colors = {"lost": "--bad", "joined": "--good", "fewer": "--bad", "stop": "--soft", "finish": "--soft"}
+    legend = [LegendEntry(texts[kind], marks[kind], colors[kind]) for kind in texts if kind in kinds]
+
+    def plot(axes: Axes) -> None:
+        for stretch in timeline.stretches:
+            x = [stretch.begin / seconds_per_unit, stretch.end / seconds_per_unit]
+            axes.fill_between(x, 0, stretch.num_workers, color=WORK, linewidth=0)
+            axes.plot(x, [stretch.num_workers] * 2, color=SERIES[0], linewidth=1.6, solid_capstyle="butt")
+        for event in timeline.events:
+            if event.kind in _MARKERS:
+                mark, color = _MARKERS[event.kind]
+                y = _height(event, timeline)
+                axes.plot([event.seconds / seconds_per_unit], [y], mark, color=color, markersize=6, markeredgewidth=0)
+        top = most_workers(timeline)
+        step = max(1, -(-top // 5))
+        axes.set_yticks(range(0, top + 1, step))
+        axes.set_ylim(0, top * 1.18)
+        axes.set_xlim(0, max(timeline.wall_seconds / seconds_per_unit * 1.03, 1e-3))
+        axes.set_xlabel(f"{unit} since the run began")
+        axes.grid(axis="y", color=GRID, linewidth=0.7)
+
+    svg = draw(f"{name}-workers", f"Number of workers of {label} over time", plot)
+    return Chart("Workers", svg, legend=legend)
+
+
+def _height(event: Event, timeline: Timeline) -> float:
+    """Return the number of workers at an event; at the end of a stretch, of those that worked until then."""
+    if event.num_workers:
+        return event.num_workers
+    before = [stretch.num_workers for stretch in timeline.stretches if stretch.begin <= event.seconds]
+    return before[-1] if before else 0
+
+
+def _time_unit(seconds: float) -> tuple[str, float]:
+    if seconds < 180:
+        return "seconds", 1.0
+    return ("minutes", 60.0) if seconds < 3 * 3600 else ("hours", 3600.0)
+
+
+def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return at most `MAX_POINTS` evenly spaced points of a curve, its ends among them."""
+    if len(x) <= MAX_POINTS:
+        return x, y
+    chosen = np.linspace(0, len(x) - 1, MAX_POINTS).round().astype(np.int64)
+    return x[chosen], y[chosen]
