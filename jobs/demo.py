@@ -1,4 +1,4 @@
-"""All steps in a few minutes: synthesise, shard, train by `ray job submit` with two workers, evaluate.
+"""All steps in a few minutes: synthesise, shard, train by `ray job submit` with two workers, evaluate, report.
 
     make demo
 
@@ -54,9 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             workers = num_workers(num_gpus()) if arguments.workers is None else arguments.workers
             _run(*submit, "--", *train, "--workers", str(workers), variables=variables)
     output = _run("python", "jobs/evaluate.py", "--data", str(data), "--run", str(run))
+    seconds = time.monotonic() - began
+    report = run / "report.html"
+    _run("python", "jobs/report.py", str(run), "-o", str(report))
     sys.stdout.write(
-        f"\nfrom archives to a trained AlexNet in {time.monotonic() - began:.0f} s: {output.splitlines()[-1]}\n"
+        f"\nfrom archives to a trained AlexNet in {seconds:.0f} s: {output.splitlines()[-1]}\n"
         f"  archives  {embedded.source_folder()}\n  dataset   {data}\n  run       {run}\n"
+        f"  report    {report}, to be opened in a browser\n"
     )
     return 0
 

@@ -156,10 +156,11 @@ class TrainingJob:
         return f"{more}; or, in a new --run, with {' or '.join(others)}"
 
     def say_finished(self) -> None:
-        """Print what became of the run, that it is finished, and the next command."""
+        """Print what became of the run, that it is finished, and the next commands."""
         lines = outcome(RunFolder.open(self.run_path), self.dataset, self.is_own)
         sys.stdout.writelines(f"{line}\n" for line in lines)
-        sys.stdout.write(f"finished: {self._evaluate_hint()}\n")
+        report = shlex.join(["python", "jobs/report.py", str(self.run_path), "-o", str(self.run_path / "report.html")])
+        sys.stdout.write(f"finished: {self._evaluate_hint()}\nthen, for a page to look at: {report}\n")
 
     def _evaluate_hint(self) -> str:
         return shlex.join(["python", "jobs/evaluate.py", "--data", str(self.data), "--run", str(self.run_path)])

@@ -71,7 +71,7 @@ def test_workers_are_counted_by_whoever_starts_them(raw_dataset, tmp_path):
 def test_torchrun_trains_what_one_process_alone_trains(raw_dataset, tmp_path):
     alone = _run([*ALONE, *_options(raw_dataset, tmp_path / "alone", 2)])
     assert alone.returncode == 0, alone.stderr
-    assert "resumed" not in alone.stdout and alone.stdout.splitlines()[-1].startswith("finished: python jobs/evaluate")
+    assert "resumed" not in alone.stdout and alone.stdout.splitlines()[-2].startswith("finished: python jobs/evaluate")
     together = _run([*TORCHRUN, "jobs/train.py", *_options(raw_dataset, tmp_path / "together", 2)])
     assert together.returncode == 0, together.stderr
     assert together.stdout.count("finished: ") == together.stdout.count("2 workers of torchrun") == 1
