@@ -1,11 +1,15 @@
 """Runs of the worker loop, for tests: a small recipe, the recipes' stored sizes, and what stands in a run's log."""
 
 import json
+import subprocess
+import time
+from pathlib import Path
 
 import torch
 
 from cluster.run.config import TrainingConfig
 from cluster.run.run_folder import RunFolder
+from cluster.run.run_log import METRICS_JSONL, Steps, only, read_metrics
 from cluster.worker.world import World
 from jobs.recipes import RECIPES
 from model.optim_config import OptimizerConfig
@@ -44,3 +48,10 @@ def entries(run: RunFolder, kind: str) -> list[dict]:
 def losses(run: RunFolder) -> list[float]:
     """Return each step's loss."""
     return [loss for line in entries(run, "step") for loss in line["losses"]]
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+    """Wait until a run has logged a step: what its process prints becomes rare."""
+    while not any(line.step >= step for line in only(Steps, read_metrics(run / METRICS_JSONL))):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)

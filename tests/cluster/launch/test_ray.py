@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import entries
+from runs import entries, wait_for_step
 
 from cluster import ledger
 from cluster.lab.local_ray import LocalRay, local_ray
@@ -123,10 +123,8 @@ def _start_embedded(dataset: Dataset, run: Path) -> tuple[list[str], subprocess.
         "40",
     ]
     process = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if re.match(r"step +10/", line):
-            return command, process
-    raise AssertionError(process.communicate()[1])
+    wait_for_step(run, 10, process)
+    return command, process
 
 
 # What Ray 2.60 runs for a training beside its raylet: the actors of Ray Train, and two agents of the node.
@@ -206,10 +204,9 @@ def test_job_stop_ends_at_a_checkpoint(ray, raw_dataset, tmp_path):
     submit = ["ray", "job", "submit", "--address", ray.address, "--submission-id", name, "--runtime-env-json", grace]
     command = [*submit, "--working-dir", ".", "--", "python", "jobs/train.py", *arguments]
     with subprocess.Popen(command, cwd=CHECKOUT, env=ray.environment, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            if re.match(r"step +10/", line):
-                subprocess.run(["ray", "job", "stop", "--address", ray.address, name], env=ray.environment, check=True)
-        process.wait(timeout=60)
+        wait_for_step(run_path, 10, process)
+        subprocess.run(["ray", "job", "stop", "--address", ray.address, name], env=ray.environment, check=True)
+        process.communicate(timeout=60)
     run = RunFolder.open(run_path)
     (stop,) = entries(run, "stop")
     assert run.checkpoints.latest_step() == stop["step"] >= 10

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from runs import entries, losses
+from runs import entries, losses, wait_for_step
 
 from cluster import ledger
 from cluster.launch import torch_launch
@@ -52,10 +51,8 @@ def _start(command: list[str]) -> subprocess.Popen:
     process = subprocess.Popen(
         command, cwd=CHECKOUT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    for line in process.stdout:
-        if re.match(r"step +10/", line):
-            return process
-    raise AssertionError(process.communicate()[1])
+    wait_for_step(Path(command[command.index("--run") + 1]), 10, process)
+    return process
 
 
 def test_workers_are_counted_by_whoever_starts_them(raw_dataset, tmp_path):
