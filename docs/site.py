@@ -16,6 +16,7 @@ def on_files(files: Files, config: MkDocsConfig, **options: Any) -> Files:
     for name, page in _PAGES.items():
         text = (CHECKOUT / name).read_text().replace("](docs/", "](")
         text = re.sub(r"\]\((CHANGELOG|README)\.md", lambda found: f"]({_PAGES[found[1] + '.md']}", text)
+        text = re.sub(r"\[([^\]]+)\]\((?:benchmarks|examples)/[^)]*\)", r"\1", text)  # files that are no pages
         files.append(File.generated(config, page, content=text))
     return files
 

@@ -15,7 +15,7 @@ from pictures import encoded, photo
 from cluster.lab.local_ray import local_ray
 from pipeline.paths import CHECKOUT
 
-DOCS = CHECKOUT / "docs"
+DOCS, README = CHECKOUT / "docs", CHECKOUT / "README.md"
 SCALING, TUTORIAL = DOCS / "tutorial_scaling.md", DOCS / "tutorial.md"
 FORMAT, SOURCES, OWN = DOCS / "dataset_format.md", DOCS / "sources.md", DOCS / "own.md"
 makes_hosts = pytest.mark.skipif(
@@ -23,9 +23,9 @@ makes_hosts = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("page", [CHECKOUT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
 def test_each_block_of_commands_is_run_by_a_test_or_marked(page):
-    if page in (SCALING, TUTORIAL, FORMAT, SOURCES, OWN):
+    if page in (README, SCALING, TUTORIAL, FORMAT, SOURCES, OWN):
         return  # whatever is not marked is run below
     unmarked = [block.commands[0] for block in command_blocks(page) if block.reason is None]
     assert not unmarked, "say why no test runs it, or let one do: <!-- not run by a test: REASON -->"
@@ -110,7 +110,7 @@ def test_the_sources_commands(tmp_path):
 
 @pytest.mark.slow  # 90 s, most of it the start of Ray and of seven processes
 @pytest.mark.timeout(600)
-def test_ones_own_pictures_network_and_loop(tmp_path):
+def test_from_a_clone_to_ones_own_net_network_and_loop(tmp_path):
     environment = _environment(tmp_path)
     shutil.copytree(CHECKOUT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     for name, turned in (("CLASS", False), ("OTHER", True)):
@@ -119,10 +119,11 @@ def test_ones_own_pictures_network_and_loop(tmp_path):
         for number in range(1, 11):
             picture = photo(80 + number, 64)
             (folder / f"{number}.jpg").write_bytes(encoded(picture.rotate(90) if turned else picture))
-    printed = _run(commands_to_run(OWN), tmp_path, environment)
+    printed = _run([*commands_to_run(README), *commands_to_run(OWN)], tmp_path, environment)
     outputs = {command.partition(" PHOTOS")[0]: text for command, text in printed.items()}
     assert "20 in 2 classes, 20% of each class held out" in outputs["python jobs/train.py --source"]
     assert "by the nearest mean colour alone" in outputs["python jobs/train.py --source"]
-    assert outputs["python jobs/evaluate.py --run RUN"].endswith("n=4\n")
-    assert all((tmp_path / f"RUN{name}" / "result.json").exists() for name in ("", "-resnet18", "-own"))
+    assert outputs["python jobs/evaluate.py --run runs/photos"].endswith("n=4\n")
+    assert all((tmp_path / "runs" / name / "result.json").exists() for name in ("photos", "resnet18", "own"))
+    assert "</html>" in (tmp_path / "runs" / "photos.html").read_text()
     assert any("examples/own_loop.py" in command and "step 19" in text for command, text in printed.items())
