@@ -81,7 +81,7 @@ class Arguments:
     `auto`: the one with the shortest predicted step on this link. Ways that change the result belong to the recipe
     (--gradient-compression, --local-sgd-steps), and go with `allreduce` alone."""
     tensorboard: bool = False
-    """Also write the run's numbers for TensorBoard, to RUN/tensorboard."""
+    """Also write the run's numbers, first samples and first filters for TensorBoard, to RUN/tensorboard."""
     dry_run: bool = False
     """Check everything, including each node, print what would be done, and end without beginning a run."""
 

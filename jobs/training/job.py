@@ -141,7 +141,7 @@ class TrainingJob:
                 stack.enter_context(terminal)
                 stack.enter_context(Follower(run.metrics_path, terminal.see))
                 if self.has_tensorboard:
-                    events = stack.enter_context(contextlib.closing(TensorBoard(run.tensorboard_path)))
+                    events = stack.enter_context(contextlib.closing(TensorBoard(run, self.dataset)))
                     stack.enter_context(Follower(run.metrics_path, events.see, from_start=True))
                     sys.stdout.write(f"watch the run with: {events.command}\n")
                 yield run, log

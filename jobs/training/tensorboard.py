@@ -11,31 +11,40 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from cluster.run.run_folder import RunFolder
 from cluster.run.run_log import Evaluated, Line, Started, Steps
 from pipeline.command import InputError
+from pipeline.dataset import Dataset
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 _EVENTS = "events.out.tfevents.*"
 _FLUSH_SECONDS = 5
+_NUM_SAMPLES = 8  # whose pictures are shown
 
 
 class TensorBoard:
     """Events of a run. Steps are the x-axis; times are those of the log.
 
-    If they can't be written, one warning says so, and the run goes on.
+    Pictures are the first training samples as the network sees them and, after each evaluation, the filters of the
+    first convolution in the newest checkpoint. If something can't be written, one warning says so, and the run goes on.
 
     Args:
-        folder: Folder of the events; those of earlier launches are removed.
+        run: The run; events of its earlier launches are removed.
+        dataset: Dataset of the run.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, run: RunFolder, dataset: Dataset) -> None:
+        self._run, self._folder = run, run.tensorboard_path
+        self._drawn_step: int | None = None  # of the filters
         self._writer: SummaryWriter | None = None
         self._last_step = 0
         with self._guarded():
-            self._writer = _open(folder)
+            self._writer = _open(self._folder)
+            self._draw_samples(self._writer, dataset)
 
     @property
     def command(self) -> str:
@@ -52,6 +61,7 @@ class TensorBoard:
         """Write what is left."""
         with self._guarded():
             if self._writer is not None:
+                self._draw_filters(self._writer)
                 self._writer.close()
 
     def _write(self, writer: "SummaryWriter", line: Line) -> None:
@@ -73,8 +83,31 @@ class TensorBoard:
             case _:
                 return
         self._last_step = line.step
+        if isinstance(line, Evaluated):
+            self._draw_filters(writer)
         for name, value in scalars.items():
             writer.add_scalar(name, value, line.step, walltime=line.time)
+
+    def _draw_samples(self, writer: "SummaryWriter", dataset: Dataset) -> None:
+        from jobs.reporting.pictures import first_samples
+
+        crops_NHWC = np.concatenate([crops for _, crops in first_samples(dataset, self._run, _NUM_SAMPLES, 1)])
+        writer.add_images("train/first_samples", crops_NHWC, 0, dataformats="NHWC")
+
+    def _draw_filters(self, writer: "SummaryWriter") -> None:
+        """Draw the filters of the newest checkpoint, unless they were."""
+        from jobs.reporting.pictures import filter_pixels, first_convolution
+        from model.registry import outline_network
+
+        step = self._run.checkpoints.latest_step()
+        if step is None or step == self._drawn_step:
+            return
+        self._drawn_step = step
+        name = first_convolution(outline_network(self._run.config.model, num_classes=len(self._run.wnids)))
+        state = self._run.checkpoints.load_latest()
+        if name is not None and state is not None:
+            pixels_NHWC = filter_pixels(state["model"][f"{name}.weight"], self._run)
+            writer.add_images("model/first_filters", pixels_NHWC, state["step"], dataformats="NHWC")
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:

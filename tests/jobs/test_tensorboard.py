@@ -4,15 +4,20 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import numpy as np
 import pytest
+from pictures import decoded
+from runs import CONFIG
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from cluster.run.run_folder import RunFolder
 from cluster.run.run_log import Evaluated, Line, Resumed, Started, Steps, Warned, only, read_metrics
+from jobs.reporting.pictures import first_samples
 from jobs.training.tensorboard import TensorBoard, check_tensorboard
 from pipeline.command import InputError
+from pipeline.dataset import Dataset
 from pipeline.paths import CHECKOUT
 
 
@@ -46,21 +51,27 @@ LOG: list[Line] = [
 ]
 
 
-def write(folder: Path, lines: list[Line]) -> None:
+@pytest.fixture
+def run(raw_dataset, tmp_path) -> RunFolder:
+    """A run that has begun."""
+    return RunFolder.create(tmp_path / "run", CONFIG, raw_dataset)
+
+
+def write(run: RunFolder, lines: list[Line], dataset: Dataset) -> None:
     """Write the events of a log."""
-    events = TensorBoard(folder)
+    events = TensorBoard(run, dataset)
     for line in lines:
         events.see(line)
     events.close()
 
 
-def read(folder: Path) -> EventAccumulator:
-    return EventAccumulator(str(folder)).Reload()
+def read(run: RunFolder) -> EventAccumulator:
+    return EventAccumulator(str(run.tensorboard_path)).Reload()
 
 
-def test_the_numbers_of_the_log_without_the_steps_that_were_rolled_back(tmp_path):
-    write(tmp_path, LOG)
-    events = read(tmp_path)
+def test_the_numbers_of_the_log_without_the_steps_that_were_rolled_back(run, raw_dataset):
+    write(run, LOG, raw_dataset)
+    events = read(run)
     losses = [(event.step, event.value, event.wall_time) for event in events.Scalars("train/loss")]
     assert losses == [(n, n, 1000.0 + n) for n in (1, 2, 3)] + [(n, 10.0 * n, 1000.0 + n) for n in (4, 5, 6)]
     assert [(event.step, event.value) for event in events.Scalars("speed/workers")] == [(0, 2), (3, 1)]
@@ -71,26 +82,26 @@ def test_the_numbers_of_the_log_without_the_steps_that_were_rolled_back(tmp_path
     }
 
 
-def test_a_launch_after_a_kill_writes_the_whole_run_anew(tmp_path):
+def test_a_launch_after_a_kill_writes_the_whole_run_anew(run, raw_dataset):
     for lines in (LOG[:5], LOG):
-        write(tmp_path, lines)
-    assert [event.step for event in read(tmp_path).Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+        write(run, lines, raw_dataset)
+    assert [event.step for event in read(run).Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
 
 
-def test_steps_are_forgotten_however_often_a_run_was_resumed(tmp_path):
+def test_steps_are_forgotten_however_often_a_run_was_resumed(run, raw_dataset):
     lines: list[Line] = [Started(step=0, world_size=1)]
     for number in range(12):
         lines += [steps(10 * number + offset, loss=float(number)) for offset in range(1, 16)]
         lines.append(Started(step=10 * number + 10, world_size=1))
-    write(tmp_path, lines)
-    losses = read(tmp_path).Scalars("train/loss")
+    write(run, lines, raw_dataset)
+    losses = read(run).Scalars("train/loss")
     assert [event.step for event in losses] == list(range(1, 121))
     assert [event.value for event in losses] == [(step - 1) // 10 for step in range(1, 121)]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_events_that_cannot_be_written_are_said_once_and_training_goes_on(tmp_path, capsys, monkeypatch):
-    events = TensorBoard(tmp_path)
+def test_events_that_cannot_be_written_are_said_once_and_training_goes_on(run, raw_dataset, capsys, monkeypatch):
+    events = TensorBoard(run, raw_dataset)
 
     def fail(*arguments):
         raise OSError(28, "No space left on device")
@@ -104,11 +115,19 @@ def test_events_that_cannot_be_written_are_said_once_and_training_goes_on(tmp_pa
     assert "no more events for TensorBoard" in warning and "No space left" in warning
 
 
-def test_a_folder_that_is_a_file_is_said_once_and_training_goes_on(tmp_path, capsys):
-    (tmp_path / "tensorboard").write_text("")
-    write(tmp_path / "tensorboard", LOG)
+def test_a_folder_that_is_a_file_is_said_once_and_training_goes_on(run, raw_dataset, capsys):
+    run.tensorboard_path.write_text("")
+    write(run, LOG, raw_dataset)
     (warning,) = capsys.readouterr().err.splitlines()
     assert warning.startswith("warning: no more events for TensorBoard")
+
+
+def test_the_first_samples_are_shown_as_the_network_sees_them(run, raw_dataset):
+    write(run, LOG, raw_dataset)
+    ((_, crops_NHWC), *_) = first_samples(raw_dataset, run, 1, 1)
+    (event,) = read(run).Images("train/first_samples")
+    sheet_HWC = decoded(event.encoded_image_string)
+    assert sheet_HWC.shape[0] >= 28 and np.array_equal(sheet_HWC[:28, :28], crops_NHWC[0])
 
 
 @pytest.mark.slow
@@ -116,7 +135,7 @@ def test_a_run_and_its_resume_are_written(raw_dataset, tmp_path):
     command = ["--data", str(raw_dataset.path), "--run", str(tmp_path / "run"), "--launcher", "alone"]
     command += ["--tensorboard", "--global-batch-size", "10", "--checkpoint-interval", "1"]
     command += ["--optimizer.learning-rate", "1e-4", "--stuck-after-epochs", "100"]
-    script = [sys.executable, "jobs/train.py", *command, "--num-epochs", "200"]
+    script = [sys.executable, "jobs/train.py", *command, "--num-epochs", "30"]
     with subprocess.Popen(script, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if line.startswith("step "):
@@ -125,8 +144,10 @@ def test_a_run_and_its_resume_are_written(raw_dataset, tmp_path):
         process.communicate(timeout=60)
     subprocess.run(script, cwd=CHECKOUT, check=True, capture_output=True)
     logged = only(Steps, read_metrics(tmp_path / "run" / "metrics.jsonl"))
-    losses = read(tmp_path / "run" / "tensorboard").Scalars("train/loss")
-    assert [event.step for event in losses] == sorted({line.step for line in logged})
+    run = RunFolder.open(tmp_path / "run")
+    events = read(run)
+    assert [event.step for event in events.Scalars("train/loss")] == sorted({line.step for line in logged})
+    assert events.Images("model/first_filters")[-1].step == run.checkpoints.latest_step()
 
 
 def test_without_tensorboard_the_package_to_install_is_named(monkeypatch):
