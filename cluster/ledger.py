@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = [path for path in (arguments.run, arguments.other_run) if path is not None]
     runs = [RunFolder.open(path) for path in paths]
     document: dict[str, Any] = {"is_proven": True, "finding": None, "runs": {}, "num_shared_positions": None}
-    with json_answer(arguments.json) as answer:
+    with json_answer(arguments.json, *paths) as answer:
         try:
             for path, run in zip(paths, runs, strict=True):
                 consumption = prove(run)

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see the module."""
     arguments = tyro.cli(Arguments, args=completed(argv), description=__doc__)
     findings = []
-    with json_answer(arguments.json) as answer:
+    with json_answer(arguments.json, arguments.data, arguments.run) as answer:
         for finding in examine(arguments.data, arguments.run):
             findings.append(finding)
             sys.stdout.write(f"{finding}\n")

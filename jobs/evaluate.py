@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jobs.evaluation import evaluate_dataset, evaluate_source
 
     if arguments.source is not None:
-        with json_answer(arguments.json) as answer:
+        with json_answer(arguments.json, arguments.source, arguments.run) as answer:
             answer(evaluate_source(arguments, arguments.source))
         return 0
     if arguments.ignore or arguments.unknown_classes != "refuse":
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError("--run is missing: name the run to evaluate; without --data too, it is the embedded default's")
     if arguments.workers < 1:
         raise InputError(f"--workers is {arguments.workers}; it must be at least 1")
-    with json_answer(arguments.json) as answer:
+    with json_answer(arguments.json, arguments.data, arguments.run) as answer:
         answer(evaluate_dataset(arguments))
     return 0
 

@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jobs.scaling.plan_inputs import gather_inputs
     from jobs.scaling.plan_report import format_plan, plan_document
 
-    with json_answer(arguments.json) as answer:
+    with json_answer(arguments.json, arguments.table, arguments.drill, arguments.data) as answer:
         inputs = gather_inputs(arguments)
         if arguments.json is not None:
             answer(plan_document(arguments, inputs))

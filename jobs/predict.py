@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_figure_path(arguments.figure, "--figure")
     run = RunFolder.open((arguments.run or embedded.run_folder()).absolute())
     refused: dict[Path, str] = {}
-    with json_answer(arguments.json) as answer:
+    with json_answer(arguments.json, run.path) as answer:
         predictions = list(predict(arguments.images, run, arguments.crops, default_device(), refused))
         if not predictions:
             raise InputError("\n".join(refused.values()))

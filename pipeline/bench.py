@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wait = _gpu_wait() if arguments.device == "gpu" else _no_wait
     dataset = Dataset.open(arguments.dataset)
     rates = {}
-    with json_answer(arguments.json) as answer:
+    with json_answer(arguments.json, dataset.path) as answer:
         for stage, step in Stages(dataset, arguments.batch_size, arguments.threads, arguments.device).steps():
             rates[stage] = _images_per_second(step, arguments.batch_size, arguments.seconds, wait)
             sys.stderr.write(f"{stage}: {rates[stage]:,.0f} images/s\n")

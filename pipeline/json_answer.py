@@ -1,7 +1,8 @@
 """Answers for scripts: the option `--json`, which means the same in every command that has it.
 
-`--json FILE` writes a JSON document to a file. `--json -`, or `--json` as the last word or before another option,
-prints it on standard output, and what is said to people goes to standard error instead.
+`--json FILE.json` writes a JSON document to a file, whose name must end so: another word after the option is then not
+taken for it. `--json -`, or `--json` as the last word or before another option, prints it on standard output, and what
+is said to people goes to standard error instead.
 """
 
 import contextlib
@@ -14,9 +15,10 @@ from typing import Annotated, Any
 import tyro
 
 from pipeline.command import InputError
+from pipeline.system.files import write_json
 
 _OPTION, _STANDARD_OUTPUT = "--json", "-"
-JsonTarget = Annotated[Path | None, tyro.conf.arg(metavar="FILE|-")]
+JsonTarget = Annotated[Path | None, tyro.conf.arg(metavar="FILE.json|-")]
 """Type of the option in a command's `Arguments`; its default is None."""
 
 
@@ -35,14 +37,15 @@ def completed(argv: Sequence[str] | None) -> list[str]:
 
 
 @contextlib.contextmanager
-def json_answer(target: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+def json_answer(target: Path | None, *inputs: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Yield the function that gives a command's document to whoever asked for it; without a target, to nobody.
 
     Args:
         target: Value of the option.
+        inputs: Files and folders that the command reads, which the document must leave as they are.
 
     Raises:
-        InputError: The target is a folder; found out before the command does its work.
+        InputError: The target is not a place for the document; found out before the command does its work.
     """
     if target is None:
         yield lambda document: None
@@ -51,17 +54,24 @@ def json_answer(target: Path | None) -> Iterator[Callable[[dict[str, Any]], None
         with contextlib.redirect_stdout(sys.stderr):
             yield lambda document: _print(document, output)
     else:
-        if target.is_dir():
-            raise InputError(f"{_OPTION} {target} is a folder; name a file to write")
-        yield lambda document: _write(document, target)
+        _check(target, [path for path in inputs if path is not None])
+        yield lambda document: write_json(target, document)
+
+
+def _check(target: Path, inputs: Sequence[Path]) -> None:
+    if target.is_dir():
+        raise InputError(f"{_OPTION} {target} is a folder; name a file to write")
+    if target.suffix.lower() != ".json":
+        raise InputError(f"{_OPTION} {target} does not end in .json; name FILE.json, or - for standard output")
+    for path in inputs:
+        if target.resolve() == path.resolve():
+            raise InputError(f"{_OPTION} {target} would overwrite what the command reads; name another FILE.json")
+        if target.resolve().is_relative_to(path.resolve()):
+            raise InputError(
+                f"{_OPTION} {target} lies in {path}, which holds only its own files; name another FILE.json"
+            )
 
 
 def _print(document: dict[str, Any], output: Any) -> None:
     output.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
     output.flush()
-
-
-def _write(document: dict[str, Any], target: Path) -> None:
-    from pipeline.system.files import write_json  # here: it needs pyarrow, which may be what a command finds missing
-
-    write_json(target, document)

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset = Dataset.open(arguments.dataset)
     if arguments.figure is not None:
         _check_figure(arguments.figure, dataset)
-    with json_answer(arguments.json) as answer:
+    with json_answer(arguments.json, dataset.path) as answer:
         summary = summarize(dataset)
         sys.stdout.write("".join(f"{line}\n" for line in lines_of(summary)))
         answer(summary.document())

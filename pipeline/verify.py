@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--workers is {arguments.workers}; it must be at least 1")
     dataset = Dataset.open(arguments.dataset)
     problems = []
-    with json_answer(arguments.json) as answer:
+    with json_answer(arguments.json, dataset.path) as answer:
         for problem in verify(dataset, arguments.workers):
             problems.append(problem)
             sys.stdout.write(f"{problem}\n")

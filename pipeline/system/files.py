@@ -1,4 +1,4 @@
-"""Atomic files, which appear complete or not at all."""
+"""Atomic files, which appear complete or not at all. Standard library only, but for tables."""
 
 import hashlib
 import json
@@ -8,10 +8,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @contextmanager
@@ -86,8 +86,10 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
         file.write((json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
 
 
-def write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: "pa.Table") -> None:
     """Write a Parquet file atomically; the same rows give the same bytes."""
+    import pyarrow.parquet as pq  # here: the doctor writes its findings where pyarrow is missing
+
     with atomic_file(path) as file:
         pq.write_table(table, file, compression="zstd", store_schema=False)
 

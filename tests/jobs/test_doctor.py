@@ -84,9 +84,9 @@ def test_this_machine_is_looked_at(jpeg_dataset, tmp_path):
 @pytest.mark.slow  # 5 s
 def test_a_broken_installation_is_described(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_MODULES)
-    answer = _run("--json", PYTHONPATH=f"{tmp_path}{os.pathsep}{CHECKOUT}")
+    answer = _run("--json", tmp_path / "found.json", PYTHONPATH=f"{tmp_path}{os.pathsep}{CHECKOUT}")
     assert answer.returncode == 1 and "Traceback" not in answer.stderr
-    found = json.loads(answer.stdout)["findings"]
+    found = json.loads((tmp_path / "found.json").read_text())["findings"]
     problems = {finding["check"]: finding["found"] for finding in found if finding["verdict"] == "problem"}
     assert "packaging" in problems["packages"]
     assert "torch" in problems["torch"] and not {"GPUs", "CUDA", "precision"} & {each["check"] for each in found}

@@ -57,6 +57,29 @@ def test_a_folder_is_refused_before_anything_is_done(tmp_path):
     assert done == []
 
 
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("a.jpg", "does not end in .json"),
+        ("answer", "does not end in .json"),
+        ("data/dataset.json", "lies in .*data, which holds only its own files"),
+        ("data/new/answer.json", "lies in .*data, which holds only its own files"),
+        ("link/dataset.json", "lies in .*data, which holds only its own files"),
+        ("table.json", "would overwrite what the command reads"),
+    ],
+)
+def test_what_a_command_reads_is_not_overwritten(target, message, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    done = []
+    with (
+        pytest.raises(InputError, match=message),
+        json_answer(tmp_path / target, None, tmp_path / "data", tmp_path / "table.json"),
+    ):
+        done.append("work")
+    assert done == []
+
+
 def test_what_is_not_json_is_refused(capsys):
     with pytest.raises(ValueError), json_answer("-") as answer:
         answer({"value": float("nan")})

@@ -153,6 +153,7 @@ def test_a_broken_inventory_is_told(content, uneven, tmp_path, capsys):
         (["--figure", "figure.jpg"], "does not end in .png"),
         (["--figure", "{data}/figure.png"], "lies in the dataset"),
         (["--json", "{data}"], "is a folder; name a file to write"),
+        (["--json", "{data}/dataset.json"], "lies in .* which holds only its own files"),
     ],
 )
 def test_wrong_options_are_refused(options, message, uneven):
