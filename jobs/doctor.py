@@ -96,26 +96,23 @@ def _computing(probes: contextlib.ExitStack) -> Iterator[Finding]:
     from jobs.checks.probes import Probe
 
     of_driver: list[gpus.Gpu] = []
-
-    def check_driver() -> Iterator[Finding]:
-        of_driver.extend(gpus.gpus_of_driver())
-        if of_driver:
-            yield Finding("driver", "ok", f"NVIDIA {of_driver[0].driver}")
-
     # Torch is tried by itself, since that measures how fast this processor computes.
     torch = probes.enter_context(Probe("torch"))
     tried = list(findings_of("torch", lambda: packages.check_torch(torch)))
     yield from tried
-    yield from findings_of("driver", check_driver)
-    if all(finding.verdict == "ok" for finding in tried):
+    is_torch_there = all(finding.verdict == "ok" for finding in tried)
+    of_torch = torch.answer()["gpus"] if is_torch_there else []
+    yield from findings_of("driver", lambda: gpus.check_driver(of_driver, gpus.computes(of_torch)))
+    num_gpus = len(of_torch if is_torch_there else of_driver)
+    if is_torch_there:
         yield from findings_of("GPUs", lambda: gpus.check_gpus(of_driver, torch))
         yield from findings_of("CUDA", lambda: gpus.check_cuda(of_driver, packages.dali_builds(), torch))
         yield from findings_of("precision", lambda: machine.check_precision(torch))
-    if of_driver:
+    if num_gpus:
         dali = probes.enter_context(Probe("dali", "gpu"))
         yield from findings_of("DALI on the GPU", lambda: packages.check_dali_backend("GPU", dali))
     yield from findings_of("processor", machine.check_processor)
-    yield from findings_of("/dev/shm", lambda: machine.check_shared_memory(len(of_driver)))
+    yield from findings_of("/dev/shm", lambda: machine.check_shared_memory(num_gpus))
 
 
 def _surroundings(data: Path | None, run: Path | None) -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """The doctor's checks of software and GPUs: what they say where all is well, and where it is not."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -7,14 +8,15 @@ import pytest
 from doctor_findings import Answered, only, verdicts_of
 from packaging.requirements import Requirement
 
-from jobs.checks import gpus, packages
+from jobs import doctor
+from jobs.checks import gpus, packages, probes
 from jobs.checks.findings import Finding, findings_of
-from jobs.checks.gpus import DriverError, Gpu, check_cuda, check_gpus
+from jobs.checks.gpus import Gpu, check_cuda, check_driver, check_gpus
 from jobs.checks.probes import Probe, ProbeError
 from pipeline.command import InputError
 from pipeline.paths import CHECKOUT
 
-ADA = Gpu("NVIDIA L4", 24 * 2**30, "8.9", "580.65.06")
+ADA, DIVIDED = Gpu("580.65.06"), Gpu("580.65.06", is_divided=True)
 SEEN = {"name": "NVIDIA L4", "memory_bytes": 24 * 2**30, "compute_capability": "8.9", "error": ""}
 BUILDS = ["nvidia-dali-cuda130"]
 
@@ -132,44 +134,112 @@ def _nvidia_smi(folder: Path, monkeypatch, script: str) -> None:
 
 
 def test_the_gpus_are_those_of_the_driver(tmp_path, monkeypatch):
-    _nvidia_smi(
-        tmp_path, monkeypatch, "echo 'NVIDIA L4, 24576, 8.9, 580.65.06'; echo 'NVIDIA GB10, [N/A], 12.1, 580.95'"
-    )
-    assert gpus.gpus_of_driver() == [ADA, Gpu("NVIDIA GB10", 0, "12.1", "580.95")]
+    _nvidia_smi(tmp_path, monkeypatch, "echo '580.65.06, [N/A]'; echo '580.65.06, Enabled'")
+    found: list[Gpu] = []
+    assert verdicts_of(check_driver(found, torch_computes=False)) == [("driver", "ok")]
+    assert found == [ADA, DIVIDED]
 
 
-def test_a_broken_driver_is_told(tmp_path, monkeypatch):
-    _nvidia_smi(tmp_path, monkeypatch, "echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18")
-    with pytest.raises(DriverError, match=r"nvidia-smi fails: Failed to initialize NVML.*; install the driver anew"):
-        gpus.gpus_of_driver()
+@pytest.mark.parametrize("said", ["No devices were found", "Failed to initialize NVML: Driver/library mismatch"])
+@pytest.mark.parametrize(
+    ("has_gpu", "torch_computes", "verdict"),
+    [(True, False, "problem"), (True, True, "warning"), (False, True, "warning"), (False, False, "warning")],
+)
+def test_a_driver_that_fails_matters_for_a_gpu_that_torch_can_t_use(
+    has_gpu, torch_computes, verdict, said, tmp_path, monkeypatch
+):
+    _nvidia_smi(tmp_path, monkeypatch, f"echo '{said}'; exit 6")
+    devices = tmp_path / "devices"
+    for name, vendor, kind in (("0", "0x8086", "0x030000"), ("1", "0x10de", "0x030200" if has_gpu else "0x040300")):
+        (devices / name).mkdir(parents=True)
+        (devices / name / "vendor").write_text(f"{vendor}\n")
+        (devices / name / "class").write_text(f"{kind}\n")
+    monkeypatch.setattr(gpus, "_PCI_DEVICES", devices)
+    finding = only(check_driver([], torch_computes))
+    assert finding.verdict == verdict and f"nvidia-smi fails: {said}" in finding.found
+    assert ("install the driver anew" in finding.advice) == (has_gpu or torch_computes)
 
 
 def test_without_a_driver_there_are_none(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert gpus.gpus_of_driver() == []
     assert only(check_gpus([], Answered(gpus=[]))).verdict == "ok"
-    assert only(check_cuda([], BUILDS, Answered(cuda=None))).verdict == "ok"
+    assert only(check_cuda([], BUILDS, Answered(cuda=None, gpus=[]))).verdict == "ok"
 
 
-def test_gpus_that_torch_does_not_see_are_a_problem_unless_they_are_hidden(monkeypatch):
+def test_a_gpu_without_nvidia_smi_is_one_that_torch_uses():
+    finding = only(check_cuda([], BUILDS, Answered(cuda="13.0", gpus=[SEEN])))
+    assert finding.verdict == "ok" and "torch computes on a GPU" in finding.found and "no GPU" not in finding.found
+
+
+@pytest.mark.parametrize(
+    ("variable", "of_driver", "num_seen", "verdict"),
+    [
+        (None, [ADA, ADA], 1, "problem"),
+        ("0", [ADA, ADA], 1, "ok"),
+        ("", [ADA, ADA], 0, "ok"),
+        ("-1", [ADA, ADA], 0, "ok"),
+        ("0,7", [ADA, ADA], 1, "warning"),
+        ("7", [ADA, ADA], 0, "warning"),
+        (None, [DIVIDED, DIVIDED], 1, "warning"),
+        (None, [DIVIDED], 0, "problem"),
+    ],
+)
+def test_gpus_that_torch_does_not_see_are_explained(variable, of_driver, num_seen, verdict, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert verdicts_of(check_gpus([ADA, ADA], Answered(gpus=[SEEN]))) == [("GPU 0", "ok"), ("GPUs", "problem")]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert verdicts_of(check_gpus([ADA, ADA], Answered(gpus=[SEEN]))) == [("GPU 0", "ok"), ("GPUs", "warning")]
+    if variable is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    *each, last = check_gpus(of_driver, Answered(gpus=[SEEN] * num_seen))
+    assert [finding.verdict for finding in each] == ["ok"] * num_seen
+    assert (last.check, last.verdict) == ("GPUs", verdict)
+    assert ("MIG" in last.found, "CUDA_VISIBLE_DEVICES" in last.found) == (DIVIDED in of_driver, variable is not None)
+
+
+def test_a_gpu_on_which_torch_fails_is_a_problem():
     broken = SEEN | {"error": "AcceleratorError: no kernel image is available"}
     assert verdicts_of(check_gpus([ADA], Answered(gpus=[broken]))) == [("GPU 0", "problem")]
 
 
 @pytest.mark.parametrize(
-    ("driver", "builds", "cuda", "verdicts"),
+    ("driver", "builds", "cuda", "seen", "verdicts"),
     [
-        ("580.65.06", BUILDS, "13.0", ["ok"]),
-        ("570.12", BUILDS, "13.0", ["problem"]),
-        ("570.12", ["nvidia-dali-cuda120"], "12.8", ["ok"]),
-        ("580.65.06", ["nvidia-dali-cuda120"], "13.0", ["warning"]),
-        ("580.65.06", BUILDS, None, ["problem"]),
+        ("580.65.06", BUILDS, "13.0", [SEEN], ["ok"]),
+        ("570.12", BUILDS, "13.0", [], ["problem"]),
+        ("570.12", ["nvidia-dali-cuda120"], "12.8", [SEEN], ["ok"]),
+        ("470.256", ["nvidia-dali-cuda120"], "12.4", [SEEN], ["warning"]),  # by forward compatibility
+        ("580.65.06", ["nvidia-dali-cuda120"], "13.0", [SEEN], ["warning"]),
+        ("580.65.06", BUILDS, None, [], ["problem"]),
     ],
 )
-def test_torch_dali_and_the_driver_must_fit(driver, builds, cuda, verdicts):
-    found = check_cuda([Gpu("NVIDIA L4", 0, "8.9", driver)], builds, Answered(cuda=cuda))
+def test_torch_dali_and_the_driver_must_fit(driver, builds, cuda, seen, verdicts, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = check_cuda([Gpu(driver)], builds, Answered(cuda=cuda, gpus=seen))
     assert [finding.verdict for finding in found] == verdicts
+
+
+def test_gpus_that_are_hidden_on_purpose_need_nothing(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert only(check_cuda([Gpu("470.256")], BUILDS, Answered(cuda=None, gpus=[]))).verdict == "ok"
+
+
+@pytest.mark.parametrize(("seen", "is_tried"), [([], False), ([SEEN], True)])
+def test_dali_is_tried_on_a_gpu_that_torch_sees(seen, is_tried, tmp_path, monkeypatch):
+    class Probed(Answered):
+        def __init__(self, name, *words):
+            tried.append((name, *words))
+            super().__init__(version="2.9", cuda="13.0", gpus=seen, precision="float32", reason="")
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+    tried: list[tuple[str, ...]] = []
+    _nvidia_smi(tmp_path, monkeypatch, "echo '580.65.06, [N/A]'")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0" if seen else "")
+    monkeypatch.setattr(probes, "Probe", Probed)
+    with contextlib.ExitStack() as ended:
+        found = list(doctor._computing(ended))
+    assert (("dali", "gpu") in tried) == is_tried
+    assert {finding.verdict for finding in found if finding.check != "/dev/shm"} == {"ok"}
