@@ -19,10 +19,11 @@ from pathlib import Path
 
 import tyro
 
-from cluster.lab.local_ray import DEFAULT_ADDRESS, environment, local_ray
+from cluster.lab.local_ray import environment, local_ray
 from cluster.launch.ray_submission import job_server_version
 from pipeline import embedded
 from pipeline.command import InputError, run_command
+from pipeline.system.surroundings import RAY_JOB_SERVER
 
 ROOT = Path(__file__).resolve().parent.parent
 _RECIPE = "synthetic_demo"
@@ -106,7 +107,7 @@ def _run(*command: str, variables: dict[str, str] | None = None) -> str:
 @contextlib.contextmanager
 def _ray() -> Iterator[tuple[str, dict[str, str]]]:
     """Find a Ray that this user has access to, or start one; yield its job server's address and its environment."""
-    address = os.environ.get("RAY_API_SERVER_ADDRESS", DEFAULT_ADDRESS)
+    address = os.environ.get("RAY_API_SERVER_ADDRESS", RAY_JOB_SERVER)
     try:
         job_server_version(address)
     except InputError as error:

@@ -25,12 +25,12 @@ from typing import Any
 
 import tyro
 
-from cluster.lab.local_ray import DEFAULT_ADDRESS, STOP_SECONDS
+from cluster.lab.local_ray import STOP_SECONDS
 from cluster.launch.ray_submission import Upload, client_version, job_server_version, measure_upload, needed_variables
 from pipeline.command import InputError, run_command
 from pipeline.json_answer import JsonTarget, completed, json_answer
+from pipeline.system.surroundings import RAY_ADDRESS_VARIABLES, RAY_JOB_SERVER
 
-_ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # in Ray's order; each overrides `--address`
 _NEAR = 0.5  # fraction of the limit
 _NUM_LISTED = 5
 _ENTRY_POINT = "jobs/train.py"
@@ -153,13 +153,13 @@ def _address(asked: str | None) -> str:
     Raises:
         InputError: An environment variable would silently override the requested address.
     """
-    for variable in _ADDRESS_VARIABLES:
+    for variable in RAY_ADDRESS_VARIABLES:
         value = os.environ.get(variable)
         if value and asked and asked.rstrip("/") != value.rstrip("/"):
             raise InputError(f"{variable}={value} goes before --address {asked}; unset {variable}")
         if value:
             return value
-    return asked or DEFAULT_ADDRESS
+    return asked or RAY_JOB_SERVER
 
 
 def _submit_line(arguments: Arguments, address: str) -> str:

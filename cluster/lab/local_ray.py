@@ -18,9 +18,8 @@ from cluster.lab.hosts import Host
 from cluster.lab.ray_node import Node, address_of, free_port, remove_orphaned_folders
 from pipeline.system.ray_quirks import OWN_RAY_VARIABLES, QUICK_HEALTH_CHECK_VARIABLES
 from pipeline.system.ray_token import private_token
-from pipeline.system.surroundings import without_proxy
+from pipeline.system.surroundings import RAY_ADDRESS_VARIABLES, without_proxy
 
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 # What `ray job stop` should give a job to write its last checkpoint. After RAY_JOB_STOP_WAIT_TIME_S, 3 s by default, it
 # kills; the job supervisor's environment decides, which is the job's.
 STOP_SECONDS = 60
@@ -77,9 +76,8 @@ class LocalRay:
         options += [f"--num-cpus={num_cpus}"] if num_cpus is not None else []
         options += [] if host is None else [f"--object-store-memory={_OBJECT_STORE_BYTES}"]
         # An address of another Ray would go before the one that `ray job submit` is given.
-        others = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
         own = private_token() | without_proxy(os.environ, *addresses)
-        self.environment = {k: v for k, v in environment().items() if k not in others} | own
+        self.environment = {k: v for k, v in environment().items() if k not in RAY_ADDRESS_VARIABLES} | own
         self.head = Node(options, self.environment, working_directory, host)
         self._others: list[Node] = []
 

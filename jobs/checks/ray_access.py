@@ -8,10 +8,8 @@ from urllib.parse import urlsplit
 
 from jobs.checks.findings import Finding
 from jobs.checks.probes import Probe, ProbeError
-from pipeline.system.surroundings import LOOPBACK
+from pipeline.system.surroundings import LOOPBACK, RAY_ADDRESS_VARIABLES, RAY_JOB_SERVER
 
-_JOB_SERVER = "http://127.0.0.1:8265"  # Ray's default
-_ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # in the order in which `ray job submit` reads them
 _CONNECT_SECONDS = 3.0
 _MAX_OFFSET_SECONDS = 1.0  # logs of several nodes are put in order by their clocks
 _OPEN_TO_OTHERS, _PASSABLE_TO_OTHERS = 0o077, 0o011
@@ -61,27 +59,27 @@ def _check_token_file(path: Path, mode: str) -> Iterator[Finding]:
 
 def check_ray() -> Iterator[Finding]:
     """Ask the job server, and the cluster that a run would join, if there are any."""
-    named = {name: value for name in _ADDRESS_VARIABLES if (value := os.environ.get(name, "").strip())}
-    cluster = named.get("RAY_ADDRESS", "")
+    named = {name: value for name in RAY_ADDRESS_VARIABLES if (value := os.environ.get(name, "").strip())}
     server = next((value for value in named.values() if value.startswith(("http://", "https://"))), "")
-    if not server and cluster in ("", "local", "auto"):
-        if not _is_open(_JOB_SERVER):
-            if cluster == "auto":
-                yield Finding("Ray", "problem", "RAY_ADDRESS is auto, but no Ray runs here", "run `ray start --head`")
-            else:
-                yield Finding("Ray", "ok", "no cluster is named or runs here; a run starts a Ray of its own")
-            return
-        server = _JOB_SERVER
-    joins = cluster not in ("", "local") and not cluster.startswith(("http://", "https://"))
+    cluster = named.get("RAY_ADDRESS", "")
+    if cluster == "local" or cluster.startswith(("http://", "https://")):
+        cluster = ""
+    # Only joining it tells whether a Ray runs here: on most nodes no job server does, or it has another port.
+    is_default = not server and cluster in ("", "auto") and _is_open(RAY_JOB_SERVER)
+    if is_default:
+        server = RAY_JOB_SERVER
+    if not server and not cluster:
+        yield Finding("Ray", "ok", "no cluster is named, and no job server answers here; a run starts its own Ray")
     if server:
         with Probe("job-server", server) as probe:
-            answer = list(_check_job_server(server, probe, is_named=bool(named)))
+            answer = list(_check_job_server(server, probe, is_named=not is_default))
         yield from answer
-        is_here = not cluster and urlsplit(server).hostname in LOOPBACK
-        joins = joins or (is_here and answer[0].verdict == "ok")
-    if joins:
+        is_here = "RAY_ADDRESS" not in named and urlsplit(server).hostname in LOOPBACK
+        if is_here and answer[0].verdict == "ok":
+            cluster = "auto"
+    if cluster:
         with Probe("cluster") as probe:
-            yield from _check_cluster(cluster or "this machine's", probe)
+            yield from _check_cluster("this machine's" if cluster == "auto" else cluster, probe)
 
 
 def _check_job_server(address: str, probe: Probe, is_named: bool) -> Iterator[Finding]:
@@ -92,7 +90,7 @@ def _check_job_server(address: str, probe: Probe, is_named: bool) -> Iterator[Fi
         yield Finding("Ray's job server", "problem" if is_named else "warning", cause, advice)
         return
     there, here = versions["server"], versions["here"]
-    found = f"{address} answers: Ray {there or 'of a version not told'}, here {here}"
+    found = f"{address} answers: Ray{f' {there}' if there else ', version unknown'}, here {here}"
     if there and there.split(".")[:2] != here.split(".")[:2]:
         yield Finding("Ray's job server", "warning", found, "use the same version on the cluster and here")
     else:

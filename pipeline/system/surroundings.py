@@ -13,6 +13,10 @@ from pipeline.command import InputError
 
 _SOCKET_BYTES = 107  # maximum length of a Unix socket's path on Linux
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")  # each in lower and upper case
+RAY_ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+"""Variables from which `ray job submit` takes its address, in its order; each goes before `--address`."""
+RAY_JOB_SERVER = "http://127.0.0.1:8265"
+"""Where Ray's job server answers unless `ray start` is told otherwise."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 

@@ -193,12 +193,51 @@ def test_a_token_that_others_reach_is_a_problem(home, monkeypatch):
     assert finding.verdict == "problem" and "other users of this machine can read" in finding.found
 
 
-@pytest.mark.parametrize(("address", "verdict"), [(None, "ok"), ("local", "ok"), ("auto", "problem")])
-def test_without_a_ray_only_a_named_one_is_missed(address, verdict, home, monkeypatch):
-    monkeypatch.setattr(ray_access, "_is_open", lambda address: False)
+def _answer_as(monkeypatch, is_open: bool, **answers: dict | None) -> None:
+    """Let the job server's default port be open or not, and probes answer by their names; None: it fails."""
+
+    class Asked:
+        def __init__(self, name, *words):
+            self.name = name.replace("-", "_")
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def answer(self):
+            if answers[self.name] is None:
+                raise ProbeError("nobody answers; start it")
+            return answers[self.name]
+
+    monkeypatch.setattr(ray_access, "_is_open", lambda address: is_open)
+    monkeypatch.setattr(ray_access, "Probe", Asked)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [(None, ("Ray", "ok")), ("local", ("Ray", "ok")), ("auto", ("Ray cluster", "problem"))],
+)
+def test_without_a_ray_only_a_named_one_is_missed(address, expected, home, monkeypatch):
+    _answer_as(monkeypatch, is_open=False, cluster=None)
     if address is not None:
         monkeypatch.setenv("RAY_ADDRESS", address)
-    assert only(ray_access.check_ray()).verdict == verdict
+    assert verdicts_of(ray_access.check_ray()) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("is_open", "versions", "of_server"),
+    [
+        (False, None, []),  # a worker node, or a head without a dashboard or with another port
+        (True, {"server": "2.60.0", "here": "2.60.0"}, [("Ray's job server", "ok")]),
+        (True, None, [("Ray's job server", "warning")]),  # another program has the port
+    ],
+)
+def test_a_ray_of_this_machine_is_found_by_joining_it(is_open, versions, of_server, home, monkeypatch):
+    _answer_as(monkeypatch, is_open, cluster={"clocks": []}, job_server=versions)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert verdicts_of(ray_access.check_ray()) == [*of_server, ("Ray cluster", "ok")]
 
 
 def _clock(offset: float | None, uncertainty: float = 0.01) -> dict:
