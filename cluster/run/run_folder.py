@@ -107,7 +107,7 @@ class RunFolder:
             run = cls.open(path)
             run._check_same(config, dataset)
             return run
-        if path.exists() and not _is_a_beginning(path):
+        if path.exists() and not is_a_beginning(path):
             raise InputError(f"{path} is in use but holds no run; choose another run folder")
         return None
 
@@ -300,7 +300,7 @@ def stop_request_of(path: Path) -> StopRequest:
     return StopRequest(path / _STOP_REQUEST)
 
 
-def _is_a_beginning(path: Path) -> bool:
+def is_a_beginning(path: Path) -> bool:
     """Return whether a folder is empty, or holds only a run that was killed before its `config.json` was written.
 
     Such a run has begun with the log of its launches; if that is missing, the files belong to something else.

@@ -70,12 +70,12 @@ def check_data(path: Path) -> Iterator[Finding]:
 
 def check_run(path: Path) -> Iterator[Finding]:
     """Check a run folder: what is in it, and whether it lies where workers on other nodes would see it."""
-    from cluster.run.run_folder import RunFolder
+    from cluster.run.run_folder import RunFolder, holds_run, is_a_beginning
 
     if path.exists() and not path.is_dir():
         yield Finding("run folder", "problem", f"{path} is not a folder", "name another --run")
         return
-    if path.is_dir() and any(path.iterdir()):
+    if holds_run(path):
         try:
             run = RunFolder.open(path.absolute())
         except InputError as error:
@@ -84,6 +84,10 @@ def check_run(path: Path) -> Iterator[Finding]:
             return
         state = "is finished" if run.result else f"goes on after step {run.checkpoints.latest_step():,}"
         yield Finding("run folder", "ok", f"{path}: a run of {run.config.name}, which {state}")
+    elif path.exists() and not is_a_beginning(path):
+        cause = f"{path} is in use but holds no run"
+        yield Finding("run folder", "problem", cause, "name the folder of a run, or an empty one")
+        return
     else:
         yield Finding("run folder", "ok", f"{path}: a run would begin there")
     yield from check_folder("disk of the run", path)

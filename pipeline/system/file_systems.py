@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+# Of those in user space (FUSE), only the ones known to be shared: others show an archive, a cipher or a local disk.
 _SHARED = re.compile(
-    r"nfs4?|cifs|smb3?|smbfs|lustre|gpfs|beegfs|ceph|glusterfs|panfs|pvfs2|orangefs|afs|9p|virtiofs|fuse(\..*)?"
+    r"nfs4?|cifs|smb3?|smbfs|lustre|gpfs|beegfs|ceph|glusterfs|panfs|pvfs2|orangefs|afs|9p|virtiofs|"
+    r"fuse\.(sshfs|glusterfs|ceph|ceph-fuse|mfs|juicefs|seaweedfs|alluxio-fuse|daos|s3fs|gcsfuse|rclone)"
 )
 _IN_MEMORY = ("tmpfs", "ramfs")
-_OF_A_CONTAINER = ("overlay", "aufs")
+_OF_A_CONTAINER = ("overlay", "aufs", "fuse.fuse-overlayfs")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from doctor_findings import Answered, only, verdicts_of
 
+from cluster.run.run_log import LAUNCHES_JSONL
 from jobs.checks import machine, places, ray_access
 from jobs.checks.findings import findings_of
 from jobs.checks.probes import Probe, ProbeError
@@ -138,6 +139,12 @@ def test_the_file_system_of_a_run_is_told(kind, verdict, tmp_path, monkeypatch):
     begins, _, finding = places.check_run(tmp_path / "run")
     assert "a run would begin there" in begins.found
     assert (finding.verdict, kind in finding.found) == (verdict, True)
+
+
+def test_what_a_killed_start_leaves_is_room_for_a_run(tmp_path):
+    (tmp_path / LAUNCHES_JSONL).touch()
+    begins, *_ = places.check_run(tmp_path)
+    assert begins.verdict == "ok" and "a run would begin there" in begins.found
 
 
 def test_what_is_no_run_is_a_problem(tmp_path):

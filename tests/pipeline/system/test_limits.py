@@ -16,6 +16,10 @@ MOUNTS = r"""22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 26 22 0:8 / /data2 rw - overlay overlay rw
 27 24 0:9 / /data/hidden rw - ext4 /dev/sdb rw
 28 27 0:9 / /data/hidden rw - xfs /dev/sdc rw
+29 22 0:10 / /rootless rw - fuse.fuse-overlayfs fuse-overlayfs rw
+30 22 0:11 / /usb rw - fuseblk /dev/sdd1 rw
+31 22 0:12 / /vault rw - fuse.gocryptfs /home/u/cipher rw
+32 22 0:13 / /volume rw - fuse.glusterfs server:/volume rw
 """
 
 
@@ -92,6 +96,10 @@ def test_available_memory_is_that_of_the_tightest_limit(monkeypatch):
         ("/data/with space/run", "fuse.sshfs", "shared"),
         ("/data2/run", "overlay", "container"),
         ("/data/hidden", "xfs", "disk"),
+        ("/rootless/run", "fuse.fuse-overlayfs", "container"),
+        ("/usb/run", "fuseblk", "disk"),
+        ("/vault/run", "fuse.gocryptfs", "disk"),
+        ("/volume/run", "fuse.glusterfs", "shared"),
     ],
 )
 def test_the_file_system_is_that_of_the_nearest_mount(path, kind, place, tmp_path):
