@@ -1,15 +1,17 @@
 """Print a script that completes the commands of `alexnet` and their options in bash or zsh.
 
     eval "$(alexnet completion bash)"
+    mkdir -p ~/.local/share/bash-completion/completions
     alexnet completion bash > ~/.local/share/bash-completion/completions/alexnet
     alexnet completion zsh > "${fpath[1]}/_alexnet"
 
-The first line is for the shell in which it is typed, the others for all shells that are started later. A command's
+The first line is for the shell in which it is typed, the others are for all shells that are started later. A command's
 options are asked for when they are first completed in a shell, so they are always those of the installed version.
 """
 
 import contextlib
 import importlib
+import importlib.metadata
 import io
 import sys
 from collections.abc import Sequence
@@ -22,7 +24,7 @@ from jobs.commands import COMMANDS, Command, find_command
 from pipeline.command import InputError, run_command
 
 Shell = Literal["bash", "zsh"]
-# What follows the function in tyro's script: its registration, in whose place ours stands.
+# What follows the function in tyro's script (1.0.0 and 1.0.17 were seen): its registration, in whose place ours stands.
 _END_OF_FUNCTION = {"bash": "# Register completion", "zsh": "typeset -A opt_args"}
 
 _BASH = """\
@@ -36,7 +38,7 @@ _alexnet() {
   fi
   loaded=_tyro_alexnet_${command//[^[:alnum:]_]/_}
   if ! declare -F "$loaded" > /dev/null; then
-    eval "$("${COMP_WORDS[0]}" completion bash "$command" 2> /dev/null)"
+    eval "$("${COMP_WORDS[0]/#\\~\\//$HOME/}" completion bash "$command" 2> /dev/null)"
     declare -F "$loaded" > /dev/null || return
   fi
   COMP_WORDS=("alexnet $command" "${COMP_WORDS[@]:2}")
@@ -60,7 +62,7 @@ DESCRIPTIONS
   local name=${words[2]} loaded
   loaded=_tyro_alexnet_${name//[^[:alnum:]_]/_}
   if ((! $+functions[$loaded])); then
-    eval "$(${words[1]} completion zsh $name 2> /dev/null)"
+    eval "$(${~words[1]} completion zsh $name 2> /dev/null)"
     (($+functions[$loaded])) || return
   fi
   words=("alexnet $name" "${(@)words[3,-1]}")
@@ -108,11 +110,19 @@ def dispatcher(shell: Shell) -> str:
 
 
 def options_function(command: Command, shell: Shell) -> str:
-    """Return the function that completes a command's options, as tyro makes it."""
+    """Return the function that completes a command's options, as tyro makes it.
+
+    Raises:
+        InputError: This tyro makes another script than the ones that were seen.
+    """
     sys.argv = [f"alexnet {command.name}"]  # tyro names the function after it
     with contextlib.redirect_stdout(io.StringIO()) as script, contextlib.suppress(SystemExit):
         importlib.import_module(command.module).main(["--tyro-write-completion", shell, "-"])
-    return script.getvalue().partition(_END_OF_FUNCTION[shell])[0]
+    function, end, _ = script.getvalue().partition(_END_OF_FUNCTION[shell])
+    if not end:
+        version = importlib.metadata.version("tyro")
+        raise InputError(f"tyro {version} completes options in a way that is not known here; update this program")
+    return function
 
 
 if __name__ == "__main__":

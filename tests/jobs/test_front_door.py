@@ -140,7 +140,11 @@ def script(tmp_path):
     path.parent.mkdir()
     path.write_text(f"#!{sys.executable}\nimport sys\nfrom jobs.__main__ import run\nsys.exit(run())\n")
     path.chmod(0o755)
-    return os.environ | {"PATH": f"{path.parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(CHECKOUT)}
+    return os.environ | {
+        "PATH": f"{path.parent}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(CHECKOUT),
+    }
 
 
 BASH = r"""
@@ -157,6 +161,7 @@ try alexnet stats --json f --fi
 try alexnet train --reci
 try alexnet train --placement s
 try alexnet lab cu
+try '~/bin/alexnet' verify --wo
 try alexnet unknown --x
 complete -p alexnet
 """
@@ -173,6 +178,7 @@ def test_bash_completes_names_options_and_values(script, tmp_path):
     assert found["alexnet train --reci"] == ["--recipe"]
     assert found["alexnet train --placement s"] == ["spread"]
     assert found["alexnet lab cu"] == ["cut"]
+    assert found["~/bin/alexnet verify --wo"] == ["--workers"]
 
 
 ZSH = r"""
@@ -182,6 +188,7 @@ eval "$(alexnet completion zsh)"
 try() { words=("$@"); CURRENT=$#; _alexnet }
 try alexnet tr
 try alexnet stats --fi
+try '~/bin/alexnet' verify --wo
 """
 
 
@@ -190,7 +197,15 @@ def test_zsh_completes_names_and_options(script, tmp_path):
     answer = subprocess.run(["zsh", "-f", "-c", ZSH], cwd=tmp_path, env=script, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert "compdef _alexnet alexnet" in answer.stdout
-    assert "train:Train a recipe" in answer.stdout and "--figure:" in answer.stdout
+    assert "train:Train a recipe" in answer.stdout and "--figure:" in answer.stdout and "--workers:" in answer.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_script_of_another_tyro_is_not_passed_on(shell, restarts, monkeypatch, capsys):
+    monkeypatch.setitem(completion._END_OF_FUNCTION, shell, "what another tyro writes")
+    with pytest.raises(InputError, match=r"tyro .* completes options in a way that is not known here"):
+        front_door.main(["completion", shell, "stats"])
+    assert capsys.readouterr().out == ""
 
 
 def test_completion_of_an_unknown_command_is_refused(restarts):
