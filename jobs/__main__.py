@@ -29,7 +29,7 @@ _EXIT_STATUSES = {
     "not fit; or, with a traceback, an error of the program",
     "2": "wrong input, or something outside failed: one line per cause says what to do",
     "130, 143": "interrupted by Ctrl-C, ended by SIGTERM",
-    "141": "whoever read the output has ended",
+    "141": "the reader of the output has exited",
 }
 _MOST_COLUMNS = 120
 

@@ -81,7 +81,9 @@ def _look(arguments: Arguments) -> dict[str, Any]:
         address = _address(arguments.address)
         version = job_server_version(address)
         errors += list(_version_errors(version)) if version else []
-        sys.stdout.write(f"job server {address}: Ray {version or 'of a version not told'}, here {client_version()}\n")
+        sys.stdout.write(
+            f"job server {address}: Ray{f' {version}' if version else ', version unknown'}, here {client_version()}\n"
+        )
     except InputError as error:
         errors.append(str(error))
     if errors:

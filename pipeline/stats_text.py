@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.summary import DatasetSummary, Histogram, SplitSummary
+from pipeline.system.byte_counts import readable_bytes, three_digits
 
 _MOST_CLASSES = 3  # named at each end of the order by size
 _MOST_NAMED = 8  # reasons and notes
@@ -37,20 +38,6 @@ def lines_of(summary: DatasetSummary) -> Iterator[str]:
     yield from _color_lines(summary)
 
 
-def readable_bytes(num_bytes: float) -> str:
-    """Return a number of bytes with three digits and its unit: `12.3 MB`."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 999.5:
-            return f"{_three_digits(num_bytes)} {unit}"
-        num_bytes /= 1000
-    return f"{_three_digits(num_bytes)} TB"
-
-
-def _three_digits(value: float) -> str:
-    """Return a number with three digits or more, and without an exponent."""
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
-
-
 def _rows(splits: Sequence[SplitSummary]) -> Iterator[tuple[str, ...]]:
     yield ("pictures", *(f"{split.num_samples:,}" for split in splits))
     yield ("shards", *(f"{split.num_shards:,}" for split in splits))
@@ -78,7 +65,7 @@ def _spread(histogram: Histogram, unit: int = 1) -> str:
     Of a bin that is wider than 1, the middle is shown.
     """
     middle = (histogram.bin_width - 1) / 2
-    values = [_three_digits((histogram.quantile(fraction) + middle) / unit) for fraction in (0, 0.5, 1)]
+    values = [three_digits((histogram.quantile(fraction) + middle) / unit) for fraction in (0, 0.5, 1)]
     return " / ".join(values) if len(set(values)) > 1 else values[0]
 
 

@@ -14,12 +14,9 @@ from typing import Literal
 
 from cluster.launch.node_checks import NodeReport, Requirements
 from pipeline.online.shard_maps import open_files_for
+from pipeline.system.byte_counts import SHARED_MEMORY_BYTES_PER_GPU, TEMPORARY_FILES_BYTES, readable_bytes
 
 _DECIDES_BITS = ("torch", "DALI", "nvImageCodec")
-# NCCL makes segments of 6 to 14 MB for pairs of neighbouring GPUs; Docker's default of 64 MB was too little for four
-# (NVIDIA/nccl#342, #1518).
-_SHARED_MEMORY_BYTES_PER_GPU = 64 * 2**20
-_TEMP_BYTES = 10**9  # Ray's logs and the unpacked upload; Ray itself complains when a disk is 95 % full
 _MOUNT = "mount the shared file system on every node, under the same path"
 
 
@@ -68,8 +65,8 @@ def judge_disk(report: NodeReport, requirements: Requirements) -> Iterator[Findi
     free = report.free_disk_bytes
     if free is not None and free < requirements.num_bytes:
         cause = (
-            f"{_gigabytes(free)} are free for {requirements.folder}, the run's checkpoints need "
-            f"{_gigabytes(requirements.num_bytes)}"
+            f"{readable_bytes(free)} are free for {requirements.folder}, the run's checkpoints need "
+            f"{readable_bytes(requirements.num_bytes)}"
         )
         next_step = f"free some, choose another {requirements.option}, or keep fewer checkpoints"
         yield Finding("error", report.node.name, cause, next_step)
@@ -108,18 +105,18 @@ def _judge_software(report: NodeReport, driver: NodeReport) -> Iterator[Finding]
 
 def _judge_room(report: NodeReport, requirements: Requirements) -> Iterator[Finding]:
     node = report.node
-    shared, needed = report.free_shared_memory_bytes, node.num_gpus * _SHARED_MEMORY_BYTES_PER_GPU
+    shared, needed = report.free_shared_memory_bytes, node.num_gpus * SHARED_MEMORY_BYTES_PER_GPU
     if node.num_gpus > 1 and shared is not None and shared < needed:
-        cause = f"{_gigabytes(shared)} are free in /dev/shm, by which GPUs of a node may exchange gradients"
+        cause = f"{readable_bytes(shared)} are free in /dev/shm, by which GPUs of a node may exchange gradients"
         yield Finding("warning", node.name, cause, "should NCCL fail, enlarge it (docker run --shm-size=1g)")
-    if report.free_temp_bytes is not None and report.free_temp_bytes < _TEMP_BYTES:
-        cause = f"{_gigabytes(report.free_temp_bytes)} are free for Ray's temporary folder"
+    if report.free_temp_bytes is not None and report.free_temp_bytes < TEMPORARY_FILES_BYTES:
+        cause = f"{readable_bytes(report.free_temp_bytes)} are free for Ray's temporary folder"
         yield Finding("warning", node.name, cause, "free some, or start Ray with another --temp-dir")
     needed = node.num_workers * requirements.worker_bytes
     if report.available_memory_bytes < needed:
         cause = (
-            f"{_gigabytes(report.available_memory_bytes)} of memory are available, {node.num_workers} worker(s) take "
-            f"more than {_gigabytes(needed)}"
+            f"{readable_bytes(report.available_memory_bytes)} of memory are available, {node.num_workers} worker(s) "
+            f"take more than {readable_bytes(needed)}"
         )
         yield Finding("warning", node.name, cause, "should one be killed, use fewer workers or --micro-batch-size")
     most, needed = report.max_open_files, open_files_for(requirements.num_shards)
@@ -135,7 +132,3 @@ def _judge_room(report: NodeReport, requirements: Requirements) -> Iterator[Find
 def _release(version: str) -> str:
     """Return a version without its local part (PEP 440)."""
     return version.partition("+")[0]
-
-
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB"

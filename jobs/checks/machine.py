@@ -10,14 +10,14 @@ from pathlib import Path
 from jobs.checks.findings import Finding
 from jobs.checks.probes import Probe
 from pipeline.paths import CHECKOUT
+from pipeline.system.byte_counts import SHARED_MEMORY_BYTES_PER_GPU, readable_bytes
 from pipeline.system.clock import clock_state
 from pipeline.system.control_group import cpu_limit, memory_limit
 from pipeline.system.processor import this_processor
 
 _LITTLE_MEMORY_BYTES = 2 * 10**9  # a round figure for Ray, a driver and a worker with torch and DALI loaded
 _SHARED_MEMORY = Path("/dev/shm")
-# The least object store that Ray starts with is 75 MiB, and it lies here; NCCL takes more for each pair of GPUs.
-_LEAST_SHARED_BYTES, _SHARED_BYTES_PER_GPU = 128 * 2**20, 64 * 2**20
+_LEAST_SHARED_BYTES = 128 * 2**20  # the least object store that Ray starts with is 75 MiB, and it lies here
 _LEAST_OPEN_FILES = 1024
 _MEMINFO = Path("/proc/meminfo")
 
@@ -60,7 +60,7 @@ def check_memory() -> Iterator[Finding]:
         total, whose = limit.limit_bytes, "the control group's"
     if limit is not None:
         available = min(available, limit.available_bytes)
-    found = f"{gigabytes(available)} available of {whose} {gigabytes(total)}"
+    found = f"{readable_bytes(available)} available of {whose} {readable_bytes(total)}"
     if available < _LITTLE_MEMORY_BYTES:
         advice = "end other programs, raise the limit, or train with --launcher alone and --micro-batch-size"
         yield Finding("memory", "warning", f"{found}, which is little for Ray and its workers", advice)
@@ -72,7 +72,10 @@ def check_address_space() -> Iterator[Finding]:
     """Tell of a limit of the address space, if there is one: libraries and shards are mapped into it."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
-        cause = f"is limited to {gigabytes(limit)}: torch and DALI map more than they use, and end or crash without it"
+        cause = (
+            f"is limited to {readable_bytes(limit)}: torch and DALI reserve more addresses than they use memory, and "
+            "fail or crash if they don't get them"
+        )
         yield Finding("address space", "warning", cause, "lift the limit: ulimit -v unlimited")
 
 
@@ -90,11 +93,11 @@ def check_shared_memory(num_gpus: int, folder: Path = _SHARED_MEMORY) -> Iterato
         advice = "mount it: mount -t tmpfs tmpfs /dev/shm"
         yield Finding(name, "problem", f"can't be used ({error.strerror})", advice)
         return
-    found = f"{gigabytes(usage.free)} free of {gigabytes(usage.total)}"
-    needed = _LEAST_SHARED_BYTES + num_gpus * _SHARED_BYTES_PER_GPU
+    found = f"{readable_bytes(usage.free)} free of {readable_bytes(usage.total)}"
+    needed = _LEAST_SHARED_BYTES + num_gpus * SHARED_MEMORY_BYTES_PER_GPU
     if usage.free < needed:
         advice = "enlarge it: docker run --shm-size=1g, or mount -o remount,size=1g /dev/shm"
-        yield Finding(name, "warning", f"{found}; Ray and NCCL may need {gigabytes(needed)}", advice)
+        yield Finding(name, "warning", f"{found}; Ray and NCCL may need {readable_bytes(needed)}", advice)
     else:
         yield Finding(name, "ok", found)
 
@@ -139,11 +142,6 @@ def check_clock() -> Iterator[Finding]:
     else:
         cause = "Linux knows of no time service that keeps it (in a container or virtual machine its host may)"
         yield Finding("clock", "warning", cause, "on a cluster, let chrony or systemd-timesyncd keep it on every node")
-
-
-def gigabytes(num_bytes: float) -> str:
-    """Return a number of bytes in GB."""
-    return f"{num_bytes / 1e9:.3g} GB"
 
 
 def _host_memory() -> dict[str, int]:

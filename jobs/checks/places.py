@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.checks.findings import Finding
-from jobs.checks.machine import gigabytes
 from pipeline import embedded
 from pipeline.command import InputError
+from pipeline.system.byte_counts import TEMPORARY_FILES_BYTES, readable_bytes
 from pipeline.system.file_systems import existing_folder, file_system_of
 
-_LITTLE_BYTES = 10**9  # Ray's logs and the unpacked upload; a checkpoint of alexnet_2012 has half of it
 _FULL = 0.95  # Ray complains when the disk of its temporary folder is fuller
 
 
@@ -27,13 +26,13 @@ def check_folder(name: str, path: Path, is_written: bool = True) -> Iterator[Fin
     folder = existing_folder(path)
     usage, mounted = shutil.disk_usage(folder), file_system_of(folder)
     kind = f", {mounted.kind}" if mounted else ""
-    found = f"{path}: {gigabytes(usage.free)} free of {gigabytes(usage.total)}{kind}"
+    found = f"{path}: {readable_bytes(usage.free)} free of {readable_bytes(usage.total)}{kind}"
     if not is_written:
         yield Finding(name, "ok", found)
     elif not os.access(folder, os.W_OK | os.X_OK):
         advice = f"let this user write to {folder}, or choose another folder"
         yield Finding(name, "problem", f"{found}, and this user may not write to {folder}", advice)
-    elif usage.free < _LITTLE_BYTES:
+    elif usage.free < TEMPORARY_FILES_BYTES:
         yield Finding(name, "warning", f"{found}, which is little", "free some space, or choose another folder")
     else:
         yield Finding(name, "ok", found)

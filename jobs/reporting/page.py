@@ -14,6 +14,7 @@ from jobs.reporting.pictures import SHEET_EPOCHS
 from jobs.reporting.proof import Proof, prove_order
 from jobs.reporting.reading import RunRecord
 from jobs.reporting.run_view import RunView, view_run
+from pipeline.system.byte_counts import readable_bytes
 
 MAX_EVENTS = 40  # of a run's workers that the page lists
 
@@ -92,6 +93,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        name: getattr(words, name) for name in ("percent", "count", "duration", "size", "first_name", "plural", "value")
+        name: getattr(words, name) for name in ("percent", "count", "duration", "first_name", "plural", "value")
     }
+    environment.filters["readable_bytes"] = readable_bytes
     return environment.get_template("report.html")

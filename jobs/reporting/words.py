@@ -27,15 +27,6 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def size(num_bytes: float) -> str:
-    """Return a number of bytes in decimal units."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}" if unit != "bytes" else f"{num_bytes:.0f} bytes"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} TB"
-
-
 def millions(number: int) -> str:
     """Return a number to three digits if it is above a million."""
     return f"{number / 1e6:.3g} M" if number >= 1_000_000 else f"{number:,}"

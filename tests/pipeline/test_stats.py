@@ -19,8 +19,9 @@ from pipeline.dataset import Dataset
 from pipeline.format.manifest import INVENTORY_JSON
 from pipeline.online.shard_reader import ShardReader
 from pipeline.paths import CHECKOUT
-from pipeline.stats_text import lines_of, readable_bytes
+from pipeline.stats_text import lines_of
 from pipeline.summary import Histogram, read_histogram, summarize
+from pipeline.system.byte_counts import readable_bytes
 
 NUM_PICTURES = {"cat": 9, "dog": 3, "emu": 1}
 SIZES = ((40, 30), (30, 40), (32, 32))

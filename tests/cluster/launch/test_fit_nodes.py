@@ -324,10 +324,10 @@ def test_a_node_with_gpus_that_joins_does_not_stop_a_run_on_cpus(cluster, requir
 
 def test_a_local_ray_is_warned_of_what_may_go_wrong(cluster, requirements, capsys, monkeypatch):
     cluster(a="fit")
-    monkeypatch.setattr("cluster.launch.node_checks.available_memory_bytes", lambda: 1)
+    monkeypatch.setattr("cluster.launch.node_checks.available_memory_bytes", lambda: 10**6)
     with FitNodes(requirements, is_local=True) as nodes:
         nodes.place(place("1"))
-    assert capsys.readouterr().err.startswith("warning: this machine: 0.0 GB of memory are available, ")
+    assert capsys.readouterr().err.startswith("warning: this machine: 1 MB of memory are available, ")
 
 
 @pytest.mark.parametrize("recipe", ["auto", "float32"])

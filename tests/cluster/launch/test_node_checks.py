@@ -228,7 +228,7 @@ def test_the_exchange_and_the_numbers_of_workers_reach_the_checks(one_local_node
 def test_a_full_disk_stops_a_run_before_it_begins(one_local_node, raw_dataset, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(InputError, match=r"this machine: 0\.0 GB are free for .+; free some, choose another --run"):
+    with pytest.raises(InputError, match=r"this machine: 10 MB are free for .+; free some, choose another --run"):
         train.main(["--data", str(raw_dataset.path), "--run", str(tmp_path / "run")])
     assert list(tmp_path.iterdir()) == []
 

@@ -66,7 +66,7 @@ def _versions(**changes: str | None) -> dict[str, str]:
         (
             {"free_disk_bytes": 10**8},
             "error",
-            "0.1 GB are free for /runs/mine, the run's checkpoints need 1.0 GB; free",
+            "100 MB are free for /runs/mine, the run's checkpoints need 1 GB; free",
         ),
         (
             {"max_open_files": 1024},
@@ -74,12 +74,12 @@ def _versions(**changes: str | None) -> dict[str, str]:
             "a process may open 1024 files, so that 1332 shards are opened again and again; should that be slow, start "
             "its Ray after `ulimit -n 1716`",
         ),
-        ({"free_shared_memory_bytes": 2**26}, "warning", "0.1 GB are free in /dev/shm"),
-        ({"free_temp_bytes": 10**8}, "warning", "0.1 GB are free for Ray's temporary folder; free some"),
+        ({"free_shared_memory_bytes": 2**26}, "warning", "67.1 MB are free in /dev/shm"),
+        ({"free_temp_bytes": 10**8}, "warning", "100 MB are free for Ray's temporary folder; free some"),
         (
             {"available_memory_bytes": 10**9},
             "warning",
-            "1.0 GB of memory are available, 2 worker(s) take more than 2.0",
+            "1 GB of memory are available, 2 worker(s) take more than 2 GB",
         ),
         ({"num_cpus": 4}, "warning", "offers 8 CPUs to Ray and has 4; threads"),
     ],
