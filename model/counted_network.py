@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
@@ -20,7 +22,14 @@ from model.torch_quirks import noting_draws
 
 _EACH_UNIT, _EACH_SAMPLE, _EACH_CHANNEL = None, 1, 2  # number of dimensions that a mask has
 _PROBE_SAMPLES = 2  # batch normalisation needs as many
-_BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_DROPOUTS = {
+    nn.Dropout: _EACH_UNIT,
+    nn.Dropout1d: _EACH_CHANNEL,
+    nn.Dropout2d: _EACH_CHANNEL,
+    nn.Dropout3d: _EACH_CHANNEL,
+}
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 class CountedNetwork(nn.Module):
@@ -72,28 +81,33 @@ class CountedNetwork(nn.Module):
 
     def _counted(self, name: str, module: nn.Module, seed: int, batch_norm_group: int) -> nn.Module | None:
         """Return what replaces a layer; None: it stays."""
-        kind = type(module).__name__
+        kind = type(module)
+        layer = f"layer {name} is of type {kind.__name__}"
         match module:
             case LazyModuleMixin():
-                raise ValueError(f"{name} is a {kind}, whose size is not known before it runs; state its size")
-            case nn.BatchNorm1d() | nn.BatchNorm2d() | nn.BatchNorm3d() | nn.SyncBatchNorm():
-                return _grouped(name, module, batch_norm_group)
+                raise ValueError(f"{layer}, whose size is not known before it runs; state its size")
+            case _BatchNorm() if kind in _BATCH_NORMS:
+                _refuse_additions(layer, module)
+                return _grouped(layer, module, batch_norm_group)
+            case _BatchNorm():
+                raise ValueError(
+                    f"{layer}, which takes statistics over a worker's samples and may do more than torch's own batch "
+                    "normalisation; use nn.BatchNorm2d, followed by what else it does"
+                )
             case nn.InstanceNorm1d() | nn.InstanceNorm2d() | nn.InstanceNorm3d() if module.track_running_stats:
                 raise ValueError(
-                    f"{name} is a {kind} whose running statistics depend on the number of workers; use "
-                    "track_running_stats=False"
+                    f"{layer}, whose running statistics depend on the number of workers; use track_running_stats=False"
                 )
-            case nn.Dropout() if module.p > 0:
-                return self._placed(module.p, seed, _EACH_UNIT)
-            case nn.Dropout1d() | nn.Dropout2d() | nn.Dropout3d() if module.p > 0:
-                return self._placed(module.p, seed, _EACH_CHANNEL)
-            case nn.AlphaDropout() | nn.FeatureAlphaDropout() if module.p > 0:
-                raise ValueError(f"{name} is a {kind}, for which there are no counted masks; use nn.Dropout")
-            case _ if kind == "StochasticDepth" and type(module).__module__.startswith("torchvision."):
+            case _DropoutNd() if kind in _DROPOUTS and module.p > 0:
+                _refuse_additions(layer, module)
+                return self._placed(module.p, seed, _DROPOUTS[kind])
+            case _DropoutNd() if module.p > 0:
+                raise ValueError(f"{layer}, for which there are no counted masks; use nn.Dropout")
+            case _ if kind.__name__ == "StochasticDepth" and kind.__module__.startswith("torchvision."):
+                _refuse_additions(layer, module)
                 if module.mode != "row":
                     raise ValueError(
-                        f"{name} is a StochasticDepth of mode {module.mode!r}, which drops a worker's whole batch; use "
-                        "mode 'row'"
+                        f"{layer} and mode {module.mode!r}, which drops a worker's whole batch; use mode 'row'"
                     )
                 return self._placed(float(module.p), seed, _EACH_SAMPLE)  # type: ignore[arg-type]
         return None
@@ -124,6 +138,11 @@ class PlacedDropout(CountedDropout):
         self._first, self._num_dimensions = layer, num_dimensions
         self._positions: Tensor | None = None
 
+    @property
+    def p(self) -> float:
+        """The probability, under the name that torch's dropout gives it."""
+        return self.probability
+
     def begin(self, positions: Tensor | None) -> None:
         """Take the positions of a pass."""
         self._positions, self.layer = positions, self._first
@@ -143,7 +162,7 @@ class PlacedDropout(CountedDropout):
 
 
 def check_pictures(network: CountedNetwork, name: str, num_classes: int, image_size: int) -> None:
-    """Check by a pass on the meta device, which takes no memory, that a network does what training needs of it.
+    """Check by both passes on the meta device, which takes no memory, that a network does what training needs of it.
 
     Args:
         network: Network on the meta device.
@@ -152,14 +171,19 @@ def check_pictures(network: CountedNetwork, name: str, num_classes: int, image_s
         image_size: Height and width of the pictures, before any resizing inside the model.
 
     Raises:
-        ValueError: The network does not take such pictures, returns something else than logits, or draws random numbers
-            by itself.
+        ValueError: The network does not take such pictures, returns something else than logits, draws random numbers by
+            torch by itself, has nothing to train, or calls dropout again in the backward pass.
     """
     images = torch.empty(_PROBE_SAMPLES, 3, image_size, image_size, device="meta")
     positions = torch.zeros(_PROBE_SAMPLES, dtype=torch.int64, device="meta")
     try:
-        with torch.no_grad(), noting_draws() as draws:
+        with torch.enable_grad(), noting_draws() as draws:
             logits = network.train()(images, positions)
+    except AttributeError as error:
+        raise ValueError(
+            f"name={name!r}: the network can't be run ({error}); its layers for batch normalisation and dropout are "
+            "replaced by others, which may lack an attribute of the original ones"
+        ) from error
     except (RuntimeError, AssertionError, ValueError) as error:
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
@@ -177,20 +201,43 @@ def check_pictures(network: CountedNetwork, name: str, num_classes: int, image_s
             f"name={name!r}: the network returns {got} for {_PROBE_SAMPLES} pictures; it must return logits of shape "
             f"({_PROBE_SAMPLES}, {num_classes})"
         )
+    _check_backward(network, name, logits)
+
+
+def _check_backward(network: CountedNetwork, name: str, logits: Tensor) -> None:
+    if not logits.requires_grad:
+        raise ValueError(f"name={name!r}: none of the network's parameters that its logits depend on can be trained")
+    called: list[str] = []
+    for place, layer in network.network.named_modules():
+        if isinstance(layer, PlacedDropout):
+            layer.register_forward_pre_hook(lambda *_, place=place: called.append(place))
+    try:
+        logits.sum().backward()
+    except RuntimeError as error:
+        raise ValueError(f"name={name!r}: the backward pass can't be run ({str(error).splitlines()[0]})") from error
+    if called:
+        raise ValueError(
+            f"name={name!r}: layer {called[0]} runs again in the backward pass, where its dropout would differ from "
+            "that of the forward pass; leave it out of activation checkpointing"
+        )
+
+
+def _refuse_additions(layer: str, module: nn.Module) -> None:
+    """Refuse a layer to which something was added that its replacement would lack."""
+    if any(getattr(module, hooks) for hooks in _HOOKS) or "forward" in vars(module):
+        raise ValueError(f"{layer} and has hooks, which would be lost as the layer is replaced; remove them")
 
 
 def _grouped(name: str, module: _BatchNorm, group_size: int) -> GhostBatchNorm:
     """Return the batch normalisation over groups that takes over a layer's parameters and statistics."""
-    kind = type(module).__name__
     if not (module.affine and module.track_running_stats) or module.momentum is None:
         raise ValueError(
-            f"{name} is a {kind} without scale and shift, running statistics or momentum; use those that {kind} has "
-            "by default"
+            f"{name} without scale and shift, running statistics or momentum; use those that it has by default"
         )
     if group_size < 2:
         raise ValueError(
-            f"batch_norm_group={group_size}: must be at least 2, since {name} is a {kind}, which takes its statistics "
-            "over several samples"
+            f"batch_norm_group={group_size}: must be at least 2, since {name}, which takes its statistics over several "
+            "samples"
         )
     assert module.running_mean is not None and module.running_var is not None
     layer = GhostBatchNorm(module.num_features, group_size, epsilon=module.eps, momentum=module.momentum)

@@ -5,10 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from model.batch_norm import GhostBatchNorm, update_running_statistics
 from model.counted_network import CountedNetwork, PlacedDropout
@@ -134,6 +136,25 @@ def test_layers_have_masks_of_their_own():
     assert [layer.layer for layer in network.modules() if isinstance(layer, PlacedDropout)] == [0, 1]
 
 
+class OwnBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation for any shape."""
+
+    def _check_input_dim(self, inputs: Tensor) -> None:
+        pass
+
+
+class OwnDropout(nn.Dropout):
+    """Dropout that does something else too."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs).relu()
+
+
+def with_a_hook(layer: nn.Module) -> nn.Module:
+    layer.register_forward_hook(lambda layer, inputs, outputs: outputs.relu())
+    return layer
+
+
 def test_what_a_run_needs_is_known_without_weights():
     assert num_parameters(resnet(), 1000) == 11_689_512  # torchvision's documentation
     assert num_operations(resnet(), 1000, 224) == pytest.approx(2 * 1.814e9, rel=0.01)
@@ -144,17 +165,26 @@ def test_what_a_run_needs_is_known_without_weights():
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (nn.AlphaDropout(0.5), r"0 is a AlphaDropout, for which there are no counted masks"),
+        (nn.AlphaDropout(0.5), r"layer 0 is of type AlphaDropout, for which there are no counted masks"),
         (
             torchvision.ops.StochasticDepth(0.5, "batch"),
-            r"0 is a StochasticDepth of mode 'batch', which drops a worker's",
+            r"layer 0 is of type StochasticDepth and mode 'batch', which drops a worker's",
         ),
         (
             nn.BatchNorm2d(3, momentum=None),
-            "0 is a BatchNorm2d without scale and shift, running statistics or momentum",
+            "layer 0 is of type BatchNorm2d without scale and shift, running statistics or momentum",
         ),
-        (nn.InstanceNorm2d(3, track_running_stats=True), "0 is a InstanceNorm2d whose running statistics depend on"),
-        (nn.LazyConv2d(3, 1), "0 is a LazyConv2d, whose size is not known before it runs"),
+        (
+            nn.InstanceNorm2d(3, track_running_stats=True),
+            "layer 0 is of type InstanceNorm2d, whose running statistics depend on",
+        ),
+        (timm.layers.BatchNormAct2d(3), "layer 0 is of type BatchNormAct2d, which takes statistics"),
+        (OwnBatchNorm(3), "layer 0 is of type OwnBatchNorm, which takes statistics"),
+        (OwnDropout(0.5), "layer 0 is of type OwnDropout, for which there are no counted masks"),
+        (with_a_hook(nn.BatchNorm2d(3)), "layer 0 is of type BatchNorm2d and has hooks"),
+        (with_a_hook(nn.Dropout(0.5)), "layer 0 is of type Dropout and has hooks"),
+        (with_a_hook(torchvision.ops.StochasticDepth(0.5, "row")), "layer 0 is of type StochasticDepth and has hooks"),
+        (nn.LazyConv2d(3, 1), "layer 0 is of type LazyConv2d, whose size is not known before it runs"),
     ],
 )
 def test_a_layer_that_cant_be_replaced_is_refused_by_its_name(layer, message):
@@ -163,7 +193,9 @@ def test_a_layer_that_cant_be_replaced_is_refused_by_its_name(layer, message):
 
 
 def test_groups_of_one_are_for_networks_without_batch_normalisation():
-    with pytest.raises(ValueError, match="batch_norm_group=1: must be at least 2, since bn1 is a BatchNorm2d"):
+    with pytest.raises(
+        ValueError, match="batch_norm_group=1: must be at least 2, since layer bn1 is of type BatchNorm2d"
+    ):
         check_network(ModelConfig(name="torchvision/resnet18", batch_norm_group=1))
     check_network(ModelConfig(name="torchvision/squeezenet1_1", batch_norm_group=1))
 
@@ -236,9 +268,50 @@ class Pair(nn.Module):
         return logits, logits
 
 
+class Checkpointing(nn.Module):
+    """Computes a part again in the backward pass."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, num_classes)
+        self.drop = nn.Dropout(0.5)
+
+    def _head(self, features: Tensor) -> Tensor:
+        return self.last(self.drop(self.norm(features).mean(dim=(2, 3))))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return checkpoint(self._head, self.first(images), use_reentrant=False)
+
+
+class Frozen(nn.Linear):
+    """Has nothing to train."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(3, num_classes)
+        self.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.mean(dim=(2, 3)))
+
+
+class Reading(nn.Module):
+    """Reads the settings of its layers."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.norm, self.drop, self.dense = nn.BatchNorm2d(3), nn.Dropout(0.5), nn.Linear(3, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert self.drop.p == 0.5
+        return self.dense(images.mean(dim=(2, 3))) * self.norm.running_var.mean()
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
+        (Checkpointing, "layer drop runs again in the backward pass, where its dropout would differ"),
+        (Frozen, "none of the network's parameters .* can be trained"),
+        (Reading, r"the network can't be run \(.*running_var.*\); its layers for batch normalisation and dropout are"),
         (Drawing, r"the network draws random numbers by itself \(\w+\)"),
         (Pair, r"the network returns tuple for 2 pictures; it must return logits of shape \(2, 10\)"),
     ],
