@@ -52,7 +52,7 @@ class Workload:
     """What a model exchanges.
 
     Attributes:
-        num_other: Number of parameters outside of dense layers.
+        num_other: Number of trained parameters outside of dense layers.
         num_dense: Number of parameters of the dense layers.
         units: Inputs and outputs of each dense layer.
         is_chain: Whether the dense layers form a chain, which `hybrid` needs.
@@ -76,7 +76,7 @@ class Workload:
         """Describe a model, of which only the shapes count."""
         dense = list(dense_layers(model).values())
         num_dense = sum(parameter.numel() for layer in dense for parameter in layer.parameters())
-        parameters = list(model.parameters())
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return cls(
             num_other=sum(parameter.numel() for parameter in parameters) - num_dense,
             num_dense=num_dense,

@@ -22,7 +22,9 @@ def bf16_bytes(model: nn.Module, world_size: int) -> float:
 
 def powersgd_bytes(model: nn.Module, world_size: int, rank: int) -> float:
     """Return the bytes of `powersgd`, 2 c 4 times r (n + m) for each matrix (n, m), and the size of what is not one."""
-    shapes: Iterable[tuple[int, ...]] = (tuple(parameter.shape) for parameter in model.parameters())
+    shapes: Iterable[tuple[int, ...]] = (
+        tuple(parameter.shape) for parameter in model.parameters() if parameter.requires_grad
+    )
     return _ring(world_size) * _FLOAT32_BYTES * sum(_num_powersgd_values(shape, rank) for shape in shapes)
 
 
@@ -38,7 +40,7 @@ def _num_powersgd_values(shape: tuple[int, ...], rank: int) -> int:
 
 
 def _num_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _ring(world_size: int) -> float:

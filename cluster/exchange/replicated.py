@@ -22,10 +22,10 @@ def replicated(model: nn.Module, others: Collection[nn.Parameter]) -> nn.Module:
         others: Parameters of the model that are left alone.
 
     Returns:
-        A DistributedDataParallel, or the model itself if no parameter remains.
+        A DistributedDataParallel, or the model itself if no parameter that requires gradients remains.
     """
     excluded = set(others)
-    if all(parameter in excluded for parameter in model.parameters()):
+    if not any(parameter.requires_grad and parameter not in excluded for parameter in model.parameters()):
         return model
     with _without_gradients(excluded):  # DistributedDataParallel takes the parameters that require gradients
         parallel = DistributedDataParallel(
@@ -37,12 +37,13 @@ def replicated(model: nn.Module, others: Collection[nn.Parameter]) -> nn.Module:
 
 @contextmanager
 def _without_gradients(parameters: Collection[nn.Parameter]) -> Iterator[None]:
-    for parameter in parameters:
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in parameters:
+        for parameter in trained:
             parameter.requires_grad_(True)
 
 

@@ -13,13 +13,15 @@ import torch
 from torch import nn
 
 from cluster.exchange.cost import Computation, Workload, predict_step
+from cluster.exchange.dense_layers import mixes_rows
 from cluster.exchange.link import measure_link, slowest, timed
 from cluster.exchange.names import Strategy, StrategyChoice
 from cluster.run.config import TrainingConfig
 from cluster.run.run_log import ExchangeChosen, Line, Warned, only
 from cluster.worker.precision import forward_context, input_dtype
 from cluster.worker.world import World
-from model.registry import num_operations
+from model.counted_network import CountedNetwork
+from model.registry import num_operations, outline_network
 from pipeline.online.order import RankShare
 from pipeline.system.processor import this_processor
 
@@ -57,6 +59,9 @@ class ExchangeChooser:
         """
         workload, world_size = self._workload(), self.world.world_size
         choices = [name for name in workload.choices(world_size) if name != "hybrid" or self.share.has_equal_pieces]
+        mixes_rows = len(choices) > 1 and self._mixes_rows()
+        if mixes_rows:
+            choices = ["allreduce"]
         if requested == "auto":
             if len(choices) > 1 and not self._are_alike():
                 choices.remove("factors")
@@ -67,6 +72,8 @@ class ExchangeChooser:
             reason = "a single worker exchanges nothing"
         elif not workload.units:
             reason = f"{self.config.model.name} has no dense layers"
+        elif mixes_rows:
+            reason = f"{self.config.model.name} has a dense layer that does not get a row per picture"
         elif not self.share.has_equal_pieces:
             reason = (
                 f"--micro-batch-size {self.share.micro_batch_size} gives {world_size} workers unequal numbers of "
@@ -103,6 +110,12 @@ class ExchangeChooser:
             step_seconds=seconds,
         )
 
+    def _mixes_rows(self) -> bool:
+        """Return whether a dense layer of a network from elsewhere gets something else than a row per picture."""
+        if not isinstance(self.model, CountedNetwork):
+            return False
+        return mixes_rows(outline_network(self.config.model, num_classes=self.num_classes), self.image_size)
+
     def _workload(self) -> Workload:
         activation_bytes = {"bfloat16": 2, "float64": 8}.get(self.config.precision, 4)
         return Workload.of(self.model, self.config.global_batch_size, activation_bytes, self.share.num_pieces)
@@ -122,7 +135,7 @@ class ExchangeChooser:
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(num_samples, 3, self.image_size, self.image_size, generator=generator)
         images = images.to(device, input_dtype(config.precision)).contiguous(memory_format=torch.channels_last)
-        parameters = list(self.model.parameters())
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
         def passes() -> None:
             with forward_context(config.precision, device):

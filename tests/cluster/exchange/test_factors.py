@@ -195,3 +195,21 @@ def aside() -> None:
 
 def test_what_would_make_gradients_wrong_is_refused():
     run_group(2, __file__, "aside")
+
+
+def frozen() -> None:
+    for is_rest_frozen in (False, True):
+        model = Net()
+        model.rows.requires_grad_(False)
+        model.conv.requires_grad_(not is_rest_frozen)
+        exchange = Factors(RankShare(2, dist.get_rank(), 2))
+        wrapped = exchange.wrap(model)
+        wrapped(torch.ones(1, 1, 6, 6)).sum().backward()
+        exchange.finish()
+        trained = {name.partition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+        assert trained == ({"dense"} if is_rest_frozen else {"conv", "dense"})
+        assert all((parameter.grad is not None) == parameter.requires_grad for parameter in model.parameters())
+
+
+def test_layers_that_are_not_trained_stay_so():
+    run_group(2, __file__, "frozen")

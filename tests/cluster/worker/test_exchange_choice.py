@@ -8,12 +8,13 @@ from runs import ALONE, CONFIG, entries
 from worker_process import run_workers
 
 from cluster.exchange.cost import Computation, Link
+from cluster.exchange.dense_layers import dense_layers
 from cluster.run.run_folder import RunFolder
 from cluster.run.run_log import ExchangeChosen, Warned
 from cluster.worker import exchange_choice
 from cluster.worker.exchange_choice import ExchangeChooser
 from cluster.worker.world import World
-from model.registry import ModelConfig, outline_network
+from model.registry import ModelConfig, build_network, outline_network
 from pipeline.online.order import RankShare
 
 TWO = World(0, 2, torch.device("cpu"))
@@ -92,6 +93,55 @@ def test_dense_layers_that_form_no_chain_cannot_be_cut(measured):
     chooser = dataclasses.replace(_chooser(), model=torch.nn.ModuleDict({"fc": torch.nn.Linear(64, 10)}))
     strategy, line = chooser.choose("hybrid", [])
     assert strategy == "allreduce" and "can't be cut for 2 workers" in line.message
+
+
+class Rows(torch.nn.Module):
+    """Applies a dense layer to each column of a picture, as to a picture of its own."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.columns, self.fc = torch.nn.Linear(3, 4), torch.nn.Linear(4, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        columns = self.columns(images.mean(dim=2).permute(0, 2, 1).flatten(0, 1))
+        return self.fc(columns.unflatten(0, (len(images), -1)).mean(dim=1))
+
+
+class PartlyFrozen(torch.nn.Module):
+    """Trains its last layer alone."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.body, self.hidden = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4, 4)
+        self.fc = torch.nn.Linear(4, num_classes)
+        self.body.requires_grad_(False)
+        self.hidden.requires_grad_(False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.hidden(self.body(images).mean(dim=(2, 3))))
+
+
+def _own_chooser(name: str) -> ExchangeChooser:
+    model = ModelConfig(name=f"{__name__}:{name}", batch_norm_group=1)
+    config = dataclasses.replace(CONFIG, model=model, precision="float32")
+    network = build_network(model, num_classes=10, seed=0)
+    return dataclasses.replace(_chooser(), config=config, model=network, image_size=16)
+
+
+def test_a_dense_layer_that_gets_parts_of_pictures_is_left_to_allreduce(measured):
+    assert _own_chooser("Rows").choose("auto", []) == ("allreduce", None)
+    strategy, line = _own_chooser("Rows").choose("factors", [])
+    assert strategy == "allreduce" and "has a dense layer that does not get a row per picture" in line.message
+    assert _own_chooser("PartlyFrozen").choose("factors", []) == ("factors", None)
+
+
+def test_layers_that_are_not_trained_are_neither_measured_nor_exchanged(measured, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(exchange_choice, "slowest", lambda seconds: seconds)
+    chooser = _own_chooser("PartlyFrozen")
+    assert chooser._measure_computation().step_seconds > 0
+    assert list(dense_layers(chooser.model)) == ["network.fc"]
+    assert chooser._workload().num_other == 0
 
 
 @pytest.mark.slow
