@@ -106,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments.worker_options.check(config)
     launcher = arguments.launcher or ("torch" if is_under_torchrun() else "ray")
+    if launcher != "ray" and (workers is not None or arguments.cpus_per_worker is not None):
+        raise InputError(f"--workers and --cpus-per-worker are for Ray, not for --launcher {launcher}; leave them out")
     if arguments.source is None and arguments.ignore:
         raise InputError("--ignore is for --source; leave it out")
     if arguments.source is not None:
@@ -114,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "--source is not for torchrun, whose processes would all make the dataset; make it first: "
                 f"python -m pipeline.shard {arguments.source} DATASET"
             )
-        arguments, config = _with_own_pictures(argv, arguments, config)
+        arguments, config = _with_own_pictures(argv, arguments, config, 1 if workers is None else workers.least)
         if arguments.data is None:
             return 0
     if launcher == "ray":
@@ -122,8 +124,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         from jobs.training.on_ray import train_on_ray
 
         train_on_ray(arguments, config, workers)
-    elif workers is not None or arguments.cpus_per_worker is not None:
-        raise InputError(f"--workers and --cpus-per-worker are for Ray, not for --launcher {launcher}; leave them out")
     else:
         from jobs.training.here import train_here
 
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _with_own_pictures(
-    argv: Sequence[str] | None, arguments: Arguments, config: TrainingConfig
+    argv: Sequence[str] | None, arguments: Arguments, config: TrainingConfig, num_workers: int
 ) -> tuple[Arguments, TrainingConfig]:
     """Make the dataset of --source; return the command line that names it, and the recipe that fits it.
 
@@ -143,7 +143,9 @@ def _with_own_pictures(
 
     own = OwnSource.find(arguments, config if arguments.recipe is not None else None)
     _, config = parse(argv, own.choice.config)
-    sys.stdout.write(described(own.pictures, own.choice, config))
+    own = replace(own, choice=own.choice.overridden(config))
+    own.check(num_workers)
+    sys.stdout.write(described(own.pictures, own.choice))
     sys.stdout.flush()
     if arguments.dry_run and not own.has_dataset:
         sys.stdout.write(f"would make the dataset {own.data}, and then train on it\n")
@@ -165,11 +167,12 @@ def parse(argv: Sequence[str] | None, recipe: TrainingConfig | None = None) -> t
     known = vars(first.parse_known_args(argv)[0])
     usual = _EMBEDDED_RECIPE if known["data"] is None else _DEFAULT_RECIPE
     config = recipe or get_recipe(known["recipe"] or (usual if known["source"] is None else _OWN_RECIPE))
-    if (network := known["model.name"]) is not None and is_foreign(network):
-        # The recipe's switches belong to its own network.
-        config = replace(config, model=ModelConfig(name=network))
-    default = _Command(arguments=Arguments(), config=config)
+    network = known["model.name"]
     try:
+        if network is not None and is_foreign(network) and network != config.model.name:
+            # The recipe's switches belong to its own network.
+            config = replace(config, model=ModelConfig(name=network))
+        default = _Command(arguments=Arguments(), config=config)
         command = tyro.cli(_Command, args=argv, default=default, description=__doc__)
     except ValueError as error:  # raised by the recipe's own fields; tyro itself reports errors of its parts
         raise InputError(str(error)) from error

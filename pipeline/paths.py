@@ -1,5 +1,6 @@
 """Paths from outside: from the command line of what may be a submitted job, and from a dataset's documents."""
 
+import os
 from pathlib import Path
 
 from pipeline.command import InputError
@@ -27,6 +28,11 @@ def shared_path(path: Path, option: str) -> Path:
             "give an absolute path"
         )
     return path.absolute()
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """Return whether a path, which need not exist, is a folder or lies in it; links are followed."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 def lies_inside(name: object) -> bool:

@@ -31,7 +31,7 @@ from pipeline.offline.publishing import reject_counts
 from pipeline.offline.shard_plan import ShardingConfig
 from pipeline.offline.shard_task import Executor
 from pipeline.offline.sharding import shard_dataset
-from pipeline.paths import shared_path
+from pipeline.paths import lies_in, shared_path
 from pipeline.pictures.decode import Damaged
 from pipeline.pictures.encode import Crop, Encoding, EncodingConfig
 from pipeline.sources.base import ListingOptions, Source
@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError("OUT is missing: python -m pipeline.shard SOURCE OUT")
     else:
         source_path, folder = shared_path(arguments.source, "SOURCE"), shared_path(arguments.out, "OUT")
-        if folder.is_relative_to(source_path):
+        if lies_in(folder, source_path):
             raise InputError(f"OUT {folder} lies in SOURCE {source_path}; choose a folder outside SOURCE")
     source = open_source(source_path, arguments.layout, ListingOptions(arguments.ignore, arguments.partial))
     config = _config(arguments, source, size)

@@ -97,8 +97,10 @@ class RunFolder:
         return cls(path.absolute(), document)
 
     @classmethod
-    def resume(cls, path: Path, config: TrainingConfig, dataset: Dataset) -> "RunFolder | None":
+    def resume(cls, path: Path, config: TrainingConfig, dataset: Dataset | None) -> "RunFolder | None":
         """Open the run of a recipe on a dataset, or return None if the folder is free for it.
+
+        The dataset is None if it is not made yet; then the recipe alone is compared.
 
         Raises:
             InputError: The folder holds another run, or something else.
@@ -263,12 +265,14 @@ class RunFolder:
                 "its classes, jobs/evaluate.py --source FOLDER"
             )
 
-    def _check_same(self, config: TrainingConfig, dataset: Dataset) -> None:
+    def _check_same(self, config: TrainingConfig, dataset: Dataset | None) -> None:
         changed = _differences(self.config.identity(), self._of_this_precision(config).identity())
         if changed:
             shown = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in list(changed.items())[:3])
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise InputError(f"{self.path} holds a run of another recipe ({shown}{more}); choose another --run")
+        if dataset is None:
+            return
         self.check_classes(dataset)
         if self.document["dataset"]["sha256"] != dataset.sha256:
             raise InputError(

@@ -85,6 +85,17 @@ class Choice:
     val_fraction: float | None
     reason: str
 
+    def overridden(self, config: TrainingConfig) -> "Choice":
+        """Return the choice with the recipe as the command line overrides it, and room for its crop."""
+        stored_size, crop_size = self.stored_size, config.augmentation.crop_size
+        if stored_size is not None and crop_size is not None:
+            stored_size = max(stored_size, crop_size)
+        return replace(self, config=config, stored_size=stored_size)
+
+    def stored(self, pictures: OwnPictures) -> int:
+        """Return the size at which pictures are stored."""
+        return pictures.side if self.stored_size is None else self.stored_size
+
 
 def keep(pictures: OwnPictures, config: TrainingConfig, reason: str) -> Choice:
     """Choose how pictures are stored for a recipe that is given."""
@@ -119,15 +130,14 @@ def choose(pictures: OwnPictures, has_gpu: bool) -> Choice:
     return Choice(config, None if pictures.stores_pixels else size, fraction, few)
 
 
-def described(pictures: OwnPictures, choice: Choice, config: TrainingConfig) -> str:
+def described(pictures: OwnPictures, choice: Choice) -> str:
     """Return lines that say what was found and chosen.
 
     Args:
         pictures: What is known of the pictures.
         choice: What was chosen.
-        config: The recipe with the command line's overrides.
     """
-    stored = pictures.side if choice.stored_size is None else choice.stored_size
+    config, stored = choice.config, choice.stored(pictures)
     held_out = "its own val" if choice.val_fraction is None else f"{choice.val_fraction:.0%} of each class held out"
     return (
         f"own pictures: {pictures.num_train:,} in {pictures.num_classes} classes, {held_out}; shorter side "

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cluster.run.config import TrainingConfig
+from cluster.run.fit import check_fits, check_fits_pictures
 from cluster.run.run_folder import RunFolder, holds_run
 from jobs.training.choice import Choice, OwnPictures, choose, keep
 from pipeline.command import InputError
+from pipeline.dataset import Dataset
 from pipeline.format.manifest import DATASET_JSON
 from pipeline.offline.sharding import PARTIAL
-from pipeline.paths import shared_path
+from pipeline.paths import lies_in, shared_path
 from pipeline.shard import main as shard
 from pipeline.sources.base import ListingOptions
 from pipeline.sources.detect import open_source
@@ -43,6 +45,7 @@ class OwnSource:
     Attributes:
         root: Folder of the pictures, absolute.
         data: Folder of the dataset, absolute.
+        run: Folder of the run, absolute.
         pictures: What is known of them.
         choice: How they are stored, and trained.
         ignore: Patterns of files to leave out.
@@ -50,6 +53,7 @@ class OwnSource:
 
     root: Path
     data: Path
+    run: Path
     pictures: OwnPictures
     choice: Choice
     ignore: tuple[str, ...] = ()
@@ -71,7 +75,7 @@ class OwnSource:
         root, run = shared_path(arguments.source, "--source"), shared_path(arguments.run, "--run")
         data = run.with_name(f"{run.name}-data") if arguments.data is None else shared_path(arguments.data, "--data")
         for folder, option in ((run, "--run"), (data, "--data")):
-            if folder.is_relative_to(root):
+            if lies_in(folder, root):
                 raise InputError(f"{option} {folder} lies in --source {root}; choose a folder outside of it")
         source = open_source(root, options=ListingOptions(arguments.ignore))
         pictures = OwnPictures.of(source, source.list_samples())
@@ -81,7 +85,21 @@ class OwnSource:
             choice = keep(pictures, RunFolder.open(run).config, "the run's own")
         else:
             choice = choose(pictures, torch.cuda.is_available())
-        return cls(root, data, pictures, choice, arguments.ignore)
+        return cls(root, data, run, pictures, choice, arguments.ignore)
+
+    def check(self, num_workers: int) -> None:
+        """Check what is known before there is a dataset: the network takes the pictures, and the run folder is free.
+
+        Raises:
+            InputError: It does not, it is not, or the workers are too many.
+        """
+        dataset = Dataset.open(self.data) if self.has_dataset else None
+        RunFolder.resume(self.run, self.choice.config, dataset)
+        if dataset is None:
+            what, stored_size = f"the pictures of {self.root}", self.choice.stored(self.pictures)
+            check_fits_pictures(self.choice.config, what, stored_size, num_workers)
+        else:
+            check_fits(self.choice.config, dataset, num_workers)
 
     @property
     def has_dataset(self) -> bool:

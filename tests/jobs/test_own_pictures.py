@@ -1,5 +1,6 @@
 """Own pictures: `jobs/train.py --source` makes a dataset once, chooses what fits, and compares with a simple guess."""
 
+import dataclasses
 import io
 import os
 import re
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cluster.run.fit import check_fits_pictures
 from cluster.run.run_folder import RunFolder
 from jobs import evaluate, predict, train
 from jobs.recipes import get_recipe
@@ -18,6 +20,8 @@ from jobs.training.color_baseline import color_baseline, nearest_class
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.format.manifest import DATASET_JSON
+from pipeline.online.augmentation import AugmentationConfig
+from pipeline.shard import main as shard
 
 CLASSES = ("flat", "rough")
 
@@ -78,7 +82,7 @@ def test_a_recipe_that_is_named_holds_and_gets_pictures_that_fit():
 def test_what_was_chosen_is_said_with_its_reason():
     pictures = OwnPictures(200, 4, False, 375)
     choice = choose(pictures, has_gpu=False)
-    assert described(pictures, choice, choice.config) == (
+    assert described(pictures, choice) == (
         "own pictures: 200 in 4 classes, 20% of each class held out; shorter side 375 pixels (median)\n"
         "recipe own_pictures (fewer than 20,000 pictures): stored at 80 pixels, crops of 60, batches of 32, 60 epochs\n"
     )
@@ -102,6 +106,55 @@ def test_a_dataset_is_made_once_and_the_same_command_goes_on(source, tmp_path, c
     assert evaluate.main(["--run", str(run)]) == 0  # finds the dataset
     assert capsys.readouterr().out.endswith("n=4\n")
     assert predict.main([str(source / "flat" / "0.png"), "--run", str(run)]) == 0
+
+
+def test_a_run_of_a_network_of_ones_own_goes_on_by_the_same_command(source, tmp_path, capsys):
+    network = ["--model.name", "examples.own_model:SmallNet", "--model.batch-norm-group", "5"]
+    own = words(source, tmp_path / "run", *network, "--global-batch-size", "15", "--num-epochs", "1")
+    assert train.main(own) == 0
+    capsys.readouterr()
+    assert train.main(own) == 0
+    assert "is finished already" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"global_batch_size=15: must be a multiple of model.batch_norm_group, 32"):
+        train.parse([*words(source, tmp_path / "run"), "--model.name", "examples.own_model:SmallNet"], fifteen())
+
+
+def fifteen():
+    return dataclasses.replace(get_recipe("own_pictures"), global_batch_size=15)
+
+
+def test_a_crop_of_the_command_line_sets_the_stored_size(source, tmp_path, capsys):
+    assert train.main(words(source, tmp_path / "run", "--augmentation.crop-size", "64", *SHORT)) == 0
+    assert "stored at 64 pixels, crops of 64" in capsys.readouterr().out
+    assert Dataset.open(tmp_path / "run-data").stored_size == 64
+
+
+def test_pixels_that_are_smaller_than_the_crop_are_refused():
+    pictures = OwnPictures(200, 4, False, 28, stores_pixels=True)
+    choice = choose(pictures, has_gpu=False)
+    config = dataclasses.replace(choice.config, augmentation=AugmentationConfig(crop_size=32))
+    with pytest.raises(InputError, match=r"does not fit the pictures.*crop_size is 32.*stored at 28; at most 28 fits"):
+        check_fits_pictures(config, "the pictures", choice.overridden(config).stored(pictures), 1)
+
+
+def test_a_run_of_another_recipe_or_something_else_is_refused_before_a_dataset_is_made(source, tmp_path):
+    assert train.main(words(source, tmp_path / "run", *SHORT)) == 0
+    other = ["--data", str(tmp_path / "other")]
+    with pytest.raises(InputError, match="run holds a run of another recipe"):
+        train.main(words(source, tmp_path / "run", *other, "--recipe", "small_demo"))
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    with pytest.raises(InputError, match="notes is in use but holds no run"):
+        train.main(words(source, tmp_path / "notes", *other, *SHORT))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_link_into_the_source_lies_in_the_source(source, tmp_path):
+    (tmp_path / "link").symlink_to(source)
+    with pytest.raises(InputError, match="lies in --source"):
+        train.main(words(source, tmp_path / "link" / "run"))
+    with pytest.raises(InputError, match="lies in SOURCE"):
+        shard([str(source), str(tmp_path / "link" / "out")])
 
 
 def test_pictures_that_have_changed_are_refused(source, tmp_path):
@@ -166,6 +219,15 @@ def test_a_broken_picture_among_few_is_left_out_and_files_may_be_ignored(source,
         (["--source", "{source}", "--run", "{tmp}/r", "--data", "{data}"], "was not made by --source; leave out"),
         (["--source", "{source}", "--run", "{tmp}/r", "--launcher", "torch"], "--source is not for torchrun"),
         (["--source", "{source}", "--run", "{tmp}/r", "--recipe", "mine"], "there is no recipe 'mine'"),
+        (
+            ["--source", "{source}", "--run", "{tmp}/r", "--dry-run", "--model.name", "torchvision/resnt18"],
+            "torchvision has no such classifier; it has .*resnet18",
+        ),
+        (
+            ["--source", "{source}", "--run", "{tmp}/r", "--launcher", "alone", "--workers", "2"],
+            "--workers and --cpus-per-worker are for Ray",
+        ),
+        (["--source", "{source}", "--run", "{tmp}/r", "--workers", "99"], "99 workers can't share a global batch"),
         (["--data", "{data}", "--run", "{tmp}/r", "--ignore", "x"], "--ignore is for --source"),
         (["--source", "{source}", "--run", "{tmp}/r", "--workers", "0"], "--workers is 0"),
     ],
