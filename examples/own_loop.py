@@ -20,6 +20,8 @@ from pipeline.dataset import Dataset
 from pipeline.loader import TrainLoader
 
 dist.init_process_group()
+if 64 % dist.get_world_size():
+    sys.exit(f"64 samples can't be shared equally by {dist.get_world_size()} processes; use 2, 4 or 8")
 dataset = Dataset.open(sys.argv[1])
 loader = TrainLoader(dataset, global_batch_size=64, rank=dist.get_rank(), world_size=dist.get_world_size())
 network = DistributedDataParallel(build_model("alexnet_small", num_classes=dataset.num_classes))

@@ -17,6 +17,7 @@ from cluster.worker.source_evaluation import evaluate_own, named, own_pictures
 from cluster.worker.trained_model import default_device
 from cluster.worker.world import World
 from jobs.bootstrap import RAY, check_interpreter
+from model.foreign import announce_file
 from pipeline import embedded
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
@@ -40,6 +41,7 @@ def evaluate_dataset(arguments: "Arguments") -> dict[str, Any]:
         The result as a document.
     """
     run = RunFolder.open(shared_path(arguments.run or embedded.run_folder(), "--run"))
+    announce_file(run.config.model.name)
     own = embedded.dataset_folder() if arguments.run is None else Path(run.document["dataset"]["path"])
     data = shared_path(arguments.data or own, "--data")
     dataset = Dataset.open(data)
@@ -82,6 +84,7 @@ def evaluate_source(arguments: "Arguments", root: Path) -> dict[str, Any]:
     if arguments.workers != 1:
         raise InputError("--source is evaluated by this process alone; leave out --workers")
     run = RunFolder.open((arguments.run or embedded.run_folder()).absolute())
+    announce_file(run.config.model.name)
     source = open_source(root, options=ListingOptions(arguments.ignore))
     pictures = own_pictures(source, run, arguments.split, arguments.unknown_classes)
     name = "-".join(filter(None, ("source", root.resolve().name, arguments.split, arguments.crops)))

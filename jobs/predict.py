@@ -26,6 +26,7 @@ import tyro
 
 from cluster.run.run_folder import RunFolder
 from cluster.worker.evaluation_options import Crops
+from model.foreign import announce_file
 from pipeline import embedded
 from pipeline.command import InputError, run_command
 from pipeline.json_answer import JsonTarget, completed, json_answer
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.figure is not None:
         check_figure_path(arguments.figure, "--figure")
     run = RunFolder.open((arguments.run or embedded.run_folder()).absolute())
+    announce_file(run.config.model.name)
     refused: dict[Path, str] = {}
     with json_answer(arguments.json, run.path) as answer:
         predictions = list(predict(arguments.images, run, arguments.crops, default_device(), refused))

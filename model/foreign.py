@@ -8,7 +8,7 @@ else is called by a name from a recipe or a run folder. `model/counted_network.p
 """
 
 import difflib
-import importlib
+import importlib.util
 import inspect
 import os
 import re
@@ -42,6 +42,19 @@ def find_maker(name: str) -> "Callable[[int], nn.Module]":
     return _of_torchvision(name.removeprefix(_TORCHVISION)) if name.startswith(_TORCHVISION) else _own(name)
 
 
+def announce_file(name: str) -> None:
+    """Say on standard error which file a network of one's own would be loaded from, before its code runs."""
+    if _OWN.fullmatch(name):
+        _find_working_directory()
+        try:
+            spec = importlib.util.find_spec(name.partition(":")[0])
+        except ModuleNotFoundError:
+            return  # said when it is loaded
+        if spec is not None:
+            sys.stderr.write(f"the network {name} is loaded from {spec.origin}\n")
+            sys.stderr.flush()
+
+
 def _of_torchvision(name: str) -> "Callable[[int], nn.Module]":
     try:
         from torchvision import models
@@ -62,8 +75,7 @@ def _own(name: str) -> "Callable[[int], nn.Module]":
     from torch import nn
 
     module_name, _, class_name = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last, so that it hides nothing
+    _find_working_directory()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -81,3 +93,8 @@ def _own(name: str) -> "Callable[[int], nn.Module]":
     except TypeError as error:
         raise ValueError(f"name={name!r}: {class_name}(num_classes=10) can't be called: {error}") from error
     return lambda num_classes: made(num_classes=num_classes)
+
+
+def _find_working_directory() -> None:
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that it hides nothing

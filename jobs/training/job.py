@@ -158,7 +158,10 @@ class TrainingJob:
     def say_finished(self) -> None:
         """Print what became of the run, that it is finished, and the next commands."""
         lines = outcome(RunFolder.open(self.run_path), self.dataset, self.is_own)
-        sys.stdout.writelines(f"{line}\n" for line in lines)
+        try:
+            sys.stdout.writelines(f"{line}\n" for line in lines)
+        except InputError as error:  # the training itself is done
+            sys.stderr.write(f"warning: the result was not compared with a simple guess: {error}\n")
         report = shlex.join(["python", "jobs/report.py", str(self.run_path), "-o", str(self.run_path / "report.html")])
         sys.stdout.write(f"finished: {self._evaluate_hint()}\nthen, for a page to look at: {report}\n")
 

@@ -149,7 +149,8 @@ class OwnSource:
         for path in walk_source(self.root, self.ignore).files():
             status = os.stat(self.root / path)
             lines.append(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-        return {"num_files": len(lines), "sha256": hashlib.sha256(b"".join(sorted(lines))).hexdigest()}
+        digest = hashlib.sha256(b"".join(sorted(lines))).hexdigest()
+        return {"num_files": len(lines), "sha256": digest, "ignore": sorted(self.ignore)}
 
 
 def _read(sidecar: Path) -> dict[str, Any] | None:
@@ -164,4 +165,7 @@ def _read(sidecar: Path) -> dict[str, Any] | None:
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     if before.get("num_files") != now["num_files"]:
         return f"{before.get('num_files')} files then, {now['num_files']} now"
-    return "some files are others, or have changed"
+    if before.get("ignore") != now["ignore"]:
+        patterns = (" ".join(map(str, document.get("ignore") or ())) or "nothing" for document in (before, now))
+        return "--ignore left out {} then, {} now".format(*patterns)
+    return "some files were replaced or changed"

@@ -115,6 +115,8 @@ def test_a_run_of_a_network_of_ones_own_goes_on_by_the_same_command(source, tmp_
     capsys.readouterr()
     assert train.main(own) == 0
     assert "is finished already" in capsys.readouterr().out
+    assert predict.main([str(source / "flat" / "0.png"), "--run", str(tmp_path / "run")]) == 0
+    assert re.search("SmallNet is loaded from .*/examples/own_model.py", capsys.readouterr().err)
     with pytest.raises(InputError, match=r"global_batch_size=15: must be a multiple of model.batch_norm_group, 32"):
         train.parse([*words(source, tmp_path / "run"), "--model.name", "examples.own_model:SmallNet"], fifteen())
 
@@ -164,7 +166,7 @@ def test_pictures_that_have_changed_are_refused(source, tmp_path):
     shutil.move(source, moved)
     assert train.main(words(moved, tmp_path / "run", "--data", str(tmp_path / "d"), *SHORT)) == 0  # the same files
     os.utime(moved / "flat" / "0.png", ns=(1, 1))
-    with pytest.raises(InputError, match=r"is not what .*/d was made of \(some files are others, or have changed\)"):
+    with pytest.raises(InputError, match=r"is not what .*/d was made of \(some files were replaced or changed\)"):
         train.main(words(moved, tmp_path / "run", "--data", str(tmp_path / "d"), *SHORT))
     (moved / "flat" / "1.png").unlink()
     with pytest.raises(InputError, match=r"\(24 files then, 23 now\); to train on the dataset as it is, leave out"):
@@ -204,6 +206,8 @@ def test_a_broken_picture_among_few_is_left_out_and_files_may_be_ignored(source,
         train.main(words(source, tmp_path / "run", *SHORT))
     assert train.main(words(source, tmp_path / "run", "--ignore", "beside.png", *SHORT)) == 0
     assert "rejected: 1" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"--ignore left out beside.png then, beside.png no-such now"):
+        train.main(words(source, tmp_path / "run", "--ignore", "beside.png", "--ignore", "no-such", *SHORT))
 
 
 @pytest.mark.parametrize(
