@@ -43,6 +43,7 @@ class OwnPictures:
         has_val: Whether the source has a validation split of its own.
         side: Median length of the shorter side, in pixels.
         stores_pixels: Whether the source stores pixels, which keep their size.
+        has_pairs: Whether a class has more than one training picture, so that one can be held out.
     """
 
     num_train: int
@@ -50,6 +51,7 @@ class OwnPictures:
     has_val: bool
     side: int
     stores_pixels: bool = False
+    has_pairs: bool = True
 
     @classmethod
     def of(cls, source: Source, listing: Listing) -> "OwnPictures":
@@ -66,7 +68,8 @@ class OwnPictures:
         places = zip(*(columns[name] for name in ("file", "offset", "num_bytes")), strict=True)
         sides = [_shorter_side(source.read(*place)) for place in places]
         side = int(np.median([side for side in sides if side] or [_LARGE_SIZE]))
-        return cls(train.num_rows, len(listing.classes), "val" in listing.splits, side, source.native_pixels)
+        has_pairs = len(train["class_index"].unique()) < train.num_rows
+        return cls(train.num_rows, len(listing.classes), "val" in listing.splits, side, source.native_pixels, has_pairs)
 
 
 @dataclass(frozen=True)
@@ -138,9 +141,15 @@ def described(pictures: OwnPictures, choice: Choice) -> str:
         choice: What was chosen.
     """
     config, stored = choice.config, choice.stored(pictures)
-    held_out = "its own val" if choice.val_fraction is None else f"{choice.val_fraction:.0%} of each class held out"
+    if choice.val_fraction is None:
+        held_out = "its own val"
+    elif pictures.has_pairs:
+        held_out = f"{choice.val_fraction:.0%} of each class held out"
+    else:
+        held_out = "none held out, since each class has one"
+    classes = "1 class" if pictures.num_classes == 1 else f"{pictures.num_classes} classes"
     return (
-        f"own pictures: {pictures.num_train:,} in {pictures.num_classes} classes, {held_out}; shorter side "
+        f"own pictures: {pictures.num_train:,} in {classes}, {held_out}; shorter side "
         f"{pictures.side} pixels (median)\n"
         f"recipe {config.name} ({choice.reason}): stored at {stored} pixels, crops of "
         f"{config.augmentation.crop_of(stored)}, batches of {config.global_batch_size}, {config.num_epochs:g} epochs\n"

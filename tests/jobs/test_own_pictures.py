@@ -88,6 +88,22 @@ def test_what_was_chosen_is_said_with_its_reason():
     )
 
 
+def test_one_picture_per_class_leaves_none_to_hold_out(tmp_path, capsys):
+    save_pictures(tmp_path / "photos", num_each=1)
+    assert train.main(words(tmp_path / "photos", tmp_path / "run", "--dry-run")) == 0
+    assert "own pictures: 2 in 2 classes, none held out, since each class has one;" in capsys.readouterr().out
+
+
+def test_a_comparison_that_fails_leaves_a_run_finished(source, tmp_path, capsys, monkeypatch):
+    def changed(dataset):
+        raise InputError("sample 3 is damaged")
+
+    monkeypatch.setattr("jobs.training.outcome.color_baseline", changed)
+    assert train.main(words(source, tmp_path / "run", *SHORT)) == 0
+    found = capsys.readouterr()
+    assert "finished: " in found.out and "not compared with a simple guess: sample 3 is damaged" in found.err
+
+
 def test_a_dataset_is_made_once_and_the_same_command_goes_on(source, tmp_path, capsys):
     run = tmp_path / "runs" / "mine"
     assert train.main(words(source, run, *SHORT)) == 0
