@@ -143,7 +143,7 @@ def _with_own_pictures(
 
     own = OwnSource.find(arguments, config if arguments.recipe is not None else None)
     _, config = parse(argv, own.choice.config)
-    own = replace(own, choice=own.choice.overridden(config))
+    own = own.overridden(config)
     own.check(num_workers)
     sys.stdout.write(described(own.pictures, own.choice))
     sys.stdout.flush()

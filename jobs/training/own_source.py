@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,13 @@ class OwnSource:
         else:
             choice = choose(pictures, torch.cuda.is_available())
         return cls(root, data, run, pictures, choice, arguments.ignore)
+
+    def overridden(self, config: TrainingConfig) -> "OwnSource":
+        """Return the same with the recipe as the command line overrides it; a dataset that is there keeps its size."""
+        choice = self.choice.overridden(config)
+        if self.has_dataset:
+            choice = replace(choice, stored_size=Dataset.open(self.data).stored_size)
+        return replace(self, choice=choice)
 
     def check(self, num_workers: int) -> None:
         """Check what is known before there is a dataset: the network takes the pictures, and the run folder is free.

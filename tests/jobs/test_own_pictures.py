@@ -145,6 +145,9 @@ def test_a_crop_of_the_command_line_sets_the_stored_size(source, tmp_path, capsy
     assert train.main(words(source, tmp_path / "run", "--augmentation.crop-size", "64", *SHORT)) == 0
     assert "stored at 64 pixels, crops of 64" in capsys.readouterr().out
     assert Dataset.open(tmp_path / "run-data").stored_size == 64
+    again = words(source, tmp_path / "other", "--data", str(tmp_path / "run-data"), *SHORT, "--dry-run")
+    assert train.main(again) == 0
+    assert "stored at 64 pixels, crops of 48" in capsys.readouterr().out
 
 
 def test_pixels_that_are_smaller_than_the_crop_are_refused():
