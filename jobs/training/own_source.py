@@ -48,6 +48,7 @@ class OwnSource:
         run: Folder of the run, absolute.
         pictures: What is known of them.
         choice: How they are stored, and trained.
+        has_gpu: Whether the choice is one for a machine with a GPU.
         ignore: Patterns of files to leave out.
     """
 
@@ -56,6 +57,7 @@ class OwnSource:
     run: Path
     pictures: OwnPictures
     choice: Choice
+    has_gpu: bool
     ignore: tuple[str, ...] = ()
 
     @classmethod
@@ -79,13 +81,16 @@ class OwnSource:
                 raise InputError(f"{option} {folder} lies in --source {root}; choose a folder outside of it")
         source = open_source(root, options=ListingOptions(arguments.ignore))
         pictures = OwnPictures.of(source, source.list_samples())
+        # What the dataset was begun for, since the choice decides how pictures are stored.
+        recorded = _read(_sidecar(data)) if data.exists() else None
+        has_gpu = torch.cuda.is_available() if recorded is None else bool(recorded.get("has_gpu"))
         if requested is not None:
             choice = keep(pictures, requested, "as named by --recipe")
         elif holds_run(run):
             choice = keep(pictures, RunFolder.open(run).config, "the run's own")
         else:
-            choice = choose(pictures, torch.cuda.is_available())
-        return cls(root, data, run, pictures, choice, arguments.ignore)
+            choice = choose(pictures, has_gpu)
+        return cls(root, data, run, pictures, choice, has_gpu, arguments.ignore)
 
     def overridden(self, config: TrainingConfig) -> "OwnSource":
         """Return the same with the recipe as the command line overrides it; a dataset that is there keeps its size."""
@@ -119,15 +124,14 @@ class OwnSource:
         Raises:
             InputError: The folder holds something else, or the pictures have changed since.
         """
-        sidecar = self.data.with_name(f"{self.data.name}.source.json")
-        now = self._files()
+        sidecar, now = _sidecar(self.data), self._files()
         before = _read(sidecar) if self.data.exists() else None
         if before is None and self.data.exists() and any(self.data.iterdir()):
             raise InputError(
                 f"{self.data} was not made by --source; leave out --source to train on it, or name another folder: "
                 "--data"
             )
-        if before is not None and before != now:
+        if before is not None and any(before.get(name) != value for name, value in now.items()):
             difference = f"{self.root} is not what {self.data} was made of ({_difference(before, now)})"
             if not self.has_dataset:
                 raise InputError(f"{difference}; it was not completed: remove it, and the same command begins anew")
@@ -140,7 +144,7 @@ class OwnSource:
             sys.stdout.flush()
             return
         sidecar.parent.mkdir(parents=True, exist_ok=True)
-        write_json(sidecar, now)
+        write_json(sidecar, now | {"has_gpu": self.has_gpu})
         shard([str(self.root), str(self.data), *self._options()])
 
     def _options(self) -> list[str]:
@@ -158,6 +162,10 @@ class OwnSource:
             lines.append(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
         digest = hashlib.sha256(b"".join(sorted(lines))).hexdigest()
         return {"num_files": len(lines), "sha256": digest, "ignore": sorted(self.ignore)}
+
+
+def _sidecar(data: Path) -> Path:
+    return data.with_name(f"{data.name}.source.json")
 
 
 def _read(sidecar: Path) -> dict[str, Any] | None:

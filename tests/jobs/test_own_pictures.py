@@ -9,14 +9,17 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cluster.run.fit import check_fits_pictures
 from cluster.run.run_folder import RunFolder
 from jobs import evaluate, predict, train
 from jobs.recipes import get_recipe
+from jobs.training import choice
 from jobs.training.choice import OwnPictures, choose, described, keep
 from jobs.training.color_baseline import color_baseline, nearest_class
+from jobs.training.own_source import OwnSource
 from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.format.manifest import DATASET_JSON
@@ -209,6 +212,18 @@ def test_a_dataset_that_was_interrupted_goes_on(source, tmp_path, capsys, monkey
     capsys.readouterr()
     assert train.main(words(source, tmp_path / "run", *SHORT)) == 0
     assert "rejected: 0" in capsys.readouterr().out
+
+
+def test_what_was_chosen_holds_where_there_is_a_gpu_meanwhile(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(choice, "_MANY", 10)
+    monkeypatch.setattr(choice, "_LARGE_SIZE", 32)
+    arguments = train.Arguments(source=source, run=tmp_path / "run")
+    OwnSource.find(arguments, None).make_dataset()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert OwnSource.find(arguments, None).choice.config.name == "own_pictures"
+    OwnSource.find(arguments, None).make_dataset()  # the same pictures
+    other = dataclasses.replace(arguments, run=tmp_path / "other")
+    assert OwnSource.find(other, None).choice.config.name == "owt_2014"
 
 
 def test_a_dry_run_makes_nothing(source, tmp_path, capsys):
