@@ -2,10 +2,10 @@
 
     torchrun --nproc-per-node 2 examples/own_loop.py DATASET
 
-Each process takes its slice of the same global batch. The slices are equal here, so the mean of the workers'
-gradients, which DistributedDataParallel makes, is the gradient of the global batch. The positions select the masks of
-dropout. On a GPU, give the loader `config=LoaderConfig(device="gpu", device_id=LOCAL_RANK)`, and move
-the network there.
+Each process takes its slice of the same global batch. Its loss is a sum, scaled so that the mean of the workers'
+gradients, which DistributedDataParallel makes, is the gradient of the global batch, also if the slices are unequal. The
+positions select the masks of dropout. On a GPU, give the loader `config=LoaderConfig(device="gpu",
+device_id=LOCAL_RANK)`, and move the network there.
 """
 
 import sys
@@ -20,16 +20,14 @@ from pipeline.dataset import Dataset
 from pipeline.loader import TrainLoader
 
 dist.init_process_group()
-if 64 % dist.get_world_size():
-    sys.exit(f"64 samples can't be shared equally by {dist.get_world_size()} processes; use 2, 4 or 8")
 dataset = Dataset.open(sys.argv[1])
 loader = TrainLoader(dataset, global_batch_size=64, rank=dist.get_rank(), world_size=dist.get_world_size())
 network = DistributedDataParallel(build_model("alexnet_small", num_classes=dataset.num_classes))
 optimizer = SGD(network.parameters(), lr=0.01, momentum=0.9)
 for step, batch in zip(range(20), loader, strict=False):
-    loss = cross_entropy(network(batch.images, batch.positions), batch.labels)
+    loss = cross_entropy(network(batch.images, batch.positions), batch.labels, reduction="sum")
     optimizer.zero_grad()
-    loss.backward()
+    (loss * dist.get_world_size() / 64).backward()
     optimizer.step()
-    print(f"step {step}, rank {dist.get_rank()}: loss {loss:.4f}, samples {batch.sample_ids.tolist()}")
+    print(f"step {step}, rank {dist.get_rank()}: loss {loss / 64:.4f}, samples {batch.sample_ids.tolist()}")
 dist.destroy_process_group()

@@ -11,14 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.overrides import TorchFunctionMode
 
 from model.batch_norm import GhostBatchNorm
 from model.dropout import CountedDropout
-from model.torch_quirks import noting_draws
+from model.torch_quirks import BatchNorm, Dropout, noting_draws
 
 _EACH_UNIT, _EACH_SAMPLE, _EACH_CHANNEL = None, 1, 2  # number of dimensions that a mask has
 _PROBE_SAMPLES = 2  # batch normalisation needs as many
@@ -86,10 +84,10 @@ class CountedNetwork(nn.Module):
         match module:
             case LazyModuleMixin():
                 raise ValueError(f"{layer}, whose size is not known before it runs; state its size")
-            case _BatchNorm() if kind in _BATCH_NORMS:
+            case BatchNorm() if kind in _BATCH_NORMS:
                 _refuse_additions(layer, module)
                 return _grouped(layer, module, batch_norm_group)
-            case _BatchNorm():
+            case BatchNorm():
                 raise ValueError(
                     f"{layer}, which takes statistics over a worker's samples and may do more than torch's own batch "
                     "normalisation; use nn.BatchNorm2d, followed by what else it does"
@@ -98,10 +96,10 @@ class CountedNetwork(nn.Module):
                 raise ValueError(
                     f"{layer}, whose running statistics depend on the number of workers; use track_running_stats=False"
                 )
-            case _DropoutNd() if kind in _DROPOUTS and module.p > 0:
+            case Dropout() if kind in _DROPOUTS and module.p > 0:
                 _refuse_additions(layer, module)
                 return self._placed(module.p, seed, _DROPOUTS[kind])
-            case _DropoutNd() if module.p > 0:
+            case Dropout() if module.p > 0:
                 raise ValueError(f"{layer}, for which there are no counted masks; use nn.Dropout")
             case _ if kind.__name__ == "StochasticDepth" and kind.__module__.startswith("torchvision."):
                 _refuse_additions(layer, module)
@@ -228,7 +226,7 @@ def _refuse_additions(layer: str, module: nn.Module) -> None:
         raise ValueError(f"{layer} and has hooks, which would be lost as the layer is replaced; remove them")
 
 
-def _grouped(name: str, module: _BatchNorm, group_size: int) -> GhostBatchNorm:
+def _grouped(name: str, module: BatchNorm, group_size: int) -> GhostBatchNorm:
     """Return the batch normalisation over groups that takes over a layer's parameters and statistics."""
     if not (module.affine and module.track_running_stats) or module.momentum is None:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Undocumented behaviour of torch that the networks' check relies on, as observed in torch 2.14.
 
 A dispatch mode sees each operator that a network runs, with its tags and its schema. Without such a mode, networks that
-draw random numbers by themselves are not noticed.
+draw random numbers by themselves are not noticed. Layers of a kind have a base class.
 """
 
 import contextlib
@@ -9,7 +9,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.dropout import _DropoutNd as Dropout
 from torch.utils import _python_dispatch
+
+__all__ = ["BatchNorm", "Dropout", "noting_draws"]
 
 
 @contextlib.contextmanager

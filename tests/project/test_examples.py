@@ -54,7 +54,7 @@ def test_the_loop_of_ones_own_has_at_most_twelve_lines():
 
 @pytest.mark.slow  # 15 s
 def test_the_loop_of_ones_own_runs_under_torchrun(raw_dataset, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
     command += ["--log-dir", str(tmp_path), "--redirects", "3"]  # or lines of two processes would mix
     environment = os.environ | {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
     command += [str(EXAMPLES / "own_loop.py"), str(raw_dataset.path)]
@@ -63,7 +63,7 @@ def test_the_loop_of_ones_own_runs_under_torchrun(raw_dataset, tmp_path):
     lines = [line for log in tmp_path.rglob("stdout.log") for line in log.read_text().splitlines()]
     loader = TrainLoader(raw_dataset, global_batch_size=64)
     for step, batch in zip(range(20), loader, strict=False):
-        found = [line for rank in (0, 1) for line in lines if line.startswith(f"step {step}, rank {rank}: ")]
+        found = [line for rank in (0, 1, 2) for line in lines if line.startswith(f"step {step}, rank {rank}: ")]
         samples = [int(word) for line in found for word in line.partition("samples [")[2].rstrip("]").split(", ")]
         assert samples == batch.sample_ids.tolist()
     loader.close()
