@@ -1,6 +1,7 @@
 """The preflight on a real Ray of several nodes, some of which see another file system than the driver."""
 
 import contextlib
+import functools
 import os
 import shlex
 import shutil
@@ -30,14 +31,18 @@ from pipeline.system.ray_token import private_token
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 mounts = pytest.mark.skipif(os.geteuid() != 0, reason="a mount namespace needs root")
 
-PORT = free_port()
-ADDRESS = f"127.0.0.1:{PORT}"
 OPTIONS = ["--num-cpus=1", "--disable-usage-stats", "--node-ip-address=127.0.0.1", "--block"]
 OPTIONS += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
 
 
 def _num_nodes() -> int:
-    return sum(node.state == 0 for node in GcsClient(address=ADDRESS).get_all_node_info(timeout=10).values())
+    return sum(node.state == 0 for node in GcsClient(address=address()).get_all_node_info(timeout=10).values())
+
+
+@functools.cache
+def address() -> str:
+    """Return the address of the head, chosen when it is needed: until then, other tests could take its port."""
+    return f"127.0.0.1:{free_port()}"
 
 
 @contextlib.contextmanager
@@ -60,7 +65,9 @@ def _node(*options: str, hidden: Path | None = None):
                 time.sleep(0.2)
             yield process
         finally:
-            processes = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+            processes = []
+            with contextlib.suppress(psutil.NoSuchProcess):  # it did not start
+                processes = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
             for each in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     each.terminate()
@@ -82,19 +89,19 @@ def token():
 @pytest.fixture(scope="module")
 def head(token):
     folder = tempfile.mkdtemp(prefix="ray-")  # short: Unix sockets below it may have 107 characters
-    with _node("--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={folder}"):
+    with _node("--head", f"--port={address().partition(':')[2]}", "--include-dashboard=false", f"--temp-dir={folder}"):
         yield
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _dry_run(*arguments: str | Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "jobs/train.py", *map(str, arguments), "--dry-run"]
-    own = {"RAY_ADDRESS": ADDRESS}
+    own = {"RAY_ADDRESS": address()}
     return subprocess.run(command, cwd=CHECKOUT, env=environment() | own, capture_output=True, text=True, timeout=120)
 
 
 def test_nodes_that_are_alike_are_counted_and_nothing_remains(head, raw_dataset, tmp_path):
-    with _node(f"--address={ADDRESS}"):
+    with _node(f"--address={address()}"):
         answer = _dry_run("--data", raw_dataset.path, "--run", tmp_path / "run")
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.startswith("2 nodes checked in ")
@@ -107,7 +114,7 @@ def test_a_node_that_sees_neither_data_nor_run_folder_is_named(head, raw_dataset
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     run = hidden / "run"
-    with _node(f"--address={ADDRESS}", "--node-name=blind", hidden=hidden):
+    with _node(f"--address={address()}", "--node-name=blind", hidden=hidden):
         cause, way_out = _dry_run("--data", raw_dataset.path, "--run", run).stderr.splitlines()
         assert cause.startswith("error: node ") and "(blind, " in cause
         assert f"{run} is not the folder that the driver sees under this path; mount the shared" in cause
@@ -127,7 +134,7 @@ def test_a_node_that_sees_neither_data_nor_run_folder_is_named(head, raw_dataset
 
 @mounts
 def test_a_node_without_the_code_is_told_to_take_it_along(head, raw_dataset, tmp_path):
-    with _node(f"--address={ADDRESS}", hidden=CHECKOUT / "cluster"):
+    with _node(f"--address={address()}", hidden=CHECKOUT / "cluster"):
         answer = _dry_run("--data", raw_dataset.path, "--run", tmp_path / "run")
     line, _ = answer.stderr.splitlines()
     assert "can't run this project's code (" in line and "No module named 'cluster" in line
@@ -156,11 +163,11 @@ run_command(main)
 
 def test_a_node_that_hangs_does_not_hang_the_job(head, tmp_path):
     (tmp_path / "dataset.json").write_text('{"files": {}}')
-    with _node(f"--address={ADDRESS}", "--node-name=frozen") as process:
+    with _node(f"--address={address()}", "--node-name=frozen") as process:
         raylet = next(p for p in psutil.Process(process.pid).children(recursive=True) if p.name() == "raylet")
         raylet.send_signal(signal.SIGSTOP)
         try:
-            command, own = [sys.executable, "-c", SILENT, str(tmp_path)], {"RAY_ADDRESS": ADDRESS}
+            command, own = [sys.executable, "-c", SILENT, str(tmp_path)], {"RAY_ADDRESS": address()}
             answer = subprocess.run(command, cwd=CHECKOUT, env=environment() | own, capture_output=True, text=True)
         finally:
             raylet.send_signal(signal.SIGCONT)
@@ -194,13 +201,13 @@ def test_a_newcomer_that_is_not_fit_does_not_end_a_run(head, raw_dataset, tmp_pa
     command += ["--optimizer.learning-rate", "0.001", "--stuck-after-epochs", "100"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with (
-        _node(f"--address={ADDRESS}"),
-        subprocess.Popen(command, cwd=CHECKOUT, env=environment() | {"RAY_ADDRESS": ADDRESS}, **pipes) as process,
+        _node(f"--address={address()}"),
+        subprocess.Popen(command, cwd=CHECKOUT, env=environment() | {"RAY_ADDRESS": address()}, **pipes) as process,
     ):
         for line in process.stdout:
             if line.split()[:1] == ["step"]:
                 break
-        with _node(f"--address={ADDRESS}", "--node-name=blind", hidden=hidden):
+        with _node(f"--address={address()}", "--node-name=blind", hidden=hidden):
             _, second = _workers()
             second.kill()
             output, errors = process.communicate(timeout=200)
