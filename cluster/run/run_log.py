@@ -103,6 +103,10 @@ class Steps(Line):
         images_per_second: Throughput of all workers, by the time that the first worker's device took.
         data_wait_fraction: Fraction of the time that the first worker's device waited for batches: a CPU with its
             process; a GPU only if it had finished all earlier work, whether or not the process waited.
+        forward_fraction: Fraction of the time that the first worker's device took for forward passes and losses, with
+            the exchanges that they wait for; None: the run was made by an older version. So are the next two.
+        backward_fraction: For backward passes, with what of the exchange of gradients is not hidden behind them.
+        update_fraction: For the update of the weights and of batch normalisation's statistics.
         eta_seconds: Expected time to the end of the run, in seconds.
         losses: Loss of each step since the last line.
     """
@@ -116,6 +120,9 @@ class Steps(Line):
     learning_rate: float
     images_per_second: float
     data_wait_fraction: float
+    forward_fraction: float | None = None
+    backward_fraction: float | None = None
+    update_fraction: float | None = None
     eta_seconds: float
     losses: Sequence[float]
 

@@ -99,13 +99,21 @@ class Learner:
         """Learning rate of the latest step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def step(self, batches: Iterable[Batch], samples_seen: int, num_reductions: int) -> torch.Tensor:
+    def step(
+        self,
+        batches: Iterable[Batch],
+        samples_seen: int,
+        num_reductions: int,
+        part: Callable[[str], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+    ) -> torch.Tensor:
         """Make a step.
 
         Args:
             batches: This worker's slice of the global batch, in micro-batches.
             samples_seen: Samples of all workers before the step.
             num_reductions: Number of reductions of the learning rate so far, for the schedule `plateau`.
+            part: Makes the context of a part of the step: `forward`; `backward`, with what of the exchange is not
+                hidden behind it; `update`.
 
         Returns:
             Sum of losses and number of correct samples of the slice, float64 (2,).
@@ -116,10 +124,12 @@ class Learner:
         sums = []
         for batch, is_last in _with_last(batches):
             with contextlib.nullcontext() if is_last else self._exchange.accumulating():
-                sums.append(self._forward_backward(batch))
-        self._exchange.finish()
-        self.optimizer.step()
-        update_running_statistics(self.model, self._world.sum)
+                sums.append(self._forward_backward(batch, part))
+        with part("backward"):
+            self._exchange.finish()
+        with part("update"):
+            self.optimizer.step()
+            update_running_statistics(self.model, self._world.sum)
         return torch.stack(sums).sum(0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -181,15 +191,19 @@ class Learner:
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         return [names[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def _forward_backward(self, batch: Batch) -> torch.Tensor:
+    def _forward_backward(
+        self, batch: Batch, part: Callable[[str], contextlib.AbstractContextManager[object]]
+    ) -> torch.Tensor:
         """Add a batch's gradient; return its sum of losses and its number of correct samples, (2,)."""
         config, labels = self._config, batch.labels
-        images = batch.images.to(input_dtype(config.precision)).contiguous(memory_format=torch.channels_last)
-        with forward_context(config.precision, self._world.device):
-            logits = self._wrapped(images, batch.device_positions)
-        logits = logits if config.precision == "float64" else logits.float()
-        loss_sum = functional.cross_entropy(logits, labels, reduction="sum")
-        (loss_sum * self._exchange.loss_scale).backward()
+        with part("forward"):
+            images = batch.images.to(input_dtype(config.precision)).contiguous(memory_format=torch.channels_last)
+            with forward_context(config.precision, self._world.device):
+                logits = self._wrapped(images, batch.device_positions)
+            logits = logits if config.precision == "float64" else logits.float()
+            loss_sum = functional.cross_entropy(logits, labels, reduction="sum")
+        with part("backward"):
+            (loss_sum * self._exchange.loss_scale).backward()
         correct = count_correct(logits.detach(), labels, ks=(1,))[0]
         return torch.stack([loss_sum.detach().double(), correct.double()])
 

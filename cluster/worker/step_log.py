@@ -13,10 +13,10 @@ import torch
 
 from cluster.run.run_folder import RunFolder
 from cluster.run.run_log import RunLog, Steps, Warned
-from cluster.worker.data_wait import DataWait
 from cluster.worker.device_clock import DeviceClock, Moment
 from cluster.worker.learning_check import LearningCheck
 from cluster.worker.run_writer import RunWriter
+from cluster.worker.step_parts import DATA_WAIT, Span, StepParts
 from cluster.worker.world import World
 from pipeline.dataset import Dataset
 from pipeline.loader import Batch, TrainLoader
@@ -37,7 +37,7 @@ class _OpenLine:
         begin: End of the line before.
         end: End of the latest step.
         left_out: Begin and end of each time between that does not count.
-        waits: Begin and end of each wait for a batch.
+        spans: Times that the parts of the steps took.
     """
 
     step: int
@@ -46,7 +46,7 @@ class _OpenLine:
     begin: Moment
     end: Moment
     left_out: list[tuple[Moment, Moment]]
-    waits: list[tuple[Moment, Moment]]
+    spans: list[Span]
 
 
 class StepLog:
@@ -57,7 +57,7 @@ class StepLog:
         dataset: Training dataset.
         world: Place of this worker.
         loader: Loader whose replaced samples are logged.
-        data_wait: Waits for the loader's batches.
+        parts: Times that the parts of the steps take.
         clock: Clock of this worker's device.
         log: Log of the run; None on all workers but the first.
         writer: Writer of the run's ledger; None on all workers but the first.
@@ -70,14 +70,14 @@ class StepLog:
         dataset: Dataset,
         world: World,
         loader: TrainLoader | SyntheticLoader,
-        data_wait: DataWait,
+        parts: StepParts,
         clock: DeviceClock,
         log: RunLog | None,
         writer: RunWriter | None,
         total_steps: int,
     ) -> None:
         self._config, self._dataset, self._world, self._total_steps = run.config, dataset, world, total_steps
-        self._loader, self._data_wait, self._clock, self._log, self._writer = loader, data_wait, clock, log, writer
+        self._loader, self._parts, self._clock, self._log, self._writer = loader, parts, clock, log, writer
         # For each step: this rank's part of the mean loss and of the fraction of correct samples, and this rank's
         # sample ids at their places in the global batch.
         self._sums: list[torch.Tensor] = []
@@ -124,7 +124,7 @@ class StepLog:
         self._record_ids(step)
         sums_S2 = torch.stack(self._sums).to("cpu", non_blocking=True)
         end = self._clock.mark()
-        line = _OpenLine(step, learning_rate, sums_S2, self._began, end, self._left_out, self._data_wait.take())
+        line = _OpenLine(step, learning_rate, sums_S2, self._began, end, self._left_out, self._parts.take())
         self._sums.clear()
         self._began, self._left_out = end, []
         self.write_open_line()
@@ -172,6 +172,7 @@ class StepLog:
             self._log.write(Warned(message=message))
         seconds = self._clock.seconds(line.begin, line.end)
         seconds -= sum(self._clock.seconds(begin, end) for begin, end in line.left_out)
+        parts = self._parts.seconds(line.spans)
         seen, num_steps = line.step * self._config.global_batch_size, len(losses)
         self._log.write(
             Steps(
@@ -182,7 +183,10 @@ class StepLog:
                 top1=top1s.mean().item(),
                 learning_rate=line.learning_rate,
                 images_per_second=num_steps * self._config.global_batch_size / seconds,
-                data_wait_fraction=self._data_wait.seconds(line.waits) / seconds,
+                data_wait_fraction=parts[DATA_WAIT] / seconds,
+                forward_fraction=parts["forward"] / seconds,
+                backward_fraction=parts["backward"] / seconds,
+                update_fraction=parts["update"] / seconds,
                 eta_seconds=seconds / num_steps * (self._total_steps - line.step),
                 losses=losses.tolist(),
             )

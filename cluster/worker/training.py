@@ -30,7 +30,6 @@ from cluster.run.run_log import (
     read_metrics,
 )
 from cluster.worker.checkpoint_schedule import CheckpointSchedule
-from cluster.worker.data_wait import DataWait
 from cluster.worker.device_clock import Moment, clock_of
 from cluster.worker.evaluation import evaluate, open_eval_loader
 from cluster.worker.exchange_choice import ExchangeChooser
@@ -40,6 +39,7 @@ from cluster.worker.options import WorkerOptions
 from cluster.worker.progress import Progress
 from cluster.worker.run_writer import RunWriter
 from cluster.worker.step_log import StepLog
+from cluster.worker.step_parts import StepParts
 from cluster.worker.stopping import StopAgreement
 from cluster.worker.world import World
 from pipeline.command import InputError
@@ -138,9 +138,9 @@ class Trainer:
             self.loader = self._open_loader()
             resources.callback(self.loader.close)
             self._stop, self._schedule = StopAgreement(world), CheckpointSchedule(config, self._first_step)
-            self._data_wait = DataWait(self.loader, self._clock)
+            self._parts = StepParts(self.loader, self._clock)
             self._steps = StepLog(
-                run, dataset, world, self.loader, self._data_wait, self._clock, self._log, self._writer, total_steps
+                run, dataset, world, self.loader, self._parts, self._clock, self._log, self._writer, total_steps
             )
             self._resources = resources.pop_all()
 
@@ -178,8 +178,9 @@ class Trainer:
         # Batches that the GPU has not finished hold memory, which nothing else bounds.
         if len(self._finished) == _MOST_UNFINISHED_STEPS:
             self._clock.wait(self._finished.popleft())
-        batches = self._steps.watch(self._data_wait.watch(self.loader.micro_batches()), samples_seen)
-        self._steps.add(self.learner.step(batches, samples_seen, self.progress.plateau.num_reductions))
+        batches = self._steps.watch(self._parts.watch(self.loader.micro_batches()), samples_seen)
+        num_reductions = self.progress.plateau.num_reductions
+        self._steps.add(self.learner.step(batches, samples_seen, num_reductions, self._parts.part))
         self._finished.append(self._clock.mark())
         self.progress.step += 1
 

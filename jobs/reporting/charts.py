@@ -8,7 +8,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from cluster.run.curves import Curves, smoothed
-from jobs.reporting.drawings import BAD, GOOD, GRID, INK, SERIES, WAIT, WORK, draw
+from jobs.reporting.drawings import BAD, GOOD, GRID, INK, SERIES, WORK, draw
 from jobs.reporting.reading import RunRecord
 from jobs.reporting.timeline import Event, Timeline, most_workers
 
@@ -86,8 +86,6 @@ def curve_charts(records: Sequence[RunRecord], name: str) -> list[Chart]:
     ):
         plot = _lines(records, field, factor, is_whole)
         charts.append(Chart(title, draw(f"{name}-{field.replace('_', '-')}", f"{title} of {who}", plot), about))
-    if len(records) == 1:
-        charts.append(_step_time(begun[0], name))
     return charts
 
 
@@ -116,7 +114,7 @@ def _curves(records: Sequence[RunRecord], window: int, quantity: str) -> Callabl
                 *thinned(val_epochs, validation), "o-", color=other, markersize=size, linewidth=1.1,
                 dashes=(4, 2), markeredgewidth=0,
             )  # fmt: skip
-        _over_epochs(axes, 100.0 if quantity == "top1" else None)
+        over_epochs(axes, 100.0 if quantity == "top1" else None)
 
     return plot
 
@@ -128,33 +126,13 @@ def _lines(records: Sequence[RunRecord], field: str, factor: float, is_share: bo
             values = np.array([getattr(line, field) for line in record.steps], dtype=np.float64) * factor
             if len(epochs):
                 axes.plot(*thinned(epochs, values), color=SERIES[index], linewidth=1.3)
-        _over_epochs(axes, 100.0 if is_share else None)
+        over_epochs(axes, 100.0 if is_share else None)
 
     return plot
 
 
-def _step_time(record: RunRecord, name: str) -> Chart:
-    """Return the time of a step, waiting for data and the rest, over epochs; the log knows no more parts."""
-    batch_size = record.run.config.global_batch_size
-    milliseconds = np.array([batch_size / line.images_per_second * 1e3 for line in record.steps])
-    waits = milliseconds * np.array([line.data_wait_fraction for line in record.steps])
-    epochs = np.array([line.epoch for line in record.steps])
-
-    def plot(axes: Axes) -> None:
-        (x, rest), (_, wait) = thinned(epochs, milliseconds - waits), thinned(epochs, waits)
-        axes.fill_between(x, 0, rest, color=WORK, linewidth=0, step="pre")
-        axes.fill_between(x, rest, rest + wait, color=WAIT, linewidth=0, step="pre")
-        _over_epochs(axes, None)
-        # The first steps wait for the loader to start and would hide all others.
-        axes.set_ylim(0, max(float(np.quantile(milliseconds, 0.95)), float(np.median(milliseconds))) * 1.25)
-
-    legend = [LegendEntry("rest", "area", "--work"), LegendEntry("data wait", "area", "--wait")]
-    label = f"Time of a step of {record.label}, divided into waiting for data and the rest"
-    note = "The log does not divide the rest. Slow first steps may exceed the scale."
-    return Chart("Step time, ms", draw(f"{name}-step-time", label, plot), note, legend)
-
-
-def _over_epochs(axes: Axes, top: float | None) -> None:
+def over_epochs(axes: Axes, top: float | None) -> None:
+    """Make the x-axis one of epochs, and let the y-axis reach from 0 to `top`, or to a little more than the values."""
     axes.set_xlabel("epochs")
     axes.set_xlim(left=0)
     axes.margins(x=0.02)

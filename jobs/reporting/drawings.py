@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-INK, GRID, BAD, GOOD, WAIT, WORK = "#010101", "#010102", "#010103", "#010104", "#010105", "#010106"
+INK, GRID, BAD, GOOD, WORK = "#010101", "#010102", "#010103", "#010104", "#010105"
+WAIT, FORWARD, BACKWARD, UPDATE, REST = "#010106", "#010107", "#010108", "#010109", "#01010a"
 SERIES = tuple(f"#0102{index:02x}" for index in range(1, 9))
 """Colours of up to eight runs, or of training and validation of one."""
 _VARIABLES = {
@@ -23,8 +24,12 @@ _VARIABLES = {
     GRID: "var(--grid)",
     BAD: "var(--bad)",
     GOOD: "var(--good)",
-    WAIT: "var(--wait)",
     WORK: "var(--work)",
+    WAIT: "var(--wait)",
+    FORWARD: "var(--forward)",
+    BACKWARD: "var(--backward)",
+    UPDATE: "var(--update)",
+    REST: "var(--rest)",
     **{color: f"var(--s{index})" for index, color in enumerate(SERIES, start=1)},
 }
 _SIZE = (3.8, 2.45)  # inches: 274 points, so that 9 points are legible on a phone

@@ -7,13 +7,14 @@ from pathlib import Path
 import jinja2
 
 from jobs.reporting import words
-from jobs.reporting.charts import Chart, curve_charts
+from jobs.reporting.charts import Chart, LegendEntry, curve_charts
 from jobs.reporting.comparison import Difference, differences
 from jobs.reporting.dataset_view import SIGMAS
 from jobs.reporting.pictures import SHEET_EPOCHS
 from jobs.reporting.proof import Proof, prove_order
 from jobs.reporting.reading import RunRecord
 from jobs.reporting.run_view import RunView, view_run
+from jobs.reporting.step_time import step_legend
 from pipeline.system.byte_counts import readable_bytes
 
 MAX_EVENTS = 40  # of a run's workers that the page lists
@@ -25,11 +26,13 @@ class Comparison:
 
     Attributes:
         charts: Their curves in the same axes.
+        step_legend: Legend of what their steps consist of.
         differences: Fields in which they differ.
         orders: For each run, whether it consumed the samples of the first; None for the first.
     """
 
     charts: Sequence[Chart]
+    step_legend: Sequence[LegendEntry]
     differences: Sequence[Difference]
     orders: Sequence[Proof | None]
 
@@ -70,6 +73,7 @@ def make_page(records: Sequence[RunRecord], data: Path | None) -> Page:
 def _compare(records: Sequence[RunRecord]) -> Comparison:
     return Comparison(
         charts=curve_charts(records, "all"),
+        step_legend=step_legend(records),
         differences=differences(records),
         orders=[None, *(prove_order(records[0].run, record.run) for record in records[1:])],
     )

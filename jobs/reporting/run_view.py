@@ -16,6 +16,7 @@ from jobs.reporting.evaluations import FinalEvaluation, Looks, choose_looks, lat
 from jobs.reporting.pictures import Filters, SheetRow, draw_filters, sheet_rows
 from jobs.reporting.proof import Proof, prove_run
 from jobs.reporting.reading import RunRecord
+from jobs.reporting.step_time import StepPart, step_parts, step_time_chart
 from jobs.reporting.timeline import most_workers, rolled_back
 from jobs.reporting.words import NONE, count, duration, millions, percent, plural
 from model.registry import num_parameters
@@ -105,6 +106,11 @@ class RunView:
         return shlex.join(["python", "-m", "pipeline.bench", self.record.run.document["dataset"]["path"]])
 
     @property
+    def step_parts(self) -> list[StepPart]:
+        """What the run's median step consists of."""
+        return step_parts(self.record)
+
+    @property
     def rolled_back(self) -> int:
         """Number of logged steps that resumes undid."""
         return rolled_back(self.record.metrics)
@@ -129,7 +135,7 @@ def view_run(record: RunRecord, anchor: str, data: Path | None) -> RunView:
         data_name=Path(document["dataset"]["path"]).name,
         status=_status(record),
         tiles=_tiles(record, evaluation),
-        charts=curve_charts([record], anchor),
+        charts=_charts(record, anchor),
         workers=part(lambda: _workers(record, anchor)),
         filters=part(lambda: _filters(needed(classifier), run)),
         looks=part(lambda: choose_looks(needed(dataset), needed(classifier), evaluation)),
@@ -191,6 +197,10 @@ def _filters(classifier: Classifier, run: RunFolder) -> Filters:
             f"{run.config.model.name} has no convolution of three channels, whose filters would be colours"
         )
     return filters
+
+
+def _charts(record: RunRecord, anchor: str) -> list[Chart]:
+    return [*curve_charts([record], anchor), step_time_chart(record, anchor)] if record.steps else []
 
 
 def _workers(record: RunRecord, anchor: str) -> Chart:

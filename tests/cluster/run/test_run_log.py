@@ -38,6 +38,9 @@ STEPS = Steps(
     learning_rate=0.01,
     images_per_second=100.0,
     data_wait_fraction=0.1,
+    forward_fraction=0.2,
+    backward_fraction=0.4,
+    update_fraction=0.25,
     eta_seconds=60.0,
     losses=[2.0, 1.0],
 )
@@ -53,8 +56,8 @@ METRICS: list[tuple[Line, str]] = [
     (
         STEPS,
         '{"kind": "step", "step": 2, "samples_seen": 24, "epoch": 0.5, "loss": 1.5, "top1": 0.25, '
-        '"learning_rate": 0.01, "images_per_second": 100.0, "data_wait_fraction": 0.1, "eta_seconds": 60.0, '
-        '"losses": [2.0, 1.0], "time": ',
+        '"learning_rate": 0.01, "images_per_second": 100.0, "data_wait_fraction": 0.1, "forward_fraction": 0.2, '
+        '"backward_fraction": 0.4, "update_fraction": 0.25, "eta_seconds": 60.0, "losses": [2.0, 1.0], "time": ',
     ),
     (
         Evaluated(step=2, split="val", num_samples=10, loss=1.5, top1=0.1, top5=0.5),

@@ -130,9 +130,17 @@ def screen(monkeypatch) -> Iterator[list[str]]:
         patched.setenv("COLUMNS", "60")
         patched.setattr(sys, "stdout", stream)
         yield lines
-        stream.flush()
-        lines += os.read(master, 100_000).decode().split("\r\n")
+    lines += _read_to_end(master).decode().split("\r\n")
     os.close(master)
+
+
+def _read_to_end(master: int) -> bytes:
+    """Return all that was written to a terminal whose other side is closed; one read may return a part of it."""
+    content = b""
+    with contextlib.suppress(OSError):  # EIO is the end
+        while True:
+            content += os.read(master, 100_000)
+    return content
 
 
 def test_a_terminal_has_one_line_of_steps_that_is_renewed(monkeypatch):

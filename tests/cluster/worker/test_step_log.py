@@ -44,7 +44,8 @@ def _trained(dataset, path, config=CONFIG) -> RunFolder:
 
 def _told(run: RunFolder) -> list[dict]:
     """Return the lines of the steps without what was measured."""
-    measured = {"time", "images_per_second", "data_wait_fraction", "eta_seconds"}
+    parts = {f"{part}_fraction" for part in ("data_wait", "forward", "backward", "update")}
+    measured = {"time", "images_per_second", "eta_seconds", *parts}
     return [{name: line[name] for name in line.keys() - measured} for line in entries(run, "step")]
 
 

@@ -51,6 +51,12 @@ def test_a_run_logs_every_step_evaluates_and_finishes(straight, raw_dataset):
     assert straight.result["best_val_top1"] == best
 
 
+def test_a_line_divides_the_time_of_its_steps(straight):
+    for entry in entries(straight, "step"):
+        parts = [entry[f"{part}_fraction"] for part in ("data_wait", "forward", "backward", "update")]
+        assert all(fraction > 0 for fraction in parts[1:]) and sum(parts) <= 1
+
+
 def test_synthetic_data_trains_without_reading_a_picture(raw_dataset, tmp_path, monkeypatch):
     config = dataclasses.replace(CONFIG, synthetic_data=True, num_epochs=1, precision="float32")
     read = []

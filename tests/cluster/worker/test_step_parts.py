@@ -1,4 +1,4 @@
-"""A wait for data is counted as far as it holds up the device."""
+"""The parts of a step are measured on the device; a wait for data counts as far as it holds up the device."""
 
 import time
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from gpu_timeline import Timeline
 
-from cluster.worker.data_wait import DataWait
 from cluster.worker.device_clock import CpuClock, CudaClock, clock_of
+from cluster.worker.step_parts import DATA_WAIT, StepParts
 
 GPU = torch.device("cuda", 0)
 
@@ -34,11 +34,11 @@ def _waits(monkeypatch, ready: list[float], clock, step_seconds: float = 1.0) ->
     """Return how long a device whose steps take `step_seconds` waited, and how long the process did."""
     timeline = Timeline(monkeypatch)
     loader = Loader(timeline, ready)
-    data_wait = DataWait(loader, clock)
-    for _ in data_wait.watch(loader):
+    parts = StepParts(loader, clock)
+    for _ in parts.watch(loader):
         timeline.work(step_seconds)  # given to the device in no time
     timeline.now += 100
-    return data_wait.seconds(data_wait.take()), loader.data_wait_seconds
+    return parts.seconds(parts.take())[DATA_WAIT], loader.data_wait_seconds
 
 
 def test_a_process_that_waits_ahead_of_its_gpu_holds_up_nothing(monkeypatch):
@@ -59,12 +59,29 @@ def test_on_a_cpu_the_loaders_own_count_is_taken(monkeypatch):
 
 def test_waits_are_taken_once(monkeypatch):
     loader = Loader(Timeline(monkeypatch), [3.0, 5.0])
-    data_wait = DataWait(loader, CpuClock())
-    batches = data_wait.watch(loader)
+    parts = StepParts(loader, CpuClock())
+    batches = parts.watch(loader)
     next(batches)
-    assert data_wait.seconds(data_wait.take()) == 3.0
+    assert parts.seconds(parts.take())[DATA_WAIT] == 3.0
     next(batches)
-    assert data_wait.seconds(data_wait.take()) == 2.0 and data_wait.take() == []
+    assert parts.seconds(parts.take())[DATA_WAIT] == 2.0 and parts.take() == []
+
+
+@pytest.mark.parametrize("clock", [CpuClock(), CudaClock(GPU)])
+def test_each_part_has_the_time_of_its_device(monkeypatch, clock):
+    timeline = Timeline(monkeypatch)
+    monkeypatch.setattr(time, "perf_counter", lambda: timeline.now)
+    parts = StepParts(Loader(timeline, []), clock)
+    for name, seconds in (("forward", 1.0), ("backward", 2.0), ("forward", 4.0)):
+        with parts.part(name):
+            if clock.lags:
+                timeline.work(seconds)
+            else:
+                timeline.now += seconds
+    timeline.now += 100
+    found = parts.seconds(parts.take())
+    assert found == {"forward": pytest.approx(5.0), "backward": pytest.approx(2.0)}
+    assert found["update"] == 0
 
 
 def test_a_gpu_has_a_clock_of_events():
@@ -86,10 +103,10 @@ def test_a_gpu_waits_only_when_it_has_no_work():
 
     torch.cuda._sleep(1)  # loads the kernel
     torch.cuda.synchronize()
-    data_wait = DataWait(Loader(None, []), clock)
-    for number in data_wait.watch(batches()):
+    parts = StepParts(Loader(None, []), clock)
+    for number in parts.watch(batches()):
         if number == 0:
             torch.cuda._sleep(10**9)  # about half a second
     torch.cuda.synchronize()
-    _, while_it_worked, without_work = [clock.seconds(*wait) for wait in data_wait.take()]
+    _, while_it_worked, without_work = [clock.seconds(wait.begin, wait.end) for wait in parts.take()]
     assert while_it_worked < 0.05 and without_work > 0.15
