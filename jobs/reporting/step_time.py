@@ -41,8 +41,7 @@ def step_parts(record: RunRecord) -> list[StepPart]:
     if record.step_seconds is None:
         return []
     fractions_PS = _fractions(record.steps)
-    weights = [len(line.losses) for line in record.steps]
-    medians = np.median(np.repeat(fractions_PS, weights, axis=1), axis=1)
+    medians = np.median(np.repeat(fractions_PS, _num_steps(record.steps), axis=1), axis=1)
     seconds = medians / medians.sum() * record.step_seconds
     return [
         StepPart(title, css, float(time)) for (title, _, css, _), time in zip(_PARTS, seconds, strict=True) if time > 0
@@ -76,12 +75,16 @@ def step_time_chart(record: RunRecord, name: str) -> Chart:
             below = above
         over_epochs(axes, None)
         # The first steps wait for the loader to start and would hide all others.
-        axes.set_ylim(0, max(float(np.quantile(milliseconds, 0.95)), float(np.median(milliseconds))) * 1.25)
+        axes.set_ylim(0, float(np.quantile(np.repeat(milliseconds, _num_steps(record.steps)), 0.95)) * 1.25)
 
     legend = step_legend([record])
     label = f"Time of a step of {record.label}, divided into {', '.join(entry.text for entry in legend)}"
     note = "Of the first worker's device. Slow first steps may exceed the scale."
     return Chart("Step time, ms", draw(f"{name}-step-time", label, plot), note, legend)
+
+
+def _num_steps(lines: Sequence[Steps]) -> list[int]:
+    return [len(line.losses) for line in lines]
 
 
 def _fractions(lines: Sequence[Steps]) -> np.ndarray:
