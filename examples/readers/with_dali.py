@@ -4,13 +4,19 @@ The reader takes the DALI indices (.idx) that lie beside the shards, so it does 
 `device_id=0` and `device="mixed"` a GPU decodes.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from nvidia.dali import fn, pipeline_def, types
 
 BATCH_SIZE = 16
-shards = sorted(Path(sys.argv[1]).glob(f"{sys.argv[2]}-*.tar"))
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("dataset", type=Path)
+parser.add_argument("split")
+arguments = parser.parse_args()
+shards = sorted(arguments.dataset.glob(f"{arguments.split}-*.tar"))
+if not shards:
+    parser.error(f"{arguments.dataset} has no shards of {arguments.split}")
 
 
 @pipeline_def(batch_size=BATCH_SIZE, num_threads=2, device_id=None)

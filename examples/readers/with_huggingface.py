@@ -3,13 +3,19 @@
 Nothing is downloaded, copied or converted.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
 from datasets import load_dataset
 
-shards = [str(path) for path in sorted(Path(sys.argv[1]).glob(f"{sys.argv[2]}-*.tar"))]
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("dataset", type=Path)
+parser.add_argument("split")
+arguments = parser.parse_args()
+shards = sorted(map(str, arguments.dataset.glob(f"{arguments.split}-*.tar")))
+if not shards:
+    parser.error(f"{arguments.dataset} has no shards of {arguments.split}")
 labels = []
 for sample in load_dataset("webdataset", data_files={"train": shards}, split="train", streaming=True):
     pixels = np.asarray(sample["jpg"] if "jpg" in sample else sample["npy"])  # uint8 (H, W, 3)

@@ -1,14 +1,20 @@
 """Read a dataset's shards with webdataset: python examples/readers/with_webdataset.py DATASET SPLIT."""
 
+import argparse
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
 import webdataset
 from PIL import Image
 
-shards = [str(path) for path in sorted(Path(sys.argv[1]).glob(f"{sys.argv[2]}-*.tar"))]
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("dataset", type=Path)
+parser.add_argument("split")
+arguments = parser.parse_args()
+shards = sorted(map(str, arguments.dataset.glob(f"{arguments.split}-*.tar")))
+if not shards:
+    parser.error(f"{arguments.dataset} has no shards of {arguments.split}")
 labels = []
 for sample in webdataset.WebDataset(shards, shardshuffle=False):
     if "npy" in sample:

@@ -3,6 +3,7 @@
 import ast
 import gc
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -45,6 +46,17 @@ def test_the_shards_are_read_by_other_libraries(script, jpeg_dataset, raw_datase
             assert _read(script, dataset, split, monkeypatch, capsys) == _of_manifest(dataset, split)
 
 
+@pytest.mark.parametrize("script", [name for name in READERS if name not in SLOW])
+@pytest.mark.parametrize("words", [[], ["none", "train"]], ids=["nothing named", "no such dataset"])
+def test_a_reader_refuses_wrong_words(script, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    with pytest.raises(SystemExit) as ending:
+        runpy.run_path(str(EXAMPLES / "readers" / script), run_name="__main__")
+    errors = capsys.readouterr().err
+    assert ending.value.code == 2 and ("none has no shards of train" if words else "required: dataset") in errors
+
+
 def test_the_loop_of_ones_own_has_at_most_twelve_lines():
     text = (EXAMPLES / "own_loop.py").read_text()
     body = ast.parse(text).body[1:]  # without the docstring
@@ -52,21 +64,38 @@ def test_the_loop_of_ones_own_has_at_most_twelve_lines():
     assert len([line for line in text.splitlines()[first - 1 :] if line.strip()]) <= 12
 
 
-@pytest.mark.slow  # 15 s
-def test_the_loop_of_ones_own_runs_under_torchrun(raw_dataset, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
-    command += ["--log-dir", str(tmp_path), "--redirects", "3"]  # or lines of two processes would mix
+def _losses_and_samples(num_processes, dataset, logs) -> list[tuple[float, list[int]]]:
+    """Run the loop of one's own; return each step's loss and samples, those of all processes together."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+    command += ["--log-dir", str(logs), "--redirects", "3"]  # or lines of two processes would mix
     environment = os.environ | {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-    command += [str(EXAMPLES / "own_loop.py"), str(raw_dataset.path)]
+    command += [str(EXAMPLES / "own_loop.py"), str(dataset.path)]
     answer = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=120)
     assert answer.returncode == 0, answer.stderr
-    lines = [line for log in tmp_path.rglob("stdout.log") for line in log.read_text().splitlines()]
+    lines = [line for log in logs.rglob("stdout.log") for line in log.read_text().splitlines()]
+    steps = []
+    for step in range(20):
+        found = [
+            re.fullmatch(rf"step {step}, rank {rank}: loss (.*), samples \[(.*)\]", line)
+            for rank in range(num_processes)
+            for line in lines
+        ]
+        matches = [match for match in found if match]
+        assert len(matches) == num_processes
+        samples = [int(word) for match in matches for word in match[2].split(", ")]
+        steps.append((sum(float(match[1]) for match in matches), samples))
+    return steps
+
+
+@pytest.mark.slow  # 25 s
+def test_the_loop_of_ones_own_is_the_same_on_any_number_of_processes(raw_dataset, tmp_path):
+    alone, shared = (_losses_and_samples(number, raw_dataset, tmp_path / str(number)) for number in (1, 3))
     loader = TrainLoader(raw_dataset, global_batch_size=64)
-    for step, batch in zip(range(20), loader, strict=False):
-        found = [line for rank in (0, 1, 2) for line in lines if line.startswith(f"step {step}, rank {rank}: ")]
-        samples = [int(word) for line in found for word in line.partition("samples [")[2].rstrip("]").split(", ")]
-        assert samples == batch.sample_ids.tolist()
+    order = [next(loader).sample_ids.tolist() for _ in alone]
     loader.close()
+    assert order == [samples for _, samples in alone] == [samples for _, samples in shared]
+    assert [loss for loss, _ in shared] == pytest.approx([loss for loss, _ in alone], abs=1e-3)
+    assert alone[-1][0] < alone[0][0] - 0.1
 
 
 def test_the_network_of_ones_own_fits_small_and_large_pictures():
