@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from cluster.run.overfitting import overfitting
 from cluster.run.run_folder import RunFolder
 from cluster.worker.prediction import Classifier
 from cluster.worker.trained_model import default_device
@@ -109,6 +110,12 @@ class RunView:
     def step_parts(self) -> list[StepPart]:
         """What the run's median step consists of."""
         return step_parts(self.record)
+
+    @property
+    def overfitting(self) -> list[str]:
+        """Signs that the run has learnt its pictures by heart, and what helps; empty if there are none."""
+        curves, last = self.record.curves, self.record.last
+        return [] if curves is None or last is None else overfitting(curves, last.num_samples)
 
     @property
     def rolled_back(self) -> int:

@@ -255,6 +255,16 @@ def test_the_curves_say_whether_data_hold_up_the_step(wait, says, raw_dataset, t
     assert says in curves and (f"python -m pipeline.bench {raw_dataset.path}" in curves) == says.startswith("Input")
 
 
+@pytest.mark.parametrize(("top1", "is_said"), [(0.2, True), (0.9, False)])
+def test_the_curves_say_whether_the_pictures_were_learnt_by_heart(top1, is_said, raw_dataset, tmp_path, no_charts):
+    lines = [*(step_line(step, step, top1=0.95) for step in range(1, 11)), evaluation_line(10, 11, top1)]
+    run = logged_run(tmp_path / "run", raw_dataset, lines)
+    report.main([str(run.path), "-o", str(tmp_path / "r.html")])
+    curves = _text(_section((tmp_path / "r.html").read_text(), "curves"))
+    assert ("Overfitting: top-1 is 95.0% on the training pictures and 20.0% on the 10 held out" in curves) == is_said
+    assert ("more pictures help" in curves) == ("Overfitting" in curves) == is_said
+
+
 def test_names_are_text_not_markup(run, tmp_path, no_charts):
     copy = shutil.copytree(run.path, tmp_path / ODD.replace("/", "-"))
     text = (copy / "config.json").read_text()
