@@ -1,4 +1,4 @@
-"""What the site's build does beyond MkDocs: the README is the front page, the changelog a page."""
+"""What the site's build does beyond MkDocs: the README is the front page, the changelog a page; records are files."""
 
 import re
 from typing import Any
@@ -9,20 +9,31 @@ from mkdocs.structure.files import File, Files
 from pipeline.paths import CHECKOUT
 
 _PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
+_RECORDS = "benchmarks/records"
 
 
 def on_files(files: Files, config: MkDocsConfig, **options: Any) -> Files:
-    """Add the documents of the checkout's root, and let links between them and the pages lead to pages."""
+    """Add the records and the documents of the checkout's root, and let links between them and the pages lead there."""
+    for path in sorted((CHECKOUT / _RECORDS).iterdir()):
+        files.append(File.generated(config, f"{_RECORDS}/{path.name}", abs_src_path=str(path)))
     for name, page in _PAGES.items():
         text = (CHECKOUT / name).read_text().replace("](docs/", "](")
         text = re.sub(r"\]\((CHANGELOG|README)\.md", lambda found: f"]({_PAGES[found[1] + '.md']}", text)
-        text = re.sub(r"\[([^\]]+)\]\((?:benchmarks|examples)/[^)]*\)", r"\1", text)  # files that are no pages
+        text = re.sub(
+            r"\[([^\]]+)\]\((?:benchmarks/(?!records/)|examples/)[^)]*\)", r"\1", text
+        )  # files that are no pages
         files.append(File.generated(config, page, content=text))
     return files
 
 
 def on_page_markdown(markdown: str, **options: Any) -> str:
-    """Let a page's links to the documents of the root lead to their pages."""
+    """Let a page's links to the records and to the documents of the root lead to those of the site."""
+    markdown = markdown.replace(f"](../{_RECORDS}/", f"]({_RECORDS}/")
     for name, page in _PAGES.items():
         markdown = markdown.replace(f"](../../{name}", f"](../{page}").replace(f"](../{name}", f"]({page}")
     return markdown
+
+
+def on_page_content(html: str, **options: Any) -> str:
+    """Let each picture lead to its file, where a phone can enlarge it."""
+    return re.sub(r'(<img [^>]*src="([^"]+)"[^>]*>)', r'<a href="\2">\1</a>', html)
