@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cluster.run.run_log import Finished, Line, Lost, Resumed, Started, Stopped, Stopping, only
+from cluster.run.run_log import Finished, Line, Lost, Resizing, Resumed, Started, Stopped, only
 
 Kind = Literal["begin", "lost", "joined", "fewer", "resumed", "stop", "finish"]
 
@@ -90,7 +90,7 @@ def _stretches(lines: Sequence[Line], metrics: Sequence[Line]) -> list[tuple[Sta
 
 def _events(lines: Sequence[Line], zero: float) -> list[Event]:
     events: list[Event] = []
-    before, is_stopping = 0, False
+    before, is_resizing = 0, False
 
     def add(line: Line, kind: Kind, text: str, num_workers: int) -> None:
         events.append(Event(line.time - zero, kind, text, num_workers))
@@ -110,15 +110,14 @@ def _events(lines: Sequence[Line], zero: float) -> list[Event]:
                     "resumed": f"{_workers(line.world_size)} again",
                 }[kind]
                 add(line, kind, f"{change}, from step {line.step:,}", line.world_size)
-            case Stopping():
-                is_stopping = True
-            case Stopped() if is_stopping:
+            case Resizing():
+                is_resizing = True
+            case Stopped() if not is_resizing:
                 add(line, "stop", f"stopped on request at step {line.step:,}", 0)
-                is_stopping = False
             case Finished():
                 add(line, "finish", "finished", 0)
         if isinstance(line, Started):
-            before = line.world_size
+            before, is_resizing = line.world_size, False
     return events
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from cluster.launch.torch_launch import Signals, local_world
 from cluster.run.config import TrainingConfig
 from cluster.run.run_folder import RunFolder
-from cluster.run.run_log import Launched
+from cluster.run.run_log import Finished, Launched
 from cluster.worker.emulation import Emulation
 from cluster.worker.precision import emulations_of_all
 from cluster.worker.training import train
@@ -53,6 +53,8 @@ def _lead(
         world.first_says(True)
         log.write(Launched(num_workers=world.world_size))
         train(job.data, job.run_path, world, arguments.worker_options)
+        if run.result is not None:
+            log.write(Finished())
     if run.result is None:
         signals.raise_first()
     job.say_finished()

@@ -47,12 +47,13 @@ def test_losses_and_joins_are_found(tmp_path):
     assert (timeline.training_seconds, timeline.wall_seconds) == (70, 101)
 
 
-def test_a_stop_on_request_is_no_resize(tmp_path):
+@pytest.mark.parametrize("asked", [[line("stop", 5.5)], []], ids=["on Ray", "elsewhere"])
+def test_a_stop_on_request_is_no_resize(asked, tmp_path):
     metrics = [line("start", 1, step=0, world_size=2), step_line(4, 5), line("stop", 6, step=4)]
-    timeline = _timeline(tmp_path, metrics, [line("launch", 0, num_workers=2), line("stop", 5.5)])
+    timeline = _timeline(tmp_path, metrics, [line("launch", 0, num_workers=2), *asked])
     assert [(event.kind, event.text) for event in timeline.events][1:] == [("stop", "stopped on request at step 4")]
     resumed = [*metrics, line("start", 90, step=4, world_size=2), step_line(5, 95)]
-    timeline = _timeline(tmp_path, resumed, [line("launch", 0, num_workers=2), line("stop", 5.5)])
+    timeline = _timeline(tmp_path, resumed, [line("launch", 0, num_workers=2), *asked])
     assert timeline.events[-1].text == "2 workers again, from step 4"
     assert timeline.training_seconds == 10
 

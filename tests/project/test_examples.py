@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from cluster.run.run_folder import RunFolder
+from cluster.run.run_log import read_launches
 from jobs import train
 from model.registry import ModelConfig, check_image_size
 from pipeline.loader import TrainLoader
@@ -111,3 +112,4 @@ def test_the_network_of_ones_own_trains(raw_dataset, tmp_path, capsys):
     run = RunFolder.open(tmp_path / "run")
     assert run.config.model == ModelConfig(name="examples.own_model:SmallNet")
     assert "(examples.own_model:SmallNet)" in capsys.readouterr().out and run.result is not None
+    assert [line.kind for line in read_launches(run.launches_path)] == ["launch", "finish"]
