@@ -126,7 +126,7 @@ def _classes_chart(summary: DatasetSummary, name: str) -> Chart:
                 axes.stairs(counts, np.arange(len(counts) + 1) + 0.5, color=SERIES[index], linewidth=1.4)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_xlabel("classes, the largest first")
-        axes.set_ylim(bottom=0)
+        _count_upwards(axes)
 
     legend = [LegendEntry(split, "area", f"--s{index}") for index, split in enumerate(names, start=1)]
     svg = draw(f"{name}-classes", "Number of pictures of each class, by split", plot)
@@ -162,8 +162,8 @@ def _histogram_chart(title: str, histograms: Mapping[str, Histogram], name: str,
                 axes.stairs(counts, edges / scale, color=SERIES[index], linewidth=1.3)
         if len(edges) == 2:
             axes.set_xlim(max(0, first - 4 * step) / scale, (last + 4 * step) / scale)
-        axes.set_ylim(bottom=0)
         axes.set_xlabel(unit)
+        _count_upwards(axes)
 
     legend = [
         LegendEntry(
@@ -172,3 +172,9 @@ def _histogram_chart(title: str, histograms: Mapping[str, Histogram], name: str,
         for index, (label, one) in enumerate(histograms.items(), start=1)
     ]
     return Chart(title, draw(name, f"{title}, training pictures", plot), "Of the training split.", legend)
+
+
+def _count_upwards(axes: Axes) -> None:
+    """Let the y-axis count pictures from 0 on."""
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -97,7 +97,8 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        name: getattr(words, name) for name in ("percent", "count", "duration", "first_name", "plural", "value")
+        name: getattr(words, name)
+        for name in ("percent", "count", "duration", "first_name", "plural", "value", "breakable")
     }
     environment.filters["readable_bytes"] = readable_bytes
     return environment.get_template("report.html")

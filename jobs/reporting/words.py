@@ -1,5 +1,9 @@
 """Numbers and names as a report writes them."""
 
+import re
+
+from markupsafe import Markup, escape
+
 NONE = "\N{EN DASH}"  # in place of a figure that is not known
 
 
@@ -51,3 +55,8 @@ def value(content: object) -> str:
     if isinstance(content, list | tuple):
         return ", ".join(map(value, content)) or "none"
     return f"{content:g}" if isinstance(content, float) else str(content)
+
+
+def breakable(name: str) -> Markup:
+    """Return a dotted name that a narrow column breaks between its words."""
+    return Markup(re.sub(r"([._])", r"\1<wbr>", str(escape(name))))
