@@ -43,9 +43,9 @@ def test_the_size_reaches_the_worker(raw_dataset, tmp_path, monkeypatch) -> None
     run = RunFolder.create(tmp_path, CONFIG, raw_dataset)
     sizes, forward_backward = [], Learner._forward_backward
 
-    def recorded(self, batch):
+    def recorded(self, batch, *others):
         sizes.append(len(batch.images))
-        return forward_backward(self, batch)
+        return forward_backward(self, batch, *others)
 
     monkeypatch.setattr(Learner, "_forward_backward", recorded)
     train(raw_dataset.path, run.path, ALONE, WorkerOptions(micro_batch_size=7))
