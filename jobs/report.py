@@ -47,8 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Imported here: the command's help needs neither torch nor matplotlib, which take seconds to load.
     from jobs.reporting.page import make_page
     from jobs.reporting.reading import read_records
+    from model.foreign import announce_file
 
-    page = make_page(read_records(arguments.runs), arguments.data)
+    records = read_records(arguments.runs)
+    for name in dict.fromkeys(record.run.config.model.name for record in records):
+        announce_file(name)
+    page = make_page(records, arguments.data)
     content = page.html.encode(errors="backslashreplace")  # a path may hold bytes that are no letters
     with atomic_file(arguments.out) as file:
         file.write(content)

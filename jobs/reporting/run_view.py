@@ -188,13 +188,25 @@ def _open_dataset(run: RunFolder, data: Path | None) -> Dataset:
 
 
 def _load_model(run: RunFolder) -> Classifier:
+    name = run.config.model.name
     try:
         return Classifier(run, default_device())
+    except InputError:
+        raise
     except (RuntimeError, KeyError) as error:
         raise InputError(
-            f"the checkpoint of {run.path} does not fit the network {run.config.model.name} of this version; "
-            "use the version that trained it"
+            f"the checkpoint of {run.path} does not fit the network {name} of this version; use the version that "
+            "trained it"
         ) from error
+    except Exception as error:  # the code of a network of one's own may raise anything
+        raise InputError(f"the network {name} can't be built: {type(error).__name__}: {error}") from error
+
+
+def _num_parameters(run: RunFolder) -> int:
+    try:
+        return num_parameters(run.config.model, len(run.wnids))
+    except Exception as error:  # as above; the sections that need the network say what
+        raise InputError(f"the network {run.config.model.name} can't be built") from error
 
 
 def _filters(classifier: Classifier, run: RunFolder) -> Filters:
@@ -265,6 +277,6 @@ def _tiles(record: RunRecord, evaluation: FinalEvaluation | None) -> list[Tile]:
         workers = plural(most_workers(record.timeline), "worker")
         tiles.append(Tile("training time", duration(record.timeline.training_seconds), f"{wall}; {workers}"))
     model = f"{run.config.model.name} in {run.config.precision}"
-    parameters = part(lambda: num_parameters(run.config.model, len(run.wnids))).content
+    parameters = part(lambda: _num_parameters(run)).content
     tiles.append(Tile("parameters", NONE if parameters is None else millions(parameters), model))
     return tiles

@@ -1,6 +1,8 @@
 """Runs to report on: one that is trained and evaluated, and ones whose logs are written by hand."""
 
 import json
+import re
+from html import unescape
 from pathlib import Path
 
 from runs import ALONE, CONFIG
@@ -50,3 +52,13 @@ def step_line(step: int, seconds: float, losses: list[float] = (1.5,), **values:
 def evaluation_line(step: int, seconds: float, top1: float, loss: float = 1.0) -> str:
     """Return a line of an evaluation on `val`."""
     return line("evaluation", seconds, step=step, split="val", num_samples=10, loss=loss, top1=top1, top5=1.0)
+
+
+def section_of(page: str, name: str) -> str:
+    """Return the part of the page below a heading."""
+    return re.search(rf'<h\d id="run1-{name}">(.*?)</section>', page, flags=re.DOTALL)[1]
+
+
+def text_of(html: str) -> str:
+    """Return the text of a part of a page."""
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", html.replace("<wbr>", ""))).split())
