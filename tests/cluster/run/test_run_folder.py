@@ -10,7 +10,7 @@ from runs import ALONE, CONFIG
 
 from cluster.run import run_folder
 from cluster.run.run_folder import RunFolder
-from cluster.run.run_log import Changed, Launched, read_launches
+from cluster.run.run_log import Changed, Finished, Launched, read_launches
 from cluster.worker.training import train as train_here
 from jobs import train
 from model.optim_config import OptimizerConfig
@@ -140,9 +140,9 @@ def test_a_changed_checkpoint_interval_is_followed_and_logged(raw_dataset, tmp_p
     (tmp_path / "run" / "result.json").unlink()  # as if it had been lost just before its end
     assert train.main([*command, "--checkpoint-interval", "7"]) == 0
     assert "checkpoint_interval 500 -> 7 from here on\n" in capsys.readouterr().out
-    launched = Launched(num_workers=1)
+    launched, changed = Launched(num_workers=1), Changed(changes={"checkpoint_interval": [500, 7]})
     lines = read_launches(tmp_path / "run" / "launches.jsonl")
-    assert lines == [launched, Changed(changes={"checkpoint_interval": [500, 7]}), launched]
+    assert lines == [launched, Finished(), changed, launched, Finished()]
 
 
 def test_a_run_needs_neither_ray_nor_an_installed_distribution(raw_dataset, tmp_path, monkeypatch):
