@@ -220,6 +220,20 @@ class Stopped(Line):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Failed(Line):
+    """An error that a restart does not mend ended the training: it diverged, or nothing is learnt.
+
+    Attributes:
+        step: Latest step that was made; its losses are not logged.
+        message: The error, for a person.
+    """
+
+    kind: ClassVar[str] = "failure"
+    step: int
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Launched(Line):
     """Workers are launched.
 
@@ -289,7 +303,7 @@ class Finished(Line):
 
 METRICS_JSONL, LAUNCHES_JSONL = "metrics.jsonl", "launches.jsonl"
 _METRICS: tuple[type[Line], ...] = (
-    Started, DecodingChosen, ExchangeChosen, Steps, Evaluated, Stalled, Warned, Resumed, Aligned, Stopped
+    Started, DecodingChosen, ExchangeChosen, Steps, Evaluated, Stalled, Warned, Resumed, Aligned, Stopped, Failed
 )  # fmt: skip
 _LAUNCHES: tuple[type[Line], ...] = (Launched, Lost, Changed, Resizing, Stopping, Finished)
 LineT = TypeVar("LineT", bound=Line)

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from cluster.run.run_folder import RunFolder
-from cluster.run.run_log import RunLog, Steps, Warned
+from cluster.run.run_log import Failed, RunLog, Steps, Warned
 from cluster.worker.device_clock import DeviceClock, Moment
 from cluster.worker.learning_check import LearningCheck
 from cluster.worker.run_writer import RunWriter
 from cluster.worker.step_parts import DATA_WAIT, Span, StepParts
 from cluster.worker.world import World
+from pipeline.command import InputError
 from pipeline.dataset import Dataset
 from pipeline.loader import Batch, TrainLoader
 from pipeline.online.synthetic_loader import SyntheticLoader
@@ -163,7 +164,12 @@ class StepLog:
             return
         self._clock.wait(line.end)
         losses, top1s = self._world.sum(line.sums_S2).unbind(1)
-        self._check(line.step, losses)
+        try:
+            self._check(line.step, losses)
+        except InputError as error:
+            if self._log is not None:
+                self._log.write(Failed(step=line.step, message=str(error)))
+            raise
         if self._log is None:
             return
         if self._loader.num_replaced_samples > self._replaced_before:

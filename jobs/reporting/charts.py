@@ -15,7 +15,6 @@ from jobs.reporting.timeline import Event, Timeline, most_workers
 MAX_POINTS = 300  # per curve: more than a panel has pixels for
 _SMOOTHING_SAMPLES = 12_800  # 100 steps of the paper's batch
 _WINDOWS = 20  # at least so many means fit into the shortest run
-_MARKERS = {"lost": ("X", BAD), "joined": ("^", GOOD), "fewer": ("v", BAD), "stop": ("s", INK), "finish": ("o", INK)}
 
 
 @dataclass(frozen=True)
@@ -24,13 +23,24 @@ class LegendEntry:
 
     Attributes:
         text: What the mark stands for.
-        mark: CSS class of the mark: `line`, `dashed`, `area`, `cross`, `up`, `down`, `square` or `dot`.
+        mark: CSS class of the mark: `line`, `points`, `area`, `cross`, `up`, `down`, `square` or `dot`.
         color: CSS variable of its colour.
     """
 
     text: str
     mark: str
     color: str
+
+
+# Event -> marker and colour in the drawing, and its entry of the legend.
+_MARKERS = {
+    "lost": ("X", BAD, LegendEntry("lost", "cross", "--bad")),
+    "joined": ("^", GOOD, LegendEntry("joined", "up", "--good")),
+    "fewer": ("v", BAD, LegendEntry("fewer", "down", "--bad")),
+    "stop": ("s", INK, LegendEntry("stopped", "square", "--soft")),
+    "failed": ("s", BAD, LegendEntry("failed", "square", "--bad")),
+    "finish": ("o", INK, LegendEntry("finished", "dot", "--soft")),
+}
 
 
 @dataclass(frozen=True)
@@ -143,10 +153,7 @@ def workers_chart(timeline: Timeline, name: str, label: str) -> Chart:
     """Return the number of workers over time, with losses, joins and stops marked."""
     unit, seconds_per_unit = _time_unit(timeline.wall_seconds)
     kinds = {event.kind for event in timeline.events}
-    texts = {"lost": "lost", "joined": "joined", "fewer": "fewer", "stop": "stopped", "finish": "finished"}
-    marks = {"lost": "cross", "joined": "up", "fewer": "down", "stop": "square", "finish": "dot"}
-    colors = {"lost": "--bad", "joined": "--good", "fewer": "--bad", "stop": "--soft", "finish": "--soft"}
-    legend = [LegendEntry(texts[kind], marks[kind], colors[kind]) for kind in texts if kind in kinds]
+    legend = [entry for kind, (_, _, entry) in _MARKERS.items() if kind in kinds]
 
     def plot(axes: Axes) -> None:
         for stretch in timeline.stretches:
@@ -155,7 +162,7 @@ def workers_chart(timeline: Timeline, name: str, label: str) -> Chart:
             axes.plot(x, [stretch.num_workers] * 2, color=SERIES[0], linewidth=1.6, solid_capstyle="butt")
         for event in timeline.events:
             if event.kind in _MARKERS:
-                mark, color = _MARKERS[event.kind]
+                mark, color, _ = _MARKERS[event.kind]
                 y = _height(event, timeline)
                 axes.plot([event.seconds / seconds_per_unit], [y], mark, color=color, markersize=6, markeredgewidth=0)
         top = most_workers(timeline)

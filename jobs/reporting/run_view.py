@@ -231,10 +231,10 @@ def _workers(record: RunRecord, anchor: str) -> Chart:
 def _status(record: RunRecord) -> str:
     if record.is_finished:
         return "finished"
-    if not record.steps:
-        return "just begun"
-    kinds = [event.kind for event in record.timeline.events]
-    return "stopped" if kinds and kinds[-1] == "stop" else "not finished"
+    kind = record.timeline.events[-1].kind if record.timeline.events else None
+    if kind in ("failed", "stop"):
+        return "failed" if kind == "failed" else "stopped"
+    return "not finished" if record.steps else "just begun"
 
 
 def _tiles(record: RunRecord, evaluation: FinalEvaluation | None) -> list[Tile]:

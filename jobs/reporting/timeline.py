@@ -4,9 +4,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cluster.run.run_log import Finished, Line, Lost, Resizing, Resumed, Started, Stopped, only
+from cluster.run.run_log import (
+    Aligned,
+    Evaluated,
+    Failed,
+    Finished,
+    Line,
+    Lost,
+    Resizing,
+    Resumed,
+    Stalled,
+    Started,
+    Steps,
+    Stopped,
+    only,
+)
 
-Kind = Literal["begin", "lost", "joined", "fewer", "resumed", "stop", "finish"]
+Kind = Literal["begin", "lost", "joined", "fewer", "resumed", "stop", "failed", "finish"]
+# Lines that only workers at work write; a launch also writes warnings and what it resumes from before they start.
+_SIGNS = (Started, Steps, Evaluated, Stalled, Aligned, Stopped, Failed)
 
 
 @dataclass(frozen=True)
@@ -67,7 +83,7 @@ def read_timeline(metrics: Sequence[Line], launches: Sequence[Line]) -> Timeline
     stretches = [Stretch(start.time - zero, end - zero, start.world_size) for start, end in _stretches(lines, metrics)]
     return Timeline(
         stretches=stretches,
-        events=list(_events(lines, zero)),
+        events=_events(lines, zero, stretches),
         training_seconds=sum(stretch.end - stretch.begin for stretch in stretches),
         wall_seconds=lines[-1].time - zero,
     )
@@ -82,20 +98,26 @@ def _stretches(lines: Sequence[Line], metrics: Sequence[Line]) -> list[tuple[Sta
     found = []
     for start, following in zip(starts, [*starts[1:], None], strict=True):
         limit = following.time if following else float("inf")
-        own = [line.time for line in metrics if start.time <= line.time < limit]
+        own = [line.time for line in metrics if isinstance(line, _SIGNS) and start.time <= line.time < limit]
         ends = [line.time for line in only(Lost, lines) if start.time <= line.time < limit]
         found.append((start, max(own[-1:] + ends[:1])))
     return found
 
 
-def _events(lines: Sequence[Line], zero: float) -> list[Event]:
+def _events(lines: Sequence[Line], zero: float, stretches: Sequence[Stretch]) -> list[Event]:
+    """Return the events. Workers whose end no log has, as after a kill of everything, were lost at their last sign."""
     events: list[Event] = []
     before, is_resizing = 0, False
+    working: Stretch | None = None
+    remaining = iter(stretches)  # one per start
 
     def add(line: Line, kind: Kind, text: str, num_workers: int) -> None:
         events.append(Event(line.time - zero, kind, text, num_workers))
 
     for line in lines:
+        if isinstance(line, Started) and working is not None:
+            text = f"workers lost without notice; on from step {line.step:,}"
+            events.append(Event(working.end, "lost", text, 0))
         match line:
             case Lost():
                 add(line, "lost", f"workers lost: {line.cause}; on from step {line.step:,}", 0)
@@ -114,10 +136,14 @@ def _events(lines: Sequence[Line], zero: float) -> list[Event]:
                 is_resizing = True
             case Stopped() if not is_resizing:
                 add(line, "stop", f"stopped on request at step {line.step:,}", 0)
+            case Failed():
+                add(line, "failed", f"ended by an error at step {line.step:,}: {line.message}", 0)
             case Finished():
                 add(line, "finish", "finished", 0)
         if isinstance(line, Started):
-            before, is_resizing = line.world_size, False
+            before, is_resizing, working = line.world_size, False, next(remaining)
+        elif isinstance(line, Lost | Resizing | Stopped | Failed | Finished):
+            working = None
     return events
 
 

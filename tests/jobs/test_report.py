@@ -235,6 +235,15 @@ def test_an_unfinished_run_of_an_old_version_gives_a_page(raw_dataset, tmp_path)
     assert "do not say when workers began" in section_of(page, "workers")
 
 
+def test_an_error_that_ended_the_run_is_said_first(raw_dataset, tmp_path, no_charts):
+    lines = [line("start", 1, step=0, world_size=1), line("failure", 9, step=3, message="the loss became NaN")]
+    run = logged_run(tmp_path / "run", raw_dataset, lines)
+    report.main([str(run.path), "-o", str(tmp_path / "r.html")])
+    page = (tmp_path / "r.html").read_text()
+    assert '<p class="status bad">failed</p>' in page
+    assert "The run was ended by an error at step 3: the loss became NaN" in text_of(page[: page.index("<nav")])
+
+
 @pytest.mark.parametrize(("wait", "says"), [(0.38, "Input-bound: 38 %"), (0.02, "Not input-bound: 2.0 %")])
 def test_the_curves_say_whether_data_hold_up_the_step(wait, says, raw_dataset, tmp_path, no_charts):
     lines = [step_line(1, 1, data_wait_fraction=0.95), *(step_line(s, s, data_wait_fraction=wait) for s in (2, 3, 4))]

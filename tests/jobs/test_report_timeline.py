@@ -58,6 +58,35 @@ def test_a_stop_on_request_is_no_resize(asked, tmp_path):
     assert timeline.training_seconds == 10
 
 
+def test_workers_that_were_killed_with_their_launcher_were_lost_at_their_last_sign(tmp_path):
+    metrics = [
+        line("start", 1, step=0, world_size=2),
+        step_line(4, 5),
+        line("warning", 58, message="a checkpoint is torn"),  # what the next launch says before its workers start
+        line("resume", 59, step=3, num_rolled_back=1),
+        line("start", 60, step=3, world_size=2),
+        step_line(5, 70),
+    ]
+    launches = [line("launch", 0, num_workers=2), line("launch", 55, num_workers=2), line("finish", 71)]
+    timeline = _timeline(tmp_path, metrics, launches)
+    assert timeline.stretches == [Stretch(1, 5, 2), Stretch(60, 70, 2)]
+    assert [(event.seconds, event.kind, event.text) for event in timeline.events][1:] == [
+        (5, "lost", "workers lost without notice; on from step 3"),
+        (60, "resumed", "2 workers again, from step 3"),
+        (71, "finish", "finished"),
+    ]
+
+
+def test_an_error_ends_the_timeline_and_a_resume_goes_on(tmp_path):
+    metrics = [line("start", 1, step=0, world_size=1), line("failure", 9, step=1200, message="the loss became NaN")]
+    timeline = _timeline(tmp_path, metrics, [line("launch", 0, num_workers=1)])
+    assert timeline.stretches == [Stretch(1, 9, 1)]
+    assert timeline.events[-1].kind == "failed"
+    assert timeline.events[-1].text == "ended by an error at step 1,200: the loss became NaN"
+    resumed = _timeline(tmp_path, [*metrics, line("start", 20, step=0, world_size=1)], [])
+    assert [event.kind for event in resumed.events] == ["begin", "failed", "resumed"]
+
+
 def test_logs_without_times_have_no_timeline(tmp_path):
     untimed = ['{"kind": "start", "step": 0, "world_size": 2}', '{"kind": "stop", "step": 1}']
     assert _timeline(tmp_path, untimed, []).stretches == []

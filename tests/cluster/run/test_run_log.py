@@ -10,6 +10,7 @@ from cluster.run.run_log import (
     Changed,
     DecodingChosen,
     Evaluated,
+    Failed,
     Finished,
     Launched,
     Line,
@@ -69,6 +70,7 @@ METRICS: list[tuple[Line, str]] = [
     ),
     (Warned(message="a sample"), '{"kind": "warning", "message": "a sample", "time": '),
     (Resumed(step=2, num_rolled_back=7), '{"kind": "resume", "step": 2, "num_rolled_back": 7, "time": '),
+    (Failed(step=2, message="NaN"), '{"kind": "failure", "step": 2, "message": "NaN", "time": '),
     (Stopped(step=2), '{"kind": "stop", "step": 2, "time": '),
 ]
 LAUNCHES: list[tuple[Line, str]] = [

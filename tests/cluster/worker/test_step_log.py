@@ -107,5 +107,7 @@ def test_no_checkpoint_follows_a_loss_that_is_no_number(raw_dataset, tmp_path, t
     with pytest.raises(InputError, match=r"the loss became NaN or infinite at step \d"):
         _trained(raw_dataset, tmp_path / "run", config)
     run = RunFolder.open(tmp_path / "run")
+    (failure,) = entries(run, "failure")
+    assert failure["message"].startswith(f"the loss became NaN or infinite at step {failure['step']}; lower the rate")
     state = run.checkpoints.load_latest()
     assert state is None or all(weights.isfinite().all() for weights in state["model"].values())
