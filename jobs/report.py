@@ -9,6 +9,7 @@ ledger proves. Of several runs it also has the curves in the same axes, and what
 may be unfinished; what a section lacks, for example a dataset that has moved, is said in its place.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def _check_out(path: Path) -> None:
         raise InputError(f"--out {path} is a folder; name the page OUT.html")
     if not path.absolute().parent.is_dir():
         raise InputError(f"--out {path}: there is no folder {path.absolute().parent}; make it, or name another")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise InputError(f"--out {path}: {path.absolute().parent} is not writable; name another folder")
 
 
 if __name__ == "__main__":

@@ -76,6 +76,10 @@ class CheckpointStore:
         """Return the state of a step's checkpoint, on the CPU, or None, with a warning, if it is missing or torn."""
         return self._read(_name("step", step))
 
+    def is_empty(self) -> bool:
+        """Return whether there is no checkpoint, intact or not."""
+        return not any(self._names(kind) for kind in get_args(Kind))
+
     def latest_step(self) -> int:
         """Return the step of the newest intact checkpoint, or 0 if there is none; warns like `load_latest`."""
         whole = (name for name in reversed(self._names("step")) if self._read_content(name) is not None)

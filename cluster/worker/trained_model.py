@@ -31,6 +31,8 @@ def load_model(run: RunFolder, device: torch.device) -> tuple[nn.Module, int]:
         InputError: The run has no complete checkpoint.
     """
     state = run.checkpoints.load_best() or run.checkpoints.load_latest()
+    if state is None and not run.checkpoints.is_empty():
+        raise InputError(f"no checkpoint of {run.path} is intact; restore its folder `checkpoints` from a copy")
     if state is None:
         raise InputError(f"{run.path} has no checkpoint yet; train it first: jobs/train.py")
     config = run.config

@@ -71,7 +71,7 @@ def curve_charts(records: Sequence[RunRecord], name: str) -> list[Chart]:
     if not begun:
         return []
     window = _smoothing_samples([record.curves for record in begun if record.curves])
-    note = f"Training: mean of the last {window:,} samples, on augmented pictures."
+    means = f"mean of the last {window:,} samples, on augmented pictures."
     legend = (
         []
         if len(records) > 1
@@ -80,12 +80,15 @@ def curve_charts(records: Sequence[RunRecord], name: str) -> list[Chart]:
     who = " and ".join(record.label for record in begun)
     charts = [
         Chart(
-            "Loss", draw(f"{name}-loss", f"Loss of {who} over epochs", _curves(records, window, "loss")), note, legend
+            "Loss",
+            draw(f"{name}-loss", f"Loss of {who} over epochs", _curves(records, window, "loss")),
+            f"Training: {means}",
+            legend,
         ),
         Chart(
             "Top-1 accuracy, %",
             draw(f"{name}-top1", f"Top-1 accuracy of {who} over epochs", _curves(records, window, "top1")),
-            note,
+            f"Training: {means} The log has one value for up to 20 steps.",
             legend,
         ),
     ]
@@ -117,7 +120,7 @@ def _curves(records: Sequence[RunRecord], window: int, quantity: str) -> Callabl
             )
             seen, means = smoothed(one.samples_seen, training, max(1, round(window / one.global_batch_size)))
             color, other = (SERIES[index], SERIES[index]) if len(records) > 1 else SERIES[:2]
-            axes.plot(*thinned(seen / one.num_samples, means), color=color, linewidth=1.4, solid_capstyle="round")
+            _plot(axes, seen / one.num_samples, means, color)
             val_epochs = one.val_samples_seen / one.num_samples
             size = 3.4 if len(val_epochs) <= 40 else 0
             axes.plot(
@@ -135,10 +138,19 @@ def _lines(records: Sequence[RunRecord], field: str, factor: float, is_share: bo
             epochs = np.array([line.epoch for line in record.steps])
             values = np.array([getattr(line, field) for line in record.steps], dtype=np.float64) * factor
             if len(epochs):
-                axes.plot(*thinned(epochs, values), color=SERIES[index], linewidth=1.3)
+                _plot(axes, epochs, values, SERIES[index])
         over_epochs(axes, 100.0 if is_share else None)
 
     return plot
+
+
+def _plot(axes: Axes, x: np.ndarray, y: np.ndarray, color: str) -> None:
+    """Draw a curve. A single value becomes a dot, since a line would show nothing."""
+    is_dot = len(x) == 1
+    axes.plot(
+        *thinned(x, y), marker="o" if is_dot else "", markersize=3.4, markeredgewidth=0, clip_on=not is_dot,
+        color=color, linewidth=1.4, solid_capstyle="round",
+    )  # fmt: skip
 
 
 def over_epochs(axes: Axes, top: float | None) -> None:

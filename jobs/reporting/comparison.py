@@ -8,6 +8,8 @@ from cluster.run.run_log import Started, only
 from jobs.reporting.reading import RunRecord
 from jobs.reporting.words import NONE, value
 
+_HASH_DIGITS = 12  # of a hash or commit: enough to tell any two apart
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -31,9 +33,12 @@ def differences(records: Sequence[RunRecord]) -> list[Difference]:
     for group in described[0]:
         fields = dict.fromkeys(field for one in described for field in one[group])
         for field in fields:
-            values = [value(one[group][field]) if field in one[group] else NONE for one in described]
-            if len(set(values)) > 1:
-                found.append(Difference(group, field, values))
+            contents = [one[group].get(field, NONE) for one in described]
+            num_distinct = sum(content not in contents[:index] for index, content in enumerate(contents))
+            if num_distinct > 1:
+                words = [value(content) for content in contents]
+                is_rounded = len(set(words)) < num_distinct
+                found.append(Difference(group, field, [str(content) for content in contents] if is_rounded else words))
     return found
 
 
@@ -50,6 +55,7 @@ def _described(record: RunRecord) -> dict[str, dict[str, Any]]:
     document, starts = record.run.document, only(Started, record.metrics)
     dataset = {name: content for name, content in document["dataset"].items() if name not in ("wnids", "class_names")}
     dataset["classes"] = len(document["dataset"]["wnids"])
+    dataset["sha256"] = dataset["sha256"][:_HASH_DIGITS]
     return {
         "recipe": flattened(record.run.config.to_json()),
         "dataset": flattened(dataset),
@@ -65,7 +71,7 @@ def short_commit(document: Mapping[str, Any]) -> str | None:
     """Return the commit that a `config.json` records, shortened, and whether files had changed since; None without."""
     if document.get("git_commit") is None:
         return None
-    return document["git_commit"][:12] + (", with changes" if document.get("git_has_changes") else "")
+    return document["git_commit"][:_HASH_DIGITS] + (", with changes" if document.get("git_has_changes") else "")
 
 
 def _changes(values: Sequence[Any]) -> list[Any]:

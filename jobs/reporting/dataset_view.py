@@ -149,9 +149,9 @@ def _histogram_chart(title: str, histograms: Mapping[str, Histogram], name: str,
 
     def plot(axes: Axes) -> None:
         shown = drawn or histograms
-        first = min(one.quantile(0) for one in shown.values())
+        bin_width = max(one.bin_width for one in shown.values())
+        first = min(one.quantile(0) for one in shown.values()) // bin_width * bin_width
         last = max(one.quantile(1) + one.bin_width for one in shown.values())
-        bin_width = next(iter(shown.values())).bin_width
         # A whole number of the histograms' own bins: otherwise some would seem fuller than their neighbours.
         step = bin_width * max(1, -(-(last - first) // (bin_width * _NUM_BINS)))
         edges = np.arange(first, last + step, step)
@@ -167,11 +167,19 @@ def _histogram_chart(title: str, histograms: Mapping[str, Histogram], name: str,
 
     legend = [
         LegendEntry(
-            f"{label}: all {one.quantile(0) / scale:g}" if label in single and drawn else label, "area", f"--s{index}"
+            f"{label}: all {_single_value(one, scale)}" if label in single and drawn else label, "area", f"--s{index}"
         )
         for index, (label, one) in enumerate(histograms.items(), start=1)
     ]
     return Chart(title, draw(name, f"{title}, training pictures", plot), "Of the training split.", legend)
+
+
+def _single_value(histogram: Histogram, scale: float) -> str:
+    """Return the value that all pictures have, or the bin in which all are."""
+    least = int(histogram.edges_B[0])
+    if histogram.bin_width == 1:
+        return f"{least / scale:g}"
+    return f"{least / scale:.3g} to {(least + histogram.bin_width) / scale:.3g}"
 
 
 def _count_upwards(axes: Axes) -> None:

@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import StrMethodFormatter
 
 INK, GRID, BAD, GOOD, WORK = "#010101", "#010102", "#010103", "#010104", "#010105"
 WAIT, FORWARD, BACKWARD, UPDATE, REST = "#010106", "#010107", "#010108", "#010109", "#01010a"
@@ -73,6 +74,8 @@ def draw(name: str, label: str, plot: Callable[[Axes], None]) -> Markup:
         axes.set_axisbelow(True)
         axes.locator_params(axis="x", nbins=5)
         axes.locator_params(axis="y", nbins=5)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
         plot(axes)
         content = io.BytesIO()
         figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -79,9 +79,11 @@ class RunRecord:
         return self._median("data_wait_fraction")
 
     @property
-    def is_input_bound(self) -> bool:
-        """Whether waits for data hold up the step."""
-        return (self.data_wait_fraction or 0.0) > BINDING_WAIT
+    def is_input_bound(self) -> bool | None:
+        """Whether waits for data hold up the step; None while the first step, which waits for the start, decides."""
+        if self.data_wait_fraction is None or sum(len(line.losses) for line in self.steps) < 3:
+            return None
+        return self.data_wait_fraction > BINDING_WAIT
 
     @property
     def step_seconds(self) -> float | None:

@@ -63,6 +63,8 @@ class RunView:
         record: What its folder tells.
         anchor: Prefix of the ids of its parts.
         data_name: Name of its dataset.
+        data: Folder of its dataset: where the run says that it is, or `--data`.
+        model_reason: Why the run's model can't be loaded; empty if it can.
         status: Its state in a word or two.
         tiles: Headline.
         charts: Curves.
@@ -81,6 +83,8 @@ class RunView:
     record: RunRecord
     anchor: str
     data_name: str
+    data: Path
+    model_reason: str
     status: str
     tiles: Sequence[Tile]
     charts: Sequence[Chart]
@@ -98,13 +102,12 @@ class RunView:
     @property
     def evaluate_command(self) -> str:
         """Command that evaluates the run."""
-        data, run = self.record.run.document["dataset"]["path"], str(self.record.run.path)
-        return shlex.join(["python", "jobs/evaluate.py", "--data", data, "--run", run])
+        return shlex.join(["python", "jobs/evaluate.py", "--data", str(self.data), "--run", str(self.record.run.path)])
 
     @property
     def bench_command(self) -> str:
         """Command that says which stage of the loader is the slowest."""
-        return shlex.join(["python", "-m", "pipeline.bench", self.record.run.document["dataset"]["path"]])
+        return shlex.join(["python", "-m", "pipeline.bench", str(self.data)])
 
     @property
     def step_parts(self) -> list[StepPart]:
@@ -140,6 +143,8 @@ def view_run(record: RunRecord, anchor: str, data: Path | None) -> RunView:
         record=record,
         anchor=anchor,
         data_name=Path(document["dataset"]["path"]).name,
+        data=data or Path(document["dataset"]["path"]),
+        model_reason=classifier.reason,
         status=_status(record),
         tiles=_tiles(record, evaluation),
         charts=_charts(record, anchor),
@@ -269,7 +274,7 @@ def _tiles(record: RunRecord, evaluation: FinalEvaluation | None) -> list[Tile]:
             Tile(
                 "samples seen",
                 count(line.samples_seen),
-                f"{line.epoch:.4g} epochs, {line.step:,} steps of {run.config.global_batch_size:,}",
+                f"{line.epoch:.4g} epochs, {plural(line.step, 'step')} of {run.config.global_batch_size:,}",
             ),
         ]
     if record.timeline.training_seconds:

@@ -65,12 +65,14 @@ def step_time_chart(record: RunRecord, name: str) -> Chart:
         [record.run.config.global_batch_size / line.images_per_second * 1e3 for line in record.steps]
     )
     tops_PS = np.cumsum(_fractions(record.steps) * milliseconds, axis=0)
-    epochs = np.array([line.epoch for line in record.steps])
+    first = record.steps[0]
+    # A line's time is that of all its steps: the area of the first begins where its first step began.
+    epochs = np.array([first.epoch * (1 - len(first.losses) / first.step), *(line.epoch for line in record.steps)])
 
     def plot(axes: Axes) -> None:
         below = 0.0 * thinned(epochs, epochs)[1]
         for (_, color, _, _), top in zip(_PARTS, tops_PS, strict=True):
-            x, above = thinned(epochs, top)
+            x, above = thinned(epochs, np.array([top[0], *top]))
             axes.fill_between(x, below, above, color=color, linewidth=0, step="pre")
             below = above
         over_epochs(axes, None)

@@ -57,6 +57,11 @@ def value(content: object) -> str:
     return f"{content:g}" if isinstance(content, float) else str(content)
 
 
+def sentence(text: str) -> str:
+    """Return a text with a capital letter first, unless it begins with a path or the name of something."""
+    return text[:1].upper() + text[1:] if text.partition(" ")[0].isalpha() else text
+
+
 def breakable(name: str) -> Markup:
     """Return a dotted name that a narrow column breaks between its words."""
     return Markup(re.sub(r"([._])", r"\1<wbr>", str(escape(name))))

@@ -202,7 +202,7 @@ def test_what_needs_the_dataset_says_that_it_is_out_of_reach(run, raw_dataset, t
     report.main([str(copy), "-o", str(tmp_path / "r.html")])
     page = (tmp_path / "r.html").read_text()
     for name in ("predictions", "input", "dataset"):
-        assert "the dataset /nowhere/data is out of reach" in section_of(page, name)
+        assert "The dataset /nowhere/data is out of reach" in section_of(page, name)
     assert _pictures(section_of(page, "filters")) and "eigenvalue" in page
     report.main([str(copy), "-o", str(tmp_path / "r.html"), "--data", str(raw_dataset.path)])
     assert "out of reach" not in (tmp_path / "r.html").read_text()
@@ -220,7 +220,7 @@ def test_a_run_that_has_just_begun_gives_a_page(metrics, raw_dataset, tmp_path, 
     page = (tmp_path / "r.html").read_text()
     assert "just begun" in page and "has logged no step yet" in section_of(page, "curves")
     assert "has no checkpoint yet" in section_of(page, "filters")
-    assert "python jobs/evaluate.py --data" in section_of(page, "errors")
+    assert "has no checkpoint yet" in section_of(page, "errors")
     assert "has not logged a step yet" in section_of(page, "proof")
 
 
