@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from command_blocks import command_blocks, commands_to_run
+from needs import makes_hosts
 from pictures import encoded, photo
 
 from cluster.lab.local_ray import local_ray
@@ -18,9 +19,6 @@ from pipeline.paths import CHECKOUT
 DOCS, README = CHECKOUT / "docs", CHECKOUT / "README.md"
 SCALING, TUTORIAL = DOCS / "tutorial_scaling.md", DOCS / "tutorial.md"
 FORMAT, SOURCES, OWN = DOCS / "dataset_format.md", DOCS / "sources.md", DOCS / "own.md"
-makes_hosts = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("ip") is None, reason="hosts are made by root, with iproute2"
-)
 
 
 @pytest.mark.parametrize("page", [README, *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)

@@ -35,7 +35,7 @@ from cluster.run.run_log import (
 )
 from pipeline.paths import CHECKOUT
 
-pytestmark = [pytest.mark.multinode, makes_hosts, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.multinode, pytest.mark.slow, makes_hosts, pytest.mark.timeout(600)]
 
 _HOSTS, _NUM_STEPS, _CPUS = 3, 130, 0.2  # enough steps, and slow ones, for the host to join before the last
 _NOTICED_SECONDS = 60.0
