@@ -21,6 +21,7 @@ from typing import IO, Annotated
 import tyro
 
 from pipeline.command import InputError, run_command
+from pipeline.format.manifest import DATASET_JSON
 from pipeline.progress import progress_bar
 from pipeline.sources.numbered_classes import CLASS_NAMES
 from pipeline.system.files import atomic_file
@@ -95,11 +96,13 @@ def fetch(name: str, out: Path) -> None:
         out: Folder for the files.
 
     Raises:
-        InputError: The data set is unknown, unavailable, or not what was published; or the folder holds other or
-            damaged data under the names of its files.
+        InputError: The data set is unknown, unavailable, or not what was published; or the folder is a dataset, or
+            holds other or damaged data under the names of its files.
     """
     if name not in DATA_SETS:
         raise InputError(f"data set {name!r} is unknown; known: {', '.join(DATA_SETS)}")
+    if (out / DATASET_JSON).exists():
+        raise InputError(f"{out} is a dataset, which holds only its own files; choose another folder")
     data_set = DATA_SETS[name]
     class_names = "".join(f"{class_name}\n" for class_name in data_set.class_names).encode()
     present = [file_name for file_name in data_set.files if (out / file_name).exists()]

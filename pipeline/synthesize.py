@@ -23,6 +23,7 @@ import tyro
 from PIL import ExifTags, Image
 
 from pipeline.command import InputError, run_command
+from pipeline.format.manifest import DATASET_JSON
 from pipeline.offline.ordered_map import ordered_map
 from pipeline.online.order import permutation
 from pipeline.online.random_streams import picture_stream
@@ -107,7 +108,7 @@ def synthesize(
         Name of each odd picture in the listing of the official layout -> its oddity.
 
     Raises:
-        InputError: A number is out of range, or the folder already holds one of the archives.
+        InputError: A number is out of range, or the folder is a dataset or already holds one of the archives.
     """
     _check_range("classes", classes, 1, NUM_CLASSES)
     _check_range("train-per-class", train_per_class, 1, 10**6)
@@ -116,6 +117,8 @@ def synthesize(
     _check_range("seed", seed, 0, 2**63 - 1)
     _check_range("workers", workers, 1, 1024)
     paths = [out / name for name in (TRAIN_ARCHIVE, VAL_ARCHIVE, DEVKIT_ARCHIVE)]
+    if (out / DATASET_JSON).exists():
+        raise InputError(f"{out} is a dataset, which holds only its own files; choose another folder")
     for path in paths:
         if path.exists():
             raise InputError(f"{path} exists already; remove it, or choose another folder")

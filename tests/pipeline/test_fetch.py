@@ -138,6 +138,13 @@ def test_an_unknown_data_set_names_the_known_ones(tmp_path):
         fetch("imagenet", tmp_path)
 
 
+def test_a_dataset_gets_no_files(tmp_path):
+    (tmp_path / "dataset.json").touch()
+    with pytest.raises(InputError, match="is a dataset, which holds only its own files"):
+        fetch("fashion-mnist", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset.json"]
+
+
 def test_the_published_fashion_mnist_is_what_a_distribution_ships(tmp_path):
     data_set = DATA_SETS["fashion-mnist"]
     if not data_set.package_folder.exists():

@@ -182,6 +182,13 @@ def test_the_command_lists_the_odd_files_and_refuses_a_folder_in_use(tmp_path, c
         main(arguments)
 
 
+def test_a_dataset_gets_no_archives(tmp_path):
+    (tmp_path / "dataset.json").touch()
+    with pytest.raises(InputError, match="is a dataset, which holds only its own files"):
+        main([str(tmp_path), "--classes", "1", "--train-per-class", "1", "--val-per-class", "1", "--max-side", "32"])
+    assert [path.name for path in tmp_path.iterdir()] == ["dataset.json"]
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("classes", 0), ("classes", NUM_CLASSES + 1), ("train_per_class", 0), ("max_side", 0), ("seed", -1)],
