@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import io
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,7 +123,8 @@ def options_function(command: Command, shell: Shell) -> str:
     if not end:
         version = importlib.metadata.version("tyro")
         raise InputError(f"tyro {version} completes options in a way that is not known here; update this program")
-    return function
+    # The shells take the lines of an answer apart, and would offer the later lines of a description as words.
+    return re.sub(r"^COMPLETION_SPEC = .*", lambda spec: spec[0].replace(r"\n", " "), function, flags=re.MULTILINE)
 
 
 if __name__ == "__main__":

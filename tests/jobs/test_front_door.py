@@ -161,6 +161,7 @@ try alexnet stats --json f --fi
 try alexnet train --reci
 try alexnet train --placement s
 try alexnet lab cu
+try alexnet train --exch
 try '~/bin/alexnet' verify --wo
 try alexnet unknown --x
 complete -p alexnet
@@ -178,6 +179,7 @@ def test_bash_completes_names_options_and_values(script, tmp_path):
     assert found["alexnet train --reci"] == ["--recipe"]
     assert found["alexnet train --placement s"] == ["spread"]
     assert found["alexnet lab cu"] == ["cut"]
+    assert found["alexnet train --exch"] == ["--exchange"]  # no words of its description, which has several lines
     assert found["~/bin/alexnet verify --wo"] == ["--workers"]
 
 
