@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, args=argv, description=__doc__)
     if not (ROOT / "pyproject.toml").exists():
         raise InputError("the demo submits a checkout, and this is an installed package; run `make demo` in a checkout")
+    if arguments.workers is not None and arguments.workers < 1:
+        raise InputError(f"--workers is {arguments.workers}; it must be at least 1")
     began = time.monotonic()
     data = embedded.dataset_folder()
     run = embedded.cache_folder() / "runs" / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -63,6 +63,12 @@ def test_there_are_two_workers_or_one_for_a_single_gpu(num_gpus, options, worker
     assert train[-2:] == ("--workers", workers)
 
 
+def test_a_number_of_workers_is_refused_before_anything_starts(commands):
+    with pytest.raises(InputError, match="--workers is 0; it must be at least 1"):
+        demo.main(["--workers", "0"])
+    assert commands == []
+
+
 def test_the_demo_fits_onto_a_machine_with_one_gpu(monkeypatch):
     workers = demo.num_workers(int(ONE_GPU["GPU"]))
     placement = place_workers([ONE_GPU], WorkerRange(workers, workers), None)
