@@ -46,7 +46,7 @@ class Arguments:
     address: str | None = None
     """Address of the job server. Default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, or this machine's."""
     json: JsonTarget = None
-    """File to write what was found to as JSON; without a file, standard output."""
+    """File to write the findings to as JSON; without a file, standard output."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

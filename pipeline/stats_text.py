@@ -112,8 +112,8 @@ def _inventory_lines(inventory: Mapping[str, Any] | None) -> Iterator[str]:
         return
     try:
         yield (
-            f"source: {inventory['num_files']:,} files: {inventory['num_samples']:,} of one picture each, "
-            f"{inventory['num_archives']:,} archives, {len(inventory['tables'])} tables of labels or names"
+            f"source: {inventory['num_files']:,} files; of them pictures: {inventory['num_samples']:,}, "
+            f"archives: {inventory['num_archives']:,}, tables of labels or names: {len(inventory['tables'])}"
         )
         left_out = {reason: group["num_files"] for reason, group in inventory["left_out"].items()}
     except (AttributeError, KeyError, TypeError, ValueError):  # it is for people, and nothing proves it unchanged

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,7 @@ def test_notes_rejects_and_what_was_left_out_are_named(uneven):
     assert summary.rejects == {"train": {"empty": 1}}
     text = "\n".join(lines_of(summary))
     assert "notes of train: png 1" in text and "rejected from train: empty 1" in text
+    assert re.search(r"source: [\d,]+ files; of them pictures: [\d,]+, archives: 0, tables", text)
     assert "left out of the source: of a NAS or desktop 1" in text or "left out of the source: hidden 1" in text
     assert "fewest pictures: emu 1, dog 3, cat 9" in text
     assert "always naming the largest class would be right for 69.2% of train" in text
