@@ -10,6 +10,7 @@ from pipeline.paths import CHECKOUT
 
 _PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
 _RECORDS = "benchmarks/records"
+_SHORT_CODE = 24  # letters that fit into a table's column on a phone
 
 
 def on_files(files: Files, config: MkDocsConfig, **options: Any) -> Files:
@@ -35,5 +36,6 @@ def on_page_markdown(markdown: str, **options: Any) -> str:
 
 
 def on_page_content(html: str, **options: Any) -> str:
-    """Let each picture lead to its file, where a phone can enlarge it."""
+    """Let each picture lead to its file, where a phone can enlarge it; break no short code, such as an option."""
+    html = re.sub(rf"(?<!</span>)<code>(?=[^<]{{1,{_SHORT_CODE}}}</code>)", '<code class="short">', html)
     return re.sub(r'(<img [^>]*src="([^"]+)"[^>]*>)', r'<a href="\2">\1</a>', html)
