@@ -1,7 +1,7 @@
 """The documents tell the truth: commands have help and stand in the README, links and paths lead somewhere."""
 
 import ast
-import importlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -94,6 +94,23 @@ def test_relative_links_lead_somewhere(document):
         if anchor:
             headings = re.findall(r"^#+ +(.+)$", linked.read_text(), flags=re.MULTILINE)
             assert anchor in [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings], target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+def test_code_in_a_table_has_no_escaped_bar(document):
+    rows = [line for line in document.read_text().splitlines() if line.startswith("|")]
+    assert [code for row in rows for code in re.findall(r"`[^`]+`", row) if r"\|" in code] == []  # the site shows the \
+
+
+def test_the_site_breaks_no_short_code():
+    pytest.importorskip("mkdocs")
+    spec = importlib.util.spec_from_file_location("site_hooks", CHECKOUT / "docs" / "site.py")
+    assert spec is not None and spec.loader is not None
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    block = "<pre><span></span><code>make demo\n</code></pre>"
+    page = f"<code>--json -</code> <code>{'x' * 60}</code> {block}"
+    assert hooks.on_page_content(page) == page.replace("<code>--json", '<code class="short">--json')
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
