@@ -170,6 +170,12 @@ def test_the_readmes_example_runs(jpeg_dataset, tmp_path, monkeypatch):
     assert found["logits"].shape == (96, jpeg_dataset.num_classes)
 
 
+def test_the_format_names_each_field_of_dataset_json(jpeg_dataset):
+    document = jpeg_dataset.document
+    fields = {*document, *(f"encoding.{name}" for name in document["encoding"])} - {"encoding"}
+    assert fields - set(re.findall(r"`([^`\n]+)`", FORMAT.read_text())) == set()
+
+
 @pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", FORMAT.read_text(), flags=re.DOTALL))
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_formats_examples_run(example, jpeg_dataset, raw_dataset, tmp_path, monkeypatch):
