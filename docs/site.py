@@ -21,7 +21,7 @@ def on_files(files: Files, config: MkDocsConfig, **options: Any) -> Files:
         text = (CHECKOUT / name).read_text().replace("](docs/", "](")
         text = re.sub(r"\]\((CHANGELOG|README)\.md", lambda found: f"]({_PAGES[found[1] + '.md']}", text)
         text = re.sub(
-            r"\[([^\]]+)\]\((?:benchmarks/(?!records/)|examples/)[^)]*\)", r"\1", text
+            r"\[([^\]]+)\]\((?:benchmarks/(?!records/)|examples/|LICENSE)[^)]*\)", r"\1", text
         )  # files that are no pages
         files.append(File.generated(config, page, content=text))
     return files
