@@ -58,8 +58,18 @@ def prove_order(first: RunFolder, other: RunFolder) -> Proof:
     try:
         num_positions = compare(first, other)
     except LedgerError as error:
-        is_other_data = first.document["dataset"]["sha256"] != other.document["dataset"]["sha256"]
-        return Proof("absent", "another dataset") if is_other_data else Proof("fault", str(error))
+        reason = _why_other(first, other)
+        return Proof("absent", reason) if reason else Proof("fault", str(error))
     if not num_positions:
         return Proof("absent", "no step in common")
     return Proof("proven", f"the same samples at all {num_positions:,} common positions")
+
+
+def _why_other(first: RunFolder, other: RunFolder) -> str:
+    """Return what gives two runs orders of their own; empty if they should have the same."""
+    if first.document["dataset"]["sha256"] != other.document["dataset"]["sha256"]:
+        return "another dataset"
+    if first.config.seed != other.config.seed:
+        return "another seed"
+    streams = (first.config.streams, other.config.streams)
+    return "other streams" if streams[0] != streams[1] and any(one.num_streams for one in streams) else ""

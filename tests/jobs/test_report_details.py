@@ -12,12 +12,14 @@ from matplotlib.figure import Figure
 from reports import line, logged_run, section_of, step_line, text_of, trained_run
 from runs import CONFIG
 
+from cluster.run.ledger_parts import LedgerError
 from jobs import report
-from jobs.reporting import charts, dataset_view, step_time
+from jobs.reporting import charts, dataset_view, proof, step_time
 from jobs.reporting.comparison import differences
 from jobs.reporting.reading import read_record
 from jobs.reporting.words import sentence
 from pipeline.command import InputError
+from pipeline.online.stream_order import StreamConfig
 from pipeline.summary import Histogram
 
 EMPTY_CHART = Markup('<svg role="img" aria-label="none" viewBox="0 0 1 1"></svg>')
@@ -149,3 +151,24 @@ def test_axes_have_thousands_separated_and_no_padded_zeros(tmp_path, raw_dataset
     page = _page(tmp_path, logged_run(tmp_path / "run", raw_dataset, lines).path)
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", page)
     assert "150,000" in texts and "0.1" in texts and not any(re.fullmatch(r"\d+\.\d*0", text) for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict", "text"),
+    [
+        ({}, "fault", "the runs differ"),
+        ({"streams": StreamConfig(window_size=9)}, "fault", "the runs differ"),  # without streams it means nothing
+        ({"streams": StreamConfig(num_streams=2)}, "absent", "other streams"),
+        ({"seed": 7}, "absent", "another seed"),
+    ],
+)
+def test_another_order_is_a_fault_only_where_the_same_was_asked_for(
+    change, verdict, text, raw_dataset, tmp_path, monkeypatch
+):
+    def compare(first, second):
+        raise LedgerError("the runs differ")
+
+    monkeypatch.setattr(proof, "compare", compare)
+    configs = {"first": CONFIG, "other": dataclasses.replace(CONFIG, **change)}
+    first, other = (logged_run(tmp_path / name, raw_dataset, [], config=config) for name, config in configs.items())
+    assert proof.prove_order(first, other) == proof.Proof(verdict, text)
