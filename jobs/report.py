@@ -49,8 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from jobs.reporting.page import make_page
     from jobs.reporting.reading import read_records
     from model.foreign import announce_file
+    from pipeline.dataset import Dataset
 
     records = read_records(arguments.runs)
+    if arguments.data is not None:
+        Dataset.open(arguments.data)  # a run's own dataset may be out of reach, but not one that is named here
     for name in dict.fromkeys(record.run.config.model.name for record in records):
         announce_file(name)
     page = make_page(records, arguments.data)

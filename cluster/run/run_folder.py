@@ -90,7 +90,7 @@ class RunFolder:
         """
         try:
             document = json.loads((path / _CONFIG_JSON).read_text())
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(f"{path} holds no run ({_CONFIG_JSON} is missing); train first: jobs/train.py") from error
         except ValueError as error:
             raise InputError(f"{path / _CONFIG_JSON} is not JSON; choose another run folder") from error
