@@ -14,7 +14,7 @@ from jobs.reporting.timeline import Event, Timeline, most_workers
 
 MAX_POINTS = 300  # per curve: more than a panel has pixels for
 _SMOOTHING_SAMPLES = 12_800  # 100 steps of the paper's batch
-_WINDOWS = 20  # at least so many means fit into the shortest run
+_WINDOWS = 20  # at least so many fit into a run
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,9 @@ def curve_charts(records: Sequence[RunRecord], name: str) -> list[Chart]:
     begun = [record for record in records if record.curves is not None]
     if not begun:
         return []
-    window = _smoothing_samples([record.curves for record in begun if record.curves])
-    means = f"mean of the last {window:,} samples, on augmented pictures."
+    windows = {_window(one) * one.global_batch_size for record in begun if (one := record.curves)}
+    samples = " to ".join(f"{window:,}" for window in sorted({min(windows), max(windows)}))
+    means = f"mean of the last {samples} samples, on augmented pictures."
     legend = (
         []
         if len(records) > 1
@@ -81,19 +82,19 @@ def curve_charts(records: Sequence[RunRecord], name: str) -> list[Chart]:
     charts = [
         Chart(
             "Loss",
-            draw(f"{name}-loss", f"Loss of {who} over epochs", _curves(records, window, "loss")),
+            draw(f"{name}-loss", f"Loss of {who} over epochs", _curves(records, "loss")),
             f"Training: {means}",
             legend,
         ),
         Chart(
             "Top-1 accuracy, %",
-            draw(f"{name}-top1", f"Top-1 accuracy of {who} over epochs", _curves(records, window, "top1")),
+            draw(f"{name}-top1", f"Top-1 accuracy of {who} over epochs", _curves(records, "top1")),
             f"Training: {means} The log has one value for up to 20 steps.",
             legend,
         ),
     ]
     for field, title, factor, is_whole, about in (
-        ("learning_rate", "Learning rate", 1.0, False, "Of the latest step of each line of the log."),
+        ("learning_rate", "Learning rate", 1.0, False, "At the last step of each line of the log."),
         ("images_per_second", "Images per second", 1.0, False, "All workers together, without evaluations."),
         ("data_wait_fraction", "Data wait, % of the step", 100.0, True, "Of the first worker's device."),
     ):
@@ -102,13 +103,12 @@ def curve_charts(records: Sequence[RunRecord], name: str) -> list[Chart]:
     return charts
 
 
-def _smoothing_samples(curves: Sequence[Curves]) -> int:
-    shortest = min(len(one.samples_seen) * one.global_batch_size for one in curves)
-    largest_batch = max(one.global_batch_size for one in curves)
-    return max(largest_batch, min(_SMOOTHING_SAMPLES, shortest // _WINDOWS // largest_batch * largest_batch))
+def _window(curves: Curves) -> int:
+    """Return the number of steps of a mean. Each run has its own: a short run beside long ones changes no other."""
+    return max(1, min(_SMOOTHING_SAMPLES // curves.global_batch_size, len(curves.samples_seen) // _WINDOWS))
 
 
-def _curves(records: Sequence[RunRecord], window: int, quantity: str) -> Callable[[Axes], None]:
+def _curves(records: Sequence[RunRecord], quantity: str) -> Callable[[Axes], None]:
     def plot(axes: Axes) -> None:
         for index, record in enumerate(records):
             if (one := record.curves) is None:
@@ -118,14 +118,14 @@ def _curves(records: Sequence[RunRecord], window: int, quantity: str) -> Callabl
                 if quantity == "loss"
                 else ((1 - one.top1_errors) * 100, (1 - one.val_top1_errors) * 100)
             )
-            seen, means = smoothed(one.samples_seen, training, max(1, round(window / one.global_batch_size)))
+            seen, means = smoothed(one.samples_seen, training, _window(one))
             color, other = (SERIES[index], SERIES[index]) if len(records) > 1 else SERIES[:2]
             _plot(axes, seen / one.num_samples, means, color)
             val_epochs = one.val_samples_seen / one.num_samples
             size = 3.4 if len(val_epochs) <= 40 else 0
             axes.plot(
                 *thinned(val_epochs, validation), "o-", color=other, markersize=size, linewidth=1.1,
-                dashes=(4, 2), markeredgewidth=0,
+                dashes=(4, 2), markeredgewidth=0, clip_on=False,
             )  # fmt: skip
         over_epochs(axes, 100.0 if quantity == "top1" else None)
 
@@ -146,9 +146,8 @@ def _lines(records: Sequence[RunRecord], field: str, factor: float, is_share: bo
 
 def _plot(axes: Axes, x: np.ndarray, y: np.ndarray, color: str) -> None:
     """Draw a curve. A single value becomes a dot, since a line would show nothing."""
-    is_dot = len(x) == 1
     axes.plot(
-        *thinned(x, y), marker="o" if is_dot else "", markersize=3.4, markeredgewidth=0, clip_on=not is_dot,
+        *thinned(x, y), marker="o" if len(x) == 1 else "", markersize=3.4, markeredgewidth=0, clip_on=False,
         color=color, linewidth=1.4, solid_capstyle="round",
     )  # fmt: skip
 

@@ -61,8 +61,8 @@ def _described(record: RunRecord) -> dict[str, dict[str, Any]]:
         "dataset": flattened(dataset),
         "versions": {**document.get("versions", {}), "commit": short_commit(document)},
         "workers": {
-            "number": ", then ".join(str(number) for number in _changes([start.world_size for start in starts])),
-            "exchange": ", then ".join(_changes([start.exchange for start in starts])),
+            "number": _changes([str(start.world_size) for start in starts]),
+            "exchange": _changes([start.exchange for start in starts]),
         },
     }
 
@@ -74,6 +74,6 @@ def short_commit(document: Mapping[str, Any]) -> str | None:
     return document["git_commit"][:_HASH_DIGITS] + (", with changes" if document.get("git_has_changes") else "")
 
 
-def _changes(values: Sequence[Any]) -> list[Any]:
-    """Return the values without immediate repetitions."""
-    return [one for index, one in enumerate(values) if not index or one != values[index - 1]]
+def _changes(values: Sequence[str]) -> str:
+    """Return the values without immediate repetitions, in words; a dash without any."""
+    return ", then ".join(one for index, one in enumerate(values) if not index or one != values[index - 1]) or NONE

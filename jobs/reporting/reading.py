@@ -14,6 +14,7 @@ from jobs.reporting.timeline import Timeline, read_timeline
 from pipeline.command import InputError
 
 MAX_RUNS = 8  # more than eight colours can't be told apart
+_FEWEST_STEPS = 3  # of a median: the first step waits for the loader and for compilations to start
 
 
 @dataclass(frozen=True)
@@ -70,31 +71,29 @@ class RunRecord:
 
     @property
     def images_per_second(self) -> float | None:
-        """Median throughput over the steps, which leaves out the slow first ones; None without a step."""
+        """Median throughput over the steps, which leaves out the slow first ones; None before the third step."""
         return self._median("images_per_second")
 
     @property
     def data_wait_fraction(self) -> float | None:
-        """Median fraction of a step that waits for data; None without a step."""
+        """Median fraction of a step that waits for data; None before the third step."""
         return self._median("data_wait_fraction")
 
     @property
     def is_input_bound(self) -> bool | None:
-        """Whether waits for data hold up the step; None while the first step, which waits for the start, decides."""
-        if self.data_wait_fraction is None or sum(len(line.losses) for line in self.steps) < 3:
-            return None
-        return self.data_wait_fraction > BINDING_WAIT
+        """Whether waits for data hold up the step; None before the third step."""
+        return None if self.data_wait_fraction is None else self.data_wait_fraction > BINDING_WAIT
 
     @property
     def step_seconds(self) -> float | None:
-        """Time of a step at the median throughput; None without a step."""
+        """Time of a step at the median throughput; None before the third step."""
         rate = self.images_per_second
         return self.run.config.global_batch_size / rate if rate else None
 
     def _median(self, field: str) -> float | None:
-        """Return the median over the steps of a field of their lines; None without a step."""
-        values = [getattr(line, field) for line in self.steps]
-        return float(np.median(np.repeat(values, [len(line.losses) for line in self.steps]))) if values else None
+        """Return the median over the steps of a field of their lines; None while the slow first step decides it."""
+        values = np.repeat([getattr(line, field) for line in self.steps], [len(line.losses) for line in self.steps])
+        return float(np.median(values)) if len(values) >= _FEWEST_STEPS else None
 
 
 def read_records(paths: Sequence[Path]) -> list[RunRecord]:

@@ -185,10 +185,10 @@ def needed(of: Part[T]) -> T:
 def _open_dataset(run: RunFolder, data: Path | None) -> Dataset:
     path = data or Path(run.document["dataset"]["path"])
     if not path.exists():
-        raise InputError(f"the dataset {path} is out of reach; name it where it is now: --data")
+        raise InputError(f"the dataset {path} is out of reach; say where it is now with --data")
     dataset = Dataset.open(path)
     if dataset.sha256 != run.document["dataset"]["sha256"]:
-        raise InputError(f"{path} is not the dataset that this run was trained on; name that one: --data")
+        raise InputError(f"{path} is not the dataset that this run was trained on; name that one with --data")
     return dataset
 
 
@@ -263,23 +263,17 @@ def _tiles(record: RunRecord, evaluation: FinalEvaluation | None) -> list[Tile]:
                 f"top-5 {percent(best.top5)}; step {best.step:,}, {ending}",
             )
         )
+    if record.images_per_second is not None:
+        waits = f"median; {percent(record.data_wait_fraction, 1)} of a step waits for data"
+        tiles.append(Tile("images per second", count(record.images_per_second), waits))
     if record.steps:
         line = record.steps[-1]
-        tiles += [
-            Tile(
-                "images per second",
-                count(record.images_per_second),
-                f"{percent(record.data_wait_fraction, 1)} of a step waits for data",
-            ),
-            Tile(
-                "samples seen",
-                count(line.samples_seen),
-                f"{line.epoch:.4g} epochs, {plural(line.step, 'step')} of {run.config.global_batch_size:,}",
-            ),
-        ]
+        steps = f"{line.epoch:.4g} epochs, {plural(line.step, 'step')} of {run.config.global_batch_size:,}"
+        tiles.append(Tile("samples seen", count(line.samples_seen), steps))
     if record.timeline.training_seconds:
         wall = f"{duration(record.timeline.wall_seconds)} with starts and pauses"
-        workers = plural(most_workers(record.timeline), "worker")
+        is_constant = len({stretch.num_workers for stretch in record.timeline.stretches}) == 1
+        workers = ("" if is_constant else "up to ") + plural(most_workers(record.timeline), "worker")
         tiles.append(Tile("training time", duration(record.timeline.training_seconds), f"{wall}; {workers}"))
     model = f"{run.config.model.name} in {run.config.precision}"
     parameters = part(lambda: _num_parameters(run)).content

@@ -37,7 +37,7 @@ class StepPart:
 
 
 def step_parts(record: RunRecord) -> list[StepPart]:
-    """Return the parts of a run's median step that take time, in the order of the drawing; none without steps."""
+    """Return the parts of a run's median step that take time, from the bottom up; none before the third step."""
     if record.step_seconds is None:
         return []
     fractions_PS = _fractions(record.steps)

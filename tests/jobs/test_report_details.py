@@ -6,6 +6,8 @@ import re
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -17,7 +19,7 @@ from jobs import report
 from jobs.reporting import charts, dataset_view, proof, step_time
 from jobs.reporting.comparison import differences
 from jobs.reporting.reading import read_record
-from jobs.reporting.words import sentence
+from jobs.reporting.words import NONE, sentence, signed
 from pipeline.command import InputError
 from pipeline.online.stream_order import StreamConfig
 from pipeline.summary import Histogram
@@ -65,7 +67,25 @@ def test_a_single_step_is_seen_in_each_chart_and_gives_no_verdict(raw_dataset, t
         assert area.get_paths()[0].vertices[:, 0].min() == 0  # from the beginning of the step to its end
         assert area.get_paths()[0].vertices[:, 0].max() == pytest.approx(12 / 41)
     assert "nput-bound" not in section_of(page, "curves")
-    assert "1 step of 12" in text_of(page)
+    tiles = text_of(page[page.index('<dl class="tiles">') : page.index("<nav")])
+    assert "1 step of 12" in tiles and "images per second" not in tiles  # the first step is slow
+
+
+def test_a_run_just_begun_changes_nothing_of_the_runs_beside_it(raw_dataset, tmp_path, drawn):
+    lines = [step_line(step, step, [step % 2]) for step in range(1, 61)]
+    paths = [logged_run(tmp_path / name, raw_dataset, lines[:n]).path for name, n in (("long", 60), ("short", 2))]
+    page = _page(tmp_path, *paths)
+    alone, beside = drawn["run1-loss"].lines[0], drawn["all-loss"].lines[0]
+    assert alone.get_ydata().tolist() == beside.get_ydata().tolist() and len(beside.get_ydata()) == 58
+    assert "Training: mean of the last 12 to 36 samples" in page
+    assert not {line.get_clip_on() for axes in drawn.values() for line in axes.lines} - {False}
+    results = re.findall(r'<td data-label="([^"]+)"[^>]*>(.*?)</td>', page)
+    assert [text for name, text in results if name in ("images/s", "step, ms", "data wait")] == [
+        *("120", "100", "25.0 %"),
+        *(NONE, NONE, NONE),
+    ]
+    steps = page[page.index('<ul class="steps">') :].partition("</ul>")[0]
+    assert "long" in steps and "short" not in steps
 
 
 def test_the_step_time_begins_where_the_first_logged_step_began(raw_dataset, tmp_path, drawn):
@@ -117,6 +137,8 @@ def test_values_that_are_known_by_their_bin_only_are_told_as_such(drawn):
     stored = Histogram(np.array([5000, 5100]), np.array([4, 5]))
     chart = dataset_view._histogram_chart("Size", {"source": source, "stored": stored}, "size", 1000, "kB")
     assert [entry.text for entry in chart.legend] == ["source: all 2.05 to 3.07", "stored"]
+    chart = dataset_view._histogram_chart("Size", {"source": source}, "one", 1000, "kB")
+    assert [entry.text for entry in chart.legend] == ["source: all 2.05 to 3.07"] and drawn["one"].patches
     wide = Histogram(np.array([2048, 4096]), np.array([4, 5]), 1024)
     dataset_view._histogram_chart("Size", {"source": wide, "stored": stored}, "both", 1, "kB")
     bars = drawn["both"].patches[0].get_data()
@@ -172,3 +194,39 @@ def test_another_order_is_a_fault_only_where_the_same_was_asked_for(
     configs = {"first": CONFIG, "other": dataclasses.replace(CONFIG, **change)}
     first, other = (logged_run(tmp_path / name, raw_dataset, [], config=config) for name, config in configs.items())
     assert proof.prove_order(first, other) == proof.Proof(verdict, text)
+
+
+def test_a_run_whose_workers_have_not_begun_has_a_dash_for_them(raw_dataset, tmp_path):
+    lines = [line("start", at, step=0, world_size=number) for at, number in ((0, 2), (9, 2), (20, 1))]
+    logs = {"begun": lines, "new": []}
+    records = [read_record(logged_run(tmp_path / name, raw_dataset, log).path, name) for name, log in logs.items()]
+    assert [(one.field, one.values) for one in differences(records)] == [
+        ("number", ["2, then 1", NONE]),
+        ("exchange", ["allreduce", NONE]),
+    ]
+
+
+@pytest.mark.parametrize(("numbers", "says"), [((2, 1), "up to 2 workers"), ((2, 2), "; 2 workers")])
+def test_the_headline_says_whether_all_workers_trained_all_the_time(numbers, says, raw_dataset, tmp_path, no_charts):
+    lines = []
+    for at, number in zip((0, 10), numbers, strict=True):
+        lines += [line("start", at, step=at, world_size=number), step_line(at + 1, at + 5)]
+    page = _page(tmp_path, logged_run(tmp_path / "run", raw_dataset, lines).path)
+    assert says in text_of(page[: page.index("<nav")])
+
+
+@pytest.mark.parametrize(
+    ("num_wrong", "says"),
+    [(4, "All 4 classes that have pictures."), (1, "The lowest 1 of 4 classes that have pictures.")],
+)
+def test_the_worst_classes_say_of_how_many(num_wrong, says, run, tmp_path, no_charts):
+    copy = shutil.copytree(run.path, tmp_path / "run")
+    path = copy / "evaluations" / "val-centre" / "per_class.parquet"
+    table = pq.read_table(path)
+    rows = [row | {"num_samples": 2, "top1": 0.5 if i < num_wrong else 1.0} for i, row in enumerate(table.to_pylist())]
+    pq.write_table(pa.Table.from_pylist(rows[:4], table.schema), path)
+    assert says in text_of(section_of(_page(tmp_path, copy), "errors"))
+
+
+def test_numbers_have_a_minus_sign():
+    assert [signed(number, 2) for number in (0.597, -0.427, 0.0)] == ["+0.60", "\N{MINUS SIGN}0.43", "+0.00"]

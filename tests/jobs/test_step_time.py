@@ -30,7 +30,7 @@ def test_the_parts_of_the_median_step_add_up_to_it(tmp_path, raw_dataset):
 
 
 def test_what_an_older_version_did_not_divide_is_the_rest(tmp_path, raw_dataset):
-    record = _record(tmp_path, raw_dataset, step_line(1, 1))
+    record = _record(tmp_path, raw_dataset, step_line(3, 1, [1.0] * 3))
     assert [(part.title, part.seconds) for part in step_parts(record)] == [
         ("rest", pytest.approx(0.075)),
         ("data wait", pytest.approx(0.025)),
@@ -38,8 +38,10 @@ def test_what_an_older_version_did_not_divide_is_the_rest(tmp_path, raw_dataset)
     assert [entry.text for entry in step_legend([record])] == ["rest", "data wait"]
 
 
-def test_a_run_without_steps_has_no_parts(tmp_path, raw_dataset):
-    assert step_parts(_record(tmp_path, raw_dataset)) == []
+@pytest.mark.parametrize("lines", [[], [step_line(1, 1), step_line(2, 2)]], ids=["none", "two"])
+def test_a_run_without_a_median_step_has_no_parts(lines, tmp_path, raw_dataset):
+    record = _record(tmp_path, raw_dataset, *lines)
+    assert step_parts(record) == [] and step_legend([record]) == []
 
 
 def test_the_drawing_stacks_the_parts(tmp_path, raw_dataset, monkeypatch):
