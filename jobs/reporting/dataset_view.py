@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from jobs.reporting.charts import Chart, LegendEntry
-from jobs.reporting.drawings import SERIES, draw
+from jobs.reporting.drawings import SERIES, TICK_STEPS, draw
 from pipeline.dataset import Dataset
 from pipeline.format.color import ColorBasis
 from pipeline.summary import DatasetSummary, Histogram, SplitSummary, summarize
@@ -124,7 +124,7 @@ def _classes_chart(summary: DatasetSummary, name: str) -> Chart:
                 )
             else:
                 axes.stairs(counts, np.arange(len(counts) + 1) + 0.5, color=SERIES[index], linewidth=1.4)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=TICK_STEPS))
         axes.set_xlabel("classes, the largest first")
         _count_upwards(axes)
 
@@ -143,7 +143,7 @@ def _size_charts(train: SplitSummary, name: str) -> list[Chart]:
 
 
 def _histogram_chart(title: str, histograms: Mapping[str, Histogram], name: str, scale: float, unit: str) -> Chart:
-    """Return histograms over common bins; a histogram of one value is told in the legend, and not drawn."""
+    """Return histograms over common bins; the legend tells single values, which are drawn only without others."""
     single = {label: one for label, one in histograms.items() if len(one.edges_B) == 1}
     drawn = {label: one for label, one in histograms.items() if label not in single}
 
@@ -166,12 +166,10 @@ def _histogram_chart(title: str, histograms: Mapping[str, Histogram], name: str,
         _count_upwards(axes)
 
     legend = [
-        LegendEntry(
-            f"{label}: all {_single_value(one, scale)}" if label in single and drawn else label, "area", f"--s{index}"
-        )
+        LegendEntry(f"{label}: all {_single_value(one, scale)}" if label in single else label, "area", f"--s{index}")
         for index, (label, one) in enumerate(histograms.items(), start=1)
     ]
-    return Chart(title, draw(name, f"{title}, training pictures", plot), "Of the training split.", legend)
+    return Chart(title, draw(name, f"{title}, training pictures", plot), "Number of training pictures.", legend)
 
 
 def _single_value(histogram: Histogram, scale: float) -> str:
@@ -185,4 +183,4 @@ def _single_value(histogram: Histogram, scale: float) -> str:
 def _count_upwards(axes: Axes) -> None:
     """Let the y-axis count pictures from 0 on."""
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=TICK_STEPS))

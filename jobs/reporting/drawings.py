@@ -35,6 +35,7 @@ _VARIABLES = {
 }
 _SIZE = (3.8, 2.45)  # inches: 274 points, so that 9 points are legible on a phone
 _FONT_SIZE = 9
+TICK_STEPS = (1, 2, 5, 10)  # times a power of ten: without 2.5, whose multiples need a digit more
 # Fixed names of the parts, text as text, and a style for the drawing alone.
 _PARAMETERS: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -72,8 +73,7 @@ def draw(name: str, label: str, plot: Callable[[Axes], None]) -> Markup:
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.grid(axis="y", color=GRID, linewidth=0.7)
         axes.set_axisbelow(True)
-        axes.locator_params(axis="x", nbins=5)
-        axes.locator_params(axis="y", nbins=5)
+        axes.locator_params(nbins=5, steps=TICK_STEPS)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
         plot(axes)

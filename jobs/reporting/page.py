@@ -98,7 +98,7 @@ def _template() -> jinja2.Template:
     )
     environment.filters |= {
         name: getattr(words, name)
-        for name in ("percent", "count", "duration", "first_name", "plural", "value", "sentence", "breakable")
+        for name in ("percent", "count", "duration", "first_name", "plural", "value", "sentence", "breakable", "signed")
     }
     environment.filters["readable_bytes"] = readable_bytes
     return environment.get_template("report.html")

@@ -17,6 +17,11 @@ def count(number: int | float | None) -> str:
     return NONE if number is None else f"{round(number):,}"
 
 
+def signed(number: float, digits: int) -> str:
+    """Return a number with its sign: +0.597, \N{MINUS SIGN}3."""
+    return f"{number:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
 def duration(seconds: float) -> str:
     """Return a time to two units at most: 24 s, 9:41 min, 3:05 h, 2 d 4 h."""
     whole = round(seconds)
