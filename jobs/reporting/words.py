@@ -68,5 +68,5 @@ def sentence(text: str) -> str:
 
 
 def breakable(name: str) -> Markup:
-    """Return a dotted name that a narrow column breaks between its words."""
-    return Markup(re.sub(r"([._])", r"\1<wbr>", str(escape(name))))
+    """Return a dotted name or a path that a narrow column breaks between its words; numbers stay whole."""
+    return Markup(re.sub(r"([._/])(?!\d)", r"\1<wbr>", str(escape(name))))

@@ -19,7 +19,7 @@ from jobs import report
 from jobs.reporting import charts, dataset_view, proof, step_time
 from jobs.reporting.comparison import differences
 from jobs.reporting.reading import read_record
-from jobs.reporting.words import NONE, sentence, signed
+from jobs.reporting.words import NONE, breakable, sentence, signed
 from pipeline.command import InputError
 from pipeline.online.stream_order import StreamConfig
 from pipeline.summary import Histogram
@@ -226,6 +226,11 @@ def test_the_worst_classes_say_of_how_many(num_wrong, says, run, tmp_path, no_ch
     rows = [row | {"num_samples": 2, "top1": 0.5 if i < num_wrong else 1.0} for i, row in enumerate(table.to_pylist())]
     pq.write_table(pa.Table.from_pylist(rows[:4], table.schema), path)
     assert says in text_of(section_of(_page(tmp_path, copy), "errors"))
+
+
+def test_names_and_paths_break_between_their_words_and_numbers_do_not():
+    texts = {"a_b": "a_<wbr>b", "/d/x.y": "/<wbr>d/<wbr>x.<wbr>y", "0.005": "0.005", "<i>": "&lt;i&gt;"}
+    assert {text: breakable(text) for text in texts} == texts
 
 
 def test_numbers_have_a_minus_sign():

@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed"),
 ]
 LONG = "a class whose name is so long that no phone shows it in one line, nor a table in one of its cells"
+LONG_RUN = "a-run-with-" + "a-long-name-" * 8
 WORKERS = [
     line("start", 10, step=0, world_size=2),
     *(step_line(step, 10 + step, [2.0 / step], learning_rate=1e-5 * step) for step in range(1, 40)),
@@ -116,6 +117,13 @@ FAINT = """() => {
   return faint;
 }"""
 
+# Figures of the table of results that take more than one line.
+BROKEN = """() => [...document.querySelectorAll(".results td[data-label]:not(:last-child)")].filter(cell => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  return new Set([...range.getClientRects()].map(box => box.top)).size > 1;
+}).map(cell => cell.textContent)"""
+
 
 @pytest.fixture(scope="module")
 def pages(raw_dataset, tmp_path_factory) -> dict[str, str]:
@@ -125,8 +133,8 @@ def pages(raw_dataset, tmp_path_factory) -> dict[str, str]:
     config = run.path / "config.json"
     config.write_text(config.read_text().replace('"class 2"', f'"{LONG}"'))
     other = dataclasses.replace(CONFIG, name="a" * 80, seed=1)
-    logged_run(folder / "lost", raw_dataset, WORKERS, LAUNCHES, config=other)
-    arguments = {"one": [str(run.path)], "two": [str(run.path), str(folder / "lost")]}
+    logged_run(folder / LONG_RUN, raw_dataset, WORKERS, LAUNCHES, config=other)
+    arguments = {"one": [str(run.path)], "two": [str(run.path), str(folder / LONG_RUN)]}
     for name, runs in arguments.items():
         assert report.main([*runs, "-o", str(folder / f"{name}.html")]) == 0
     return {name: (folder / f"{name}.html").as_uri() for name in arguments}
@@ -159,6 +167,7 @@ def test_nothing_complains_and_nothing_is_cut_off(name, width, theme, pages, bro
     assert [url for url in asked if not url.startswith("data:")] == [pages[name]]
     assert page.evaluate(FAULTS) == []
     assert page.evaluate(FAINT) == []
+    assert page.evaluate(BROKEN) == []
     is_dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(19, 20, 23)"
     assert is_dark == (theme == "dark")
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
