@@ -85,8 +85,9 @@ def view_dataset(dataset: Dataset, name: str) -> DatasetView:
 def components(basis: ColorBasis) -> list[Component]:
     """Return the principal components, largest first."""
     total = float(basis.eigenvalues_3.sum()) or 1.0
+    exact_3 = np.where(basis.eigenvalues_3 > total * 1e-12, basis.eigenvalues_3, 0)  # of grey pictures, two are noise
     found = []
-    for eigenvalue, vector_3 in zip(basis.eigenvalues_3.tolist(), basis.eigenvectors_33.T, strict=True):
+    for eigenvalue, vector_3 in zip(exact_3.tolist(), basis.eigenvectors_33.T, strict=True):
         moved = [basis.mean_3 + sigma * np.sqrt(eigenvalue) * vector_3 for sigma in SIGMAS]
         found.append(
             Component(eigenvalue, eigenvalue / total, vector_3.tolist(), [css_color(one_3) for one_3 in moved])

@@ -45,7 +45,7 @@ def prove_run(run: RunFolder) -> Proof:
 def _in_words(consumption: Consumption) -> str:
     num_epochs, num_begun = divmod(consumption.num_steps * consumption.global_batch_size, consumption.num_samples)
     if not num_epochs:
-        return f"No epoch is whole yet; {plural(num_begun, 'sample')} of the first were consumed, none twice."
+        return f"{num_begun:,} of the {plural(consumption.num_samples, 'sample')} were consumed, none twice."
     begun = f"; {plural(num_begun, 'sample')} of the next, none twice" if num_begun else ""
     return (
         f"Each of the {consumption.num_samples:,} samples was consumed exactly once in "

@@ -15,12 +15,14 @@ from reports import line, logged_run, section_of, step_line, text_of, trained_ru
 from runs import CONFIG
 
 from cluster.run.ledger_parts import LedgerError
+from cluster.run.ledger_proof import Consumption
 from jobs import report
 from jobs.reporting import charts, dataset_view, proof, step_time
 from jobs.reporting.comparison import differences
 from jobs.reporting.reading import read_record
 from jobs.reporting.words import NONE, breakable, sentence, signed
 from pipeline.command import InputError
+from pipeline.format.color import ColorBasis
 from pipeline.online.stream_order import StreamConfig
 from pipeline.summary import Histogram
 
@@ -226,6 +228,24 @@ def test_the_worst_classes_say_of_how_many(num_wrong, says, run, tmp_path, no_ch
     rows = [row | {"num_samples": 2, "top1": 0.5 if i < num_wrong else 1.0} for i, row in enumerate(table.to_pylist())]
     pq.write_table(pa.Table.from_pylist(rows[:4], table.schema), path)
     assert says in text_of(section_of(_page(tmp_path, copy), "errors"))
+
+
+def test_the_noise_around_grey_pictures_is_no_variance():
+    basis = ColorBasis(255, np.full(3, 0.5), np.full((3, 3), 0.1), np.array([0.3, 3e-17, -1e-18]), np.eye(3))
+    _, *noise = dataset_view.components(basis)
+    assert [(one.eigenvalue, one.share, set(one.swatches)) for one in noise] == [(0, 0, {"rgb(128 128 128)"})] * 2
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "text"),
+    [
+        (4, "40 of the 41 samples were consumed, none twice."),
+        (10, "Each of the 41 samples was consumed exactly once in each of 2 whole epochs; 18 samples of the next"),
+    ],
+)
+def test_the_proof_of_less_than_an_epoch_leaves_open_whether_more_follows(num_steps, text, monkeypatch, run):
+    monkeypatch.setattr(proof, "prove", lambda run: Consumption(num_steps, 0, 10, 41, {1: num_steps}, "0" * 64))
+    assert proof.prove_run(run).text.startswith(text)
 
 
 def test_names_and_paths_break_between_their_words_and_numbers_do_not():
