@@ -26,6 +26,7 @@ from typing import Annotated
 import tyro
 
 from pipeline.command import InputError, run_command
+from pipeline.system.file_systems import existing_folder
 from pipeline.system.files import atomic_file
 
 
@@ -36,7 +37,7 @@ class Arguments:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
     """Run folders, finished or not; at most 8."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """HTML file to write."""
+    """HTML file to write; missing folders above it are made."""
     data: Path | None = None
     """Dataset folder of the runs, if it is no longer where they were trained."""
 
@@ -75,10 +76,11 @@ def _check_out(path: Path) -> None:
         raise InputError(f"--out {path} does not end in .html; name the page OUT.html")
     if path.is_dir():
         raise InputError(f"--out {path} is a folder; name the page OUT.html")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"--out {path}: there is no folder {path.absolute().parent}; make it, or name another")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise InputError(f"--out {path}: {path.absolute().parent} is not writable; name another folder")
+    folder = existing_folder(path.absolute().parent)
+    if not folder.is_dir():
+        raise InputError(f"--out {path}: {folder} is a file; name another folder")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"--out {path}: {folder} is not writable; name another folder")
 
 
 if __name__ == "__main__":

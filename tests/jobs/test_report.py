@@ -299,8 +299,8 @@ def test_runs_are_compared_and_only_what_differs_is_listed(run, raw_dataset, tmp
 
 def test_equal_runs_differ_in_nothing_and_have_one_order(run, tmp_path, no_charts):
     copy = shutil.copytree(run.path, tmp_path / "copy")
-    report.main([str(run.path), str(copy), "-o", str(tmp_path / "r.html")])
-    page = (tmp_path / "r.html").read_text()
+    report.main([str(run.path), str(copy), "-o", str(tmp_path / "new" / "r.html")])
+    page = (tmp_path / "new" / "r.html").read_text()
     assert "Nothing: recipes, datasets, versions and workers are equal" in page and ">the same</td>" in page
 
 
@@ -309,7 +309,7 @@ def test_equal_runs_differ_in_nothing_and_have_one_order(run, tmp_path, no_chart
     [
         (["{run}", "-o", "{tmp}/report.pdf"], r"does not end in \.html"),
         (["{run}", "-o", "{tmp}/folder.html"], "is a folder"),
-        (["{run}", "-o", "{tmp}/missing/r.html"], "there is no folder"),
+        (["{run}", "-o", "{run}/config.json/r.html"], r"config\.json is a file"),
         (["{tmp}", "-o", "{tmp}/r.html"], "holds no run"),
         (["{run}", "{tmp}/none", "-o", "{tmp}/r.html"], "holds no run"),
         (["{run}/config.json", "-o", "{tmp}/r.html"], r"config\.json holds no run"),
