@@ -65,12 +65,12 @@ def test_the_loop_of_ones_own_has_at_most_twelve_lines():
     assert len([line for line in text.splitlines()[first - 1 :] if line.strip()]) <= 12
 
 
-def _losses_and_samples(num_processes, dataset, logs) -> list[tuple[float, list[int]]]:
-    """Run the loop of one's own; return each step's loss and samples, those of all processes together."""
+def _losses_and_samples(loop, num_processes, dataset, logs) -> list[tuple[float, list[int]]]:
+    """Run a loop of one's own; return each step's loss and samples, those of all processes together."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
     command += ["--log-dir", str(logs), "--redirects", "3"]  # or lines of two processes would mix
     environment = os.environ | {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-    command += [str(EXAMPLES / "own_loop.py"), str(dataset.path)]
+    command += [str(loop), str(dataset.path)]
     answer = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=120)
     assert answer.returncode == 0, answer.stderr
     lines = [line for log in logs.rglob("stdout.log") for line in log.read_text().splitlines()]
@@ -90,12 +90,19 @@ def _losses_and_samples(num_processes, dataset, logs) -> list[tuple[float, list[
 
 @pytest.mark.slow  # 25 s
 def test_the_loop_of_ones_own_is_the_same_on_any_number_of_processes(raw_dataset, tmp_path):
-    alone, shared = (_losses_and_samples(number, raw_dataset, tmp_path / str(number)) for number in (1, 3))
+    text = (EXAMPLES / "own_loop.py").read_text()
+    # In float32, 20 steps make a difference of 1e-2 out of rounding, which would hide a wrong gradient.
+    for plain, double in (("num_classes)", "num_classes).double()"), ("batch.images", "batch.images.double()")):
+        assert text.count(plain) == 1
+        text = text.replace(plain, double)
+    loop = tmp_path / "own_loop.py"
+    loop.write_text(text)
+    alone, shared = (_losses_and_samples(loop, number, raw_dataset, tmp_path / str(number)) for number in (1, 3))
     loader = TrainLoader(raw_dataset, global_batch_size=64)
     order = [next(loader).sample_ids.tolist() for _ in alone]
     loader.close()
     assert order == [samples for _, samples in alone] == [samples for _, samples in shared]
-    assert [loss for loss, _ in shared] == pytest.approx([loss for loss, _ in alone], abs=1e-3)
+    assert [loss for loss, _ in shared] == pytest.approx([loss for loss, _ in alone], abs=2.1e-4)  # of 4 printed digits
     assert alone[-1][0] < alone[0][0] - 0.1
 
 
