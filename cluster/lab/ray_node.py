@@ -190,7 +190,16 @@ def _session(process: psutil.Process) -> int | None:
         return None
 
 
-_next_port = _FIRST_PORT + os.getpid() % _NUM_PORTS
+def _first_port(process_id: int) -> int:
+    """Return the port from which a process looks for free ones.
+
+    Ray listens on a port only seconds after it was chosen, so processes that work at the same time must choose others:
+    those whose ids are near begin far from each other, by multiples of the golden ratio.
+    """
+    return _FIRST_PORT + process_id * 6_181 % _NUM_PORTS
+
+
+_next_port = _first_port(os.getpid())
 
 
 def free_port() -> int:
