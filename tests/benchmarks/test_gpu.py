@@ -86,14 +86,29 @@ def _numbers(figure):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_dry_run_of_all_checks_finds_nothing_wrong(tmp_path, capsys):
-    out = tmp_path / "out"
-    options = ["--dry-run", "--data", str(tmp_path / "data"), "--out", str(out), "--budget", "800"]
-    answer = _run(["-m", "benchmarks.gpu", *options], tmp_path)
-    results = json.loads((out / "results.json").read_text())
-    checks = results["checks"]
-    assert {name: check["error"] for name, check in checks.items() if not check["ok"]} == {}
-    assert answer.returncode == 0, answer.stderr
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(WITHOUT_DALI)
+    checks, measured = {}, set()
+    for phase, variables in (("compute", {"PYTHONPATH": str(tmp_path / "hook")}), ("dali", {})):
+        out = tmp_path / phase
+        options = ["--dry-run", "--phase", phase, "--data", str(tmp_path / "data"), "--out", str(out)]
+        answer = _run(["-m", "benchmarks.gpu", *options, "--budget", "800"], tmp_path, **variables)
+        found = json.loads((out / "results.json").read_text())["checks"]
+        assert {name: check["error"] for name, check in found.items() if not check["ok"]} == {}
+        assert answer.returncode == 0, answer.stderr
+        record = json.loads((out / "record.json").read_text())
+        assert record["dry_run"] and set(record["checks"].values()) == {"ok"}
+        assert results_command([str(out / "record.json")]) == 0
+        shown = capsys.readouterr().out
+        assert all(f"| {alternative} |" in shown for alternative in record["results"])
+        assert aims_table(record) in shown and aims_table(record) in answer.stdout
+        texts = (out / "record.json").read_text(), shown
+        hidden = str(tmp_path), str(CHECKOUT), os.uname().nodename
+        assert not any(name in text for text in texts for name in hidden)
+        checks |= found
+        measured |= {index for index, aim in enumerate(record["comparisons"]) if aim["value"] is not None}
     assert set(checks) == set(CHECKS) | {"datasets"} == set(FIGURES)
+    assert measured == set(range(len(aims.AIMS)))
     for name, figures in FIGURES.items():
         for figure in figures:
             numbers = _numbers(checks[name]["figures"][figure])
@@ -103,17 +118,8 @@ def test_a_dry_run_of_all_checks_finds_nothing_wrong(tmp_path, capsys):
     assert checks["loader"]["figures"]["raw, 1024"]["images/s"] > 0
     assert checks["ddp"]["figures"]["parameters with a gradient"] == 16
     assert checks["parity"]["figures"]["raw NHWC float32, operator, decoded by the CPU"][aims.LARGEST_DIFFERENCE] == 0
-    record = json.loads((out / "record.json").read_text())
-    assert all(aim["value"] is not None for aim in record["comparisons"])
-    assert record["dry_run"] and set(record["checks"].values()) == {"ok"}
-    assert results_command([str(out / "record.json")]) == 0
-    shown = capsys.readouterr().out
-    assert all(f"| {alternative} |" in shown for alternative in record["results"])
-    assert aims_table(record) in shown and aims_table(record) in answer.stdout
-    texts = (out / "record.json").read_text(), shown
-    assert not any(hidden in text for text in texts for hidden in (str(tmp_path), str(CHECKOUT), os.uname().nodename))
     assert {"results.json", "record.json", "log.txt", "profile.txt", "pytest.txt"} == {
-        path.name for path in out.iterdir()
+        path.name for phase in ("compute", "dali") for path in (tmp_path / phase).iterdir()
     }
     assert not [*tmp_path.glob("gpu-checks-*")]  # nothing of them is left
 
@@ -146,17 +152,6 @@ def test_a_check_that_fails_crashes_or_hangs_does_not_affect_the_next(tmp_path):
     log = (out / "log.txt").read_text()
     assert "a word for the log" in log and "No module named 'no_such_module'" in log
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-@pytest.mark.slow
-def test_what_needs_torch_alone_runs_without_dali_and_ray(tmp_path):
-    (tmp_path / "hook").mkdir()
-    (tmp_path / "hook" / "sitecustomize.py").write_text(WITHOUT_DALI)
-    options = ["--dry-run", "--phase", "compute", "--out", str(tmp_path / "out")]
-    answer = _run(["-m", "benchmarks.gpu", *options], tmp_path, PYTHONPATH=str(tmp_path / "hook"))
-    assert answer.returncode == 0, answer.stdout
-    checks = json.loads((tmp_path / "out" / "results.json").read_text())["checks"]
-    assert set(checks) == {name for name, check in CHECKS.items() if check.phase == "compute"}
 
 
 def test_the_plan_fits_into_the_budget():

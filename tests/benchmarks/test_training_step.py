@@ -57,6 +57,7 @@ def test_without_a_gpu_nothing_is_measured(monkeypatch):
         main(["--device", "cuda"])
 
 
+@pytest.mark.slow  # 4 s
 def test_a_step_is_timed_in_a_process_of_its_own():
     case = json.dumps({"model": SMALL.model, "precision": SMALL.precision, "batch_size": 2, "num_steps": 1})
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.step_process", case]

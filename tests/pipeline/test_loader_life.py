@@ -40,7 +40,7 @@ if sys.argv[2] == "raise":
 """
 
 
-@pytest.mark.parametrize(("how", "status"), [("end", 0), ("raise", -signal.SIGINT)])
+@pytest.mark.parametrize(("how", "status"), [pytest.param("end", 0, marks=pytest.mark.slow), ("raise", -signal.SIGINT)])
 def test_a_process_ends_though_its_loader_was_not_closed(raw_dataset, how, status):
     command = [sys.executable, "-c", UNCLOSED, str(raw_dataset.path), how]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=60)

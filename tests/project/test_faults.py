@@ -57,7 +57,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_full_disk_ends_with_one_line_and_the_run_resumes(source, small_disk, tmp_path, workers):
     assert "No space left on device" in _error_line(_shard(source, small_disk / "out", "--workers", workers))
     assert not (small_disk / "out" / "dataset.json").exists()

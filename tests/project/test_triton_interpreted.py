@@ -9,6 +9,7 @@ import pytest
 from pipeline.paths import CHECKOUT
 
 
+@pytest.mark.slow  # 40 s
 @pytest.mark.parametrize("path", ["model/test_lrn", "model/test_dropout", "pipeline/online/test_crop"])
 def test_kernels_in_the_interpreter(path: str) -> None:
     pytest.importorskip("triton")

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from worker_group import run_group
@@ -27,5 +28,6 @@ def exchange_and_leave() -> None:
     sys.stdout.write(f"{len(before) > 0} {_gloo_threads()}")
 
 
+@pytest.mark.slow  # 6 s
 def test_gloos_threads_end_before_python_does():
     assert run_group(2, __file__, "exchange_and_leave") == ["True []"] * 2

@@ -52,6 +52,7 @@ def test_a_state_of_another_number_of_workers_is_begun_anew_and_that_is_told(raw
     assert run.checkpoints.load_latest()["exchange"] == [{"rank": 0, "num_exchanges": 1}]
 
 
+@pytest.mark.slow  # 12 s
 def test_a_run_may_change_its_exchange_at_a_resume(raw_dataset, tmp_path):
     run, alone = (RunFolder.create(tmp_path / name, UNEVEN, raw_dataset) for name in ("run", "alone"))
     run_workers(2, "train-stopped", raw_dataset.path, run.path, "3", "hybrid")

@@ -71,6 +71,7 @@ def _launched(how, folder, monkeypatch, fit):
     return results[0]
 
 
+@pytest.mark.slow  # 5 s
 def test_an_evaluation_that_ends_leaves_the_workers_of_another_alone(workers, tmp_path, monkeypatch):
     def evaluate(worker):
         process = workers(worker)
@@ -81,6 +82,7 @@ def test_an_evaluation_that_ends_leaves_the_workers_of_another_alone(workers, tm
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow  # 5 s
 def test_an_evaluation_leaves_the_workers_of_a_training_alone(workers, tmp_path, monkeypatch):
     def train(worker):
         process = workers(worker)

@@ -42,7 +42,7 @@ def threads():
         {},
         {"precision": "bfloat16"},
         {"loader": "real", "encoding": "raw"},
-        {"model": "alexnet_bn", "image_size": 224, "global_batch_size": 32},
+        pytest.param({"model": "alexnet_bn", "image_size": 224, "global_batch_size": 32}, marks=pytest.mark.slow),
     ],
     ids=["noise", "bfloat16", "pictures", "groups"],
 )

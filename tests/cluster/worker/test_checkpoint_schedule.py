@@ -56,6 +56,7 @@ def test_an_interval_of_one_step_is_kept_whatever_the_seconds():
     assert _begun(config, 0.01, 5) == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow  # 4 s
 def test_a_run_of_a_few_seconds_writes_its_best_and_its_last_checkpoint(raw_dataset, tmp_path, monkeypatch):
     saved = []
     save = Trainer.save_checkpoint

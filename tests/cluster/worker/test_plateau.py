@@ -88,6 +88,7 @@ def test_a_run_killed_before_it_was_marked_as_finished_takes_no_more_step(straig
     assert run.result["num_steps"] == state["step"] and losses(run) == []
 
 
+@pytest.mark.slow  # 6 s
 def test_two_workers_with_micro_batches_decide_the_same(straight, raw_dataset, tmp_path):
     run = RunFolder.create(tmp_path / "two", PLATEAU, raw_dataset)
     # Of the slices of 6 and 7 samples, only one is cut.

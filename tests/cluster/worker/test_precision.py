@@ -216,6 +216,7 @@ def recorded(run: Path) -> str:
     return json.loads((run / "config.json").read_text())["recipe"]["precision"]
 
 
+@pytest.mark.slow  # 9 s
 def test_without_bfloat16_a_run_takes_float32_and_says_why(raw_dataset, tmp_path):
     paths = ["--data", raw_dataset.path, "--run", tmp_path / "run"]
     answer = in_avx2_form("jobs/train.py", *paths, *OPTIONS, "--num-epochs", "1")
@@ -226,6 +227,7 @@ def test_without_bfloat16_a_run_takes_float32_and_says_why(raw_dataset, tmp_path
     assert "step 3/3" in answer.stdout
 
 
+@pytest.mark.slow  # 5 s
 def test_without_bfloat16_an_explicit_one_is_a_warning_with_the_factor(raw_dataset, tmp_path):
     paths = ["--data", raw_dataset.path, "--run", tmp_path / "run"]
     answer = in_avx2_form("jobs/train.py", *paths, *OPTIONS, "--precision", "bfloat16", "--dry-run")
