@@ -1,6 +1,7 @@
 """Which workers end because their launch is over, and which go on; they are real processes, without Ray Train."""
 
 import contextlib
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -46,6 +47,7 @@ def workers(monkeypatch):
             process = stack.enter_context(subprocess.Popen([sys.executable, "-c", _WORKER], cwd=CHECKOUT, **pipes))
             stack.callback(process.kill)
             process.stdin.write(cloudpickle.dumps(worker))
+            process.stdin.flush()
             assert _goes_on(process, 3)
             return process
 
@@ -54,8 +56,7 @@ def workers(monkeypatch):
 
 def _goes_on(process, num_looks=_MANY):
     with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(b"." * num_looks)
-        process.stdin.flush()
+        os.write(process.stdin.fileno(), b"." * num_looks)  # not to the buffer, which would be written as it is closed
     return len(process.stdout.read(num_looks)) == num_looks
 
 
