@@ -74,10 +74,11 @@ def test_traffic_between_hosts_is_counted(link):
             for then, now in zip(before, (host.counters() for host in lab), strict=True)
         )
     payload = _MEGABYTES << 20
-    assert payload <= sender[0] <= 1.01 * payload and payload <= receiver[1] <= 1.01 * payload
+    assert payload <= sender[0] <= 1.05 * payload and payload <= receiver[1] <= 1.05 * payload
     assert receiver[0] < 0.02 * payload and sender[1] < 0.02 * payload  # acknowledgements
     packets = payload / 1448  # 1,500 bytes less the headers of IP and TCP
-    assert sender[2] == pytest.approx(payload + packets * 66, rel=0.003)
+    on_the_wire = payload + packets * 66
+    assert 0.997 * on_the_wire <= sender[2] <= 1.05 * on_the_wire  # on a busy machine, TCP sends some packets again
     assert other[0] < 10_000 and other[1] < 10_000  # a bridge sends to all only what it does not know the way of
 
 
