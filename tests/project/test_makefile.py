@@ -44,7 +44,9 @@ def test_the_tests_for_a_gpu_follow_where_there_is_one(has_no_gpu, options, expe
     assert (tmp_path / "noted").read_text().splitlines() == expected
 
 
-@pytest.mark.parametrize(("options", "visible"), [([], ""), (["-m", "gpu"], "7")])
+@pytest.mark.parametrize(
+    ("options", "visible"), [([], ""), pytest.param(["-m", "slow"], "", marks=pytest.mark.slow), (["-m", "gpu"], "7")]
+)
 def test_only_the_tests_for_a_gpu_see_one(options, visible, tmp_path):
     (tmp_path / "asked.py").write_text(
         "import os\n\n\ndef pytest_collection_finish():\n    print('visible:', os.environ['CUDA_VISIBLE_DEVICES'])\n"
